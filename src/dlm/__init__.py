@@ -1,0 +1,18 @@
+"""Masked diffusion language models: decoders, rejective fine-tuning, and their evaluation."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlm.api import DiffusionLM, Generation
+
+__all__ = ["DiffusionLM", "Generation", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import; a script that only reads parameters should not pay for them.
+    if name in ("DiffusionLM", "Generation"):
+        from dlm import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'dlm' has no attribute {name!r}")

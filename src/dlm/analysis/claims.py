@@ -1,0 +1,263 @@
+"""The paper's claims (METHOD §7), tested on the table and the ablations by one rule.
+
+Quality has two axes (table.quality_axes). Two values differ only when their 95% intervals do not overlap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dlm.analysis.table import Column, Row, interval, is_reference, number, quality_axes
+
+Verdict = Literal["seen", "not seen", "mixed", "not tested"]
+Relation = Literal["better", "worse", "conflict", "same"]
+Axes = tuple[Column, Column]
+Cells = dict[tuple[str, str], Row]
+
+RULE = (
+    "A difference counts as seen only when the two 95% intervals do not overlap. One setting is better than another "
+    "when it is so on at least one of the two quality axes and worse on neither. A claim is seen when all its "
+    "comparisons are, not seen when none is, and mixed otherwise."
+)
+WORDS: dict[Relation, str] = {
+    "better": "better than",
+    "worse": "worse than",
+    "conflict": "better on one axis and worse on the other than",
+    "same": "not separated from",
+}
+AS_VERDICT: dict[Relation, Verdict] = {
+    "better": "seen",
+    "conflict": "mixed",
+    "same": "not seen",
+    "worse": "not seen",
+}
+# Claim 5 gives "1.5 to 3 times".
+LEAST_SAVING = 1.5
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper, what the data say of it, and the figures."""
+
+    number: int
+    text: str
+    verdict: Verdict
+    evidence: str
+
+
+def judge_claims(rows: Sequence[Row], ablation: Sequence[Row]) -> list[Claim]:
+    """Claims 1 to 5.
+
+    Args:
+        rows: of build_table.
+        ablation: the ablation stage's rows of all checkpoints.
+    """
+    return [
+        few_steps(rows),
+        r2ft_and_decoder(rows),
+        block_and_kernel(ablation),
+        conv_against_slow_semi_ar(),
+        saving(ablation),
+    ]
+
+
+def few_steps(rows: Sequence[Row]) -> Claim:
+    claim = Claim(1, "Conv beats top-k, and both beat categorical and LLADA at few steps.", "not tested", "")
+    names = ("conv", "top_k", "categorical", "low_confidence")
+    cells, axes = _cells(rows), quality_axes(rows)
+    verdicts, evidence = [], []
+    for checkpoint in _checkpoints(rows):
+        if any((checkpoint, name) not in cells for name in names):
+            continue
+        found = {name: cells[checkpoint, name] for name in names}
+        relations = {
+            (a, b): relation(found[a], found[b], axes) for i, a in enumerate(names[:2]) for b in names[i + 1 :]
+        }
+        verdicts += [AS_VERDICT[value] for value in relations.values()]
+        figures = "; ".join(f"{name} {_figures(row, axes)}" for name, row in found.items())
+        steps = f"{checkpoint}, {found['conv']['steps']} steps for {found['conv']['gen_length']} tokens"
+        evidence.append(f"{steps}: {figures}. {_compared(relations)}{_length_note(found, rows)}")
+    if not verdicts:
+        return replace(claim, evidence=f"It needs cells of {', '.join(names)} for one checkpoint.")
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
+
+
+def r2ft_and_decoder(rows: Sequence[Row]) -> Claim:
+    claim = Claim(2, "R2FT helps top-k and hurts categorical on the small model.", "not tested", "")
+    cells, axes = _cells(rows), quality_axes(rows)
+    if any((checkpoint, name) not in cells for checkpoint in ("sft", "r2ft") for name in ("top_k", "categorical")):
+        return replace(claim, evidence="It needs top_k and categorical for both sft and r2ft.")
+    verdicts, evidence = [], []
+    for name, hoped in (("top_k", "better"), ("categorical", "worse")):
+        before, after = cells["sft", name], cells["r2ft", name]
+        value = relation(after, before, axes)
+        verdicts.append(AS_VERDICT[value if hoped == "better" else _reverse(value)])
+        evidence.append(
+            f"{name}: {_figures(before, axes)} with sft; {_figures(after, axes)} with r2ft: R2FT is {WORDS[value]} SFT "
+            f"alone (the claim: {hoped}).{_length_note({'sft': before, 'r2ft': after}, rows)}"
+        )
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
+
+
+def block_and_kernel(ablation: Sequence[Row]) -> Claim:
+    """Seen where semi-AR's largest and smallest block are separated on the first axis, and Conv's kernels are not."""
+    claim = Claim(3, "Semi-AR falls sharply as blocks shrink, Conv hardly as kernels shrink.", "not tested", "")
+    axes = quality_axes(ablation)
+    verdicts: list[Verdict] = []
+    evidence = []
+    for checkpoint in _checkpoints(ablation):
+        blocks = _by_size(ablation, checkpoint, "block", "block_length")
+        kernels = _by_size(ablation, checkpoint, "kernel", "kernel_size")
+        if len(blocks) < 2 or len(kernels) < 2:
+            continue
+        (block_falls, block_fall), (kernel_falls, kernel_fall) = (
+            (_separated(sizes[-1], sizes[0], axes[0]) > 0, _gain(sizes[-1], sizes[0], axes[0]))
+            for sizes in (blocks, kernels)
+        )
+        if not block_falls or kernel_fall >= block_fall:
+            verdicts.append("not seen")
+        else:
+            verdicts.append("mixed" if kernel_falls else "seen")
+        semi = _fall("semi-AR, block", "block_length", blocks, axes, block_falls)
+        conv = _fall("Conv, kernel", "kernel_size", kernels, axes, kernel_falls)
+        evidence.append(f"{checkpoint}: {semi}; {conv}.")
+    if not verdicts:
+        return replace(claim, evidence="It needs at least two block lengths and two kernel sizes (params: ablation).")
+    told = f"Judged by {axes[0].heading}, largest against smallest; {axes[1].heading} beside it."
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join([told, *evidence]))
+
+
+def conv_against_slow_semi_ar() -> Claim:
+    return Claim(
+        4,
+        "Quality at S = 128 with Conv + R2FT is at least semi-AR's at S = 1024.",
+        "not tested",
+        "Not tested here. It sets Conv + R2FT with one step for eight tokens against semi-AR with one step a token, "
+        "judged by an LLM; this pipeline decodes semi-AR at few steps only.",
+    )
+
+
+def saving(ablation: Sequence[Row]) -> Claim:
+    """Per checkpoint: seen when all of the ratio's interval is at least 1.5 and quality is no worse."""
+    claim = Claim(5, "EOS-fill with the cache cuts NFE by 1.5 to 3 times.", "not tested", "")
+    axes = quality_axes(ablation)
+    verdicts: list[Verdict] = []
+    evidence = []
+    for checkpoint in _checkpoints(ablation):
+        found = {row["variant"]: row for row in ablation if row["checkpoint"] == checkpoint}
+        plain, filled = found.get("long"), found.get("long eos_fill")
+        if plain is None or filled is None or not (plain["nfe_ci"] and filled["nfe_ci"] and filled["nfe_ci"][0] > 0):
+            continue
+        # The widest ratio that the two intervals allow.
+        low, high = plain["nfe_ci"][0] / filled["nfe_ci"][1], plain["nfe_ci"][1] / filled["nfe_ci"][0]
+        quality = relation(filled, plain, axes)
+        if low <= 1:
+            verdicts.append("not seen")
+        else:
+            verdicts.append("seen" if low >= LEAST_SAVING and quality in ("better", "same") else "mixed")
+        evidence.append(
+            f"{checkpoint}, {plain['steps']} steps, both with the cache: NFE {plain['nfe']:.1f} {_ci(plain, 'nfe')} "
+            f"without EOS-fill, {filled['nfe']:.1f} {_ci(filled, 'nfe')} with it, {plain['nfe'] / filled['nfe']:.2f} "
+            f"times fewer [{low:.2f}, {high:.2f}]. Without: {_figures(plain, axes)}, mean length {plain['length']:.1f}; "
+            f"with: {_figures(filled, axes)}, mean length {filled['length']:.1f}; with EOS-fill it is {WORDS[quality]} "
+            f"without."
+        )
+    if not verdicts:
+        return replace(claim, evidence="It needs the ablation's two runs at long_steps, with intervals.")
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
+
+
+def relation(a: Row, b: Row, axes: Axes) -> Relation:
+    """How setting `a` stands to `b` on the two axes together."""
+    signs = {_separated(a, b, axis) for axis in axes} - {0}
+    if len(signs) == 2:
+        return "conflict"
+    return "better" if 1 in signs else "worse" if -1 in signs else "same"
+
+
+def combine(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict of several comparisons: theirs when they agree, mixed otherwise."""
+    return verdicts[0] if len(set(verdicts)) == 1 else "mixed"
+
+
+def _separated(a: Row, b: Row, axis: Column) -> int:
+    """1 where `a` is better and the intervals do not overlap, -1 where it is worse so, else 0."""
+    one, other = a[f"{axis.name}_ci"], b[f"{axis.name}_ci"]
+    if not one or not other:
+        return 0
+    above = int(one[0] > other[1]) - int(one[1] < other[0])
+    return above if axis.better == "higher" else -above
+
+
+def _gain(a: Row, b: Row, axis: Column) -> float:
+    """By how much `a` is better than `b`."""
+    difference = float(a[axis.name] - b[axis.name])
+    return difference if axis.better == "higher" else -difference
+
+
+def _reverse(value: Relation) -> Relation:
+    if value == "better":
+        return "worse"
+    return "better" if value == "worse" else value
+
+
+def _cells(rows: Sequence[Row]) -> Cells:
+    return {(row["checkpoint"], row["decoder"]): row for row in rows}
+
+
+def _checkpoints(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["checkpoint"] for row in rows if not is_reference(row)))
+
+
+def _by_size(ablation: Sequence[Row], checkpoint: str, variant: str, size: str) -> list[Row]:
+    """From the smallest to the largest."""
+    found = {row[size]: row for row in ablation if row["checkpoint"] == checkpoint and row["variant"] == variant}
+    return [found[key] for key in sorted(found)]
+
+
+def _fall(label: str, size: str, rows: Sequence[Row], axes: Axes, falls: bool) -> str:
+    large, small = rows[-1], rows[0]
+    told = [
+        f"{axis.heading} {_value(large, axis)} to {_value(small, axis)} (worse by {_gain(large, small, axis):.2f})"
+        for axis in axes
+    ]
+    return f"{label} {large[size]} to {small[size]}: {told[0]}, {'' if falls else 'not '}separated; {told[1]}"
+
+
+def _figures(row: Row, axes: Axes) -> str:
+    return ", ".join(f"{axis.heading} {_value(row, axis)}" for axis in axes)
+
+
+def _value(row: Row, axis: Column) -> str:
+    return f"{number(row[axis.name], axis)} {interval(row, axis)}".strip()
+
+
+def _ci(row: Row, name: str) -> str:
+    return "[{:.1f}, {:.1f}]".format(*row[f"{name}_ci"])
+
+
+def _compared(relations: dict[tuple[str, str], Relation]) -> str:
+    """'conv is better than a, b and not separated from c; top_k is ...'."""
+    sentences = []
+    for first in dict.fromkeys(a for a, _ in relations):
+        mine = {b: value for (a, b), value in relations.items() if a == first}
+        phrases = [
+            f"{WORDS[value]} {', '.join(b for b, other in mine.items() if other == value)}"
+            for value in dict.fromkeys(mine.values())
+        ]
+        sentences.append(f"{first} is {' and '.join(phrases)}")
+    return "; ".join(sentences) + "."
+
+
+def _length_note(found: dict[str, Row], rows: Sequence[Row]) -> str:
+    """Which of the settings answer much shorter or longer than the reference, or often not at all."""
+    usual = next((row["length"] for row in rows if is_reference(row)), None)
+    odd = [
+        f"{name} ({row['length']:.1f} tokens, {row['nonempty']:.0%} non-empty)"
+        for name, row in found.items()
+        if row["nonempty"] < 0.98 or (usual and not 0.8 <= row["length"] / usual <= 1.25)
+    ]
+    if not odd:
+        return ""
+    against = f" against the reference's {usual:.1f}" if usual else ""
+    return f" Read beside their lengths{against}: {', '.join(odd)}."

@@ -1,0 +1,125 @@
+"""The report as one HTML page that needs nothing else: no scripts, images inside, generated text never markup."""
+
+import base64
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dlm.analysis import table
+from dlm.analysis.claims import RULE, Claim
+from dlm.analysis.figures import ReportFigure
+
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "matplotlib", "mlflow", "dvc")
+# Paper, Table 1: fine-tuning, decoder, EOS-fill, length-controlled win rate, win rate (%).
+PAPER_TABLE_1 = (
+    ("AR (gpt2-alpaca)", "nucleus", "–", "41.08", "40.74"),
+    ("SEDD, SFT", "categorical", "no", "6.04", "7.34"),
+    ("MDLM, SFT", "categorical", "no", "32.16", "31.79"),
+    ("MDLM, SFT", "repetition penalty", "no", "28.92", "28.66"),
+    ("MDLM, SFT", "LLADA (semi-AR 512)", "no", "14.54", "10.65"),
+    ("MDLM, R2FT", "LLADA", "no", "37.47", "34.25"),
+    ("MDLM, R2FT", "categorical", "no", "23.31", "21.48"),
+    ("MDLM, R2FT", "top-k", "no", "40.72", "40.24"),
+    ("MDLM, R2FT", "top-k", "yes", "41.17", "40.98"),
+    ("MDLM, R2FT", "top-k + semi-AR", "yes", "42.31", "41.91"),
+    ("MDLM, SFT", "top-k + Conv", "yes", "46.32", "42.19"),
+    ("MDLM, R2FT", "top-k + Conv", "yes", "46.92", "45.92"),
+)
+Answers = Mapping[tuple[str, str], Sequence[dict[str, Any]]]
+
+
+def render(
+    *,
+    title: str,
+    rows: Sequence[table.Row],
+    claims: Sequence[Claim],
+    figures: Sequence[tuple[ReportFigure, bytes]],
+    samples: Sequence[dict[str, Any]],
+    setting: Mapping[str, Any],
+    params_text: str,
+) -> str:
+    """The page's HTML.
+
+    Args:
+        title: of the page.
+        rows: of build_table.
+        claims: of judge_claims.
+        figures: each with its PNG.
+        samples: of side_by_side.
+        setting: prompts, seeds, steps, gen_length and train_examples, for the introduction.
+        params_text: params.yaml as it is.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # Functions of the table, so that page and markdown print the same numbers.
+    environment.globals.update(number=table.number, interval=table.interval, is_best=table.is_best)
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        rows=rows,
+        groups=[(name, table.used(rows, columns)) for name, columns in table.GROUPS.items()],
+        exact=table.quality_axes(rows)[0].name == "well_formed",
+        notes=table.NOTES,
+        claims=claims,
+        rule=RULE,
+        figures=[(figure, base64.b64encode(png).decode("ascii")) for figure, png in figures],
+        samples=samples,
+        setting=setting,
+        params_text=params_text,
+        versions=versions(),
+        paper=PAPER_TABLE_1,
+    )
+
+
+def side_by_side(
+    examples: Sequence[dict[str, Any]], answers: Answers, reference: Sequence[dict[str, Any]], seed: int, count: int
+) -> list[dict[str, Any]]:
+    """The first `count` prompts, each with the expected answer and everyone's answer of one seed.
+
+    Args:
+        examples: evaluation rows (id, instruction, input, output).
+        answers: rows by (checkpoint, decoder).
+        reference: the reference's rows.
+        seed: the decoding seed to show.
+        count: how many prompts.
+    """
+    found = {cell: _by_prompt(rows, seed) for cell, rows in answers.items()}
+    found_reference = _by_prompt(reference, seed)
+    checkpoints = list(dict.fromkeys(checkpoint for checkpoint, _ in answers))
+    decoders = list(dict.fromkeys(decoder for _, decoder in answers))
+    return [
+        {
+            **{key: example[key] for key in ("id", "instruction", "input", "output")},
+            "reference": found_reference.get(example["id"]),
+            "checkpoints": checkpoints,
+            "answers": {
+                decoder: [found.get((checkpoint, decoder), {}).get(example["id"]) for checkpoint in checkpoints]
+                for decoder in decoders
+            },
+        }
+        for example in examples[:count]
+    ]
+
+
+def _by_prompt(rows: Sequence[dict[str, Any]], seed: int) -> dict[int, dict[str, Any]]:
+    return {row["id"]: row for row in rows if row["seed"] == seed}
+
+
+def versions() -> dict[str, str]:
+    """Python's and the main packages' versions, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,189 @@
+"""The results table: one row for each cell (checkpoint x decoder), every value with its 95% interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of the table.
+
+    Attributes:
+        name: its key in the rows; `<name>_ci` is its interval.
+        heading: what stands above it.
+        meaning: the footnote.
+        better: which end is the good one; None where neither is.
+        digits: after the point.
+    """
+
+    name: str
+    heading: str
+    meaning: str
+    better: Literal["higher", "lower"] | None
+    digits: int = 2
+
+    @property
+    def arrow(self) -> str:
+        return {"higher": " ↑", "lower": " ↓", None: ""}[self.better]
+
+
+QUALITY = (
+    Column("well_formed", "well-formed", "share of sentences that the grammar derives", "higher"),
+    Column(
+        "slot_error_rate",
+        "slot errors",
+        "(missing + wrong + repeated facts) / facts asked for; silence scores 1",
+        "lower",
+    ),
+    Column("missing_slots", "missing", "facts asked for and not stated / facts asked for", "lower"),
+    Column("wrong_slots", "wrong", "facts stated untruly, unasked or of another town / facts asked for", "lower"),
+    Column("repeated_slots", "repeated", "facts stated again / facts asked for", "lower"),
+    Column("nonempty", "non-empty", "share of answers with any token", "higher"),
+    Column("length", "length", "content tokens before the first end-of-text (L*)", None, 1),
+    Column("nfe", "NFE", "forward passes for an answer (S*)", "lower", 1),
+    Column(
+        "tokens_per_step",
+        "tokens/step",
+        "mean length over all diffusion cells / NFE; an autoregressive model makes 1",
+        "higher",
+    ),
+)
+STRUCTURE = (
+    Column("inlier", "inlier", "share of answers whose perplexity is like the training answers' (± 2 sd)", "higher"),
+    Column("perplexity", "perplexity", "geometric mean under the reference; repetition lowers it", None, 1),
+    Column("repetition_4", "repetition-4", "share of an answer's 4-grams that it already used", "lower", 3),
+    Column("distinct_2", "distinct-2", "different bigrams / all bigrams of the cell", "higher", 3),
+    Column("prompt_repetition", "prompt words", "share of tokens copied from the prompt, frequent ones left out", None),
+    Column("high_prior", "high-prior", "share of tokens among the corpus's most frequent", None),
+    Column("log_prior", "log-prior", "mean log frequency of the tokens, nats", None),
+    Column("leftover_masks", "leftover", "positions still masked after the last step, filled greedily", "lower"),
+)
+GROUPS = {"Quality and speed": QUALITY, "Structure and degeneration": STRUCTURE}
+COLUMNS = {column.name: column for group in GROUPS.values() for column in group}
+NOTES = (
+    "± is half the width of the 95% interval (bootstrap over prompts; jackknife for distinct-2); – means not defined.",
+    "Bold: the best diffusion value of a column. A column without an arrow has no good end: the reference is its mark.",
+)
+
+
+def build_table(cells: Sequence[Row]) -> list[Row]:
+    """The rows of the table: the reference first, then checkpoint by checkpoint, both in the order they come in.
+
+    Args:
+        cells: the evaluate stage's results.
+    """
+    lengths = [cell["length"] for cell in cells if not is_reference(cell) and cell["length"] is not None]
+    shared_length = sum(lengths) / len(lengths) if lengths else None
+    checkpoints = list(dict.fromkeys(cell["checkpoint"] for cell in cells))
+    decoders = list(dict.fromkeys(cell["decoder"] for cell in cells))
+    ordered = sorted(
+        cells,
+        key=lambda cell: (
+            not is_reference(cell),
+            checkpoints.index(cell["checkpoint"]),
+            decoders.index(cell["decoder"]),
+        ),
+    )
+    return [_row(cell, shared_length) for cell in ordered]
+
+
+def _row(cell: Row, shared_length: float | None) -> Row:
+    row = {name: cell[name] for name in ("checkpoint", "decoder", "steps", "gen_length", "n")}
+    speed = _tokens_per_step(cell, shared_length)
+    for name in COLUMNS:
+        source = speed if name == "tokens_per_step" else cell
+        row[name] = source.get(name)
+        row[f"{name}_ci"] = source.get(f"{name}_ci")
+    return row
+
+
+def _tokens_per_step(cell: Row, shared_length: float | None) -> Row:
+    """L*_norm / S* (METHOD §6): one length for all decoders, so that a longer answer does not look faster.
+
+    The reference makes one token a pass whatever the others' length (paper Table 5: AR = 1).
+    """
+    if is_reference(cell):
+        return {"tokens_per_step": 1.0}
+    if shared_length is None or not cell["nfe"]:
+        return {}
+    interval = cell["nfe_ci"]
+    inverted = [shared_length / interval[1], shared_length / interval[0]] if interval and interval[0] > 0 else None
+    return {"tokens_per_step": shared_length / cell["nfe"], "tokens_per_step_ci": inverted}
+
+
+def is_reference(row: Row) -> bool:
+    return bool(row["checkpoint"] == "reference")
+
+
+def quality_axes(rows: Sequence[Row]) -> tuple[Column, Column]:
+    """The two axes of quality: the exact judge's, where every diffusion row has them, else structure alone."""
+    diffusion = [row for row in rows if not is_reference(row)]
+
+    def known(*names: str) -> bool:
+        return all(row.get(name) is not None for row in diffusion for name in names)
+
+    if known("well_formed", "slot_error_rate"):
+        return COLUMNS["well_formed"], COLUMNS["slot_error_rate"]
+    if known("repetition_4"):
+        return COLUMNS["inlier"], COLUMNS["repetition_4"]
+    # Answers of less than four tokens have no 4-grams. Here low perplexity is the good end, for want of better.
+    return COLUMNS["inlier"], replace(COLUMNS["perplexity"], better="lower")
+
+
+def used(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    """The columns that hold a value in any row."""
+    return [column for column in columns if any(row[column.name] is not None for row in rows)]
+
+
+def number(value: float | None, column: Column) -> str:
+    return "–" if value is None else f"{value:.{column.digits}f}"
+
+
+def interval(row: Row, column: Column) -> str:
+    """'[low, high]', empty without an interval."""
+    ci = row.get(f"{column.name}_ci")
+    return f"[{number(ci[0], column)}, {number(ci[1], column)}]" if ci else ""
+
+
+def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
+    """Whether the row's value is the best of the diffusion rows; those that print the same share the honour."""
+    values = [r[column.name] for r in rows if not is_reference(r) and r[column.name] is not None]
+    if is_reference(row) or row[column.name] is None or column.better is None or len(values) < 2:
+        return False
+    best = max(values) if column.better == "higher" else min(values)
+    return number(row[column.name], column) == number(best, column)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Two tables (quality and speed; structure) with the footnotes that define their columns."""
+    parts = []
+    for title, columns in GROUPS.items():
+        shown = used(rows, columns)
+        if shown:
+            parts += [f"**{title}**", _grid(rows, shown), "\n".join(f"- {c.heading}: {c.meaning}." for c in shown)]
+    return "\n\n".join([*parts, *NOTES]) + "\n"
+
+
+def _grid(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    lines = [["checkpoint", "decoder", *(column.heading + column.arrow for column in columns)]]
+    lines += [[row["checkpoint"], row["decoder"], *(_cell(row, rows, column) for column in columns)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    # Names to the left, numbers to the right.
+    lines.insert(1, ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
+    return "\n".join("| " + " | ".join(_padded(line, widths)) + " |" for line in lines)
+
+
+def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    pairs = enumerate(zip(line, widths, strict=True))
+    return [text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in pairs]
+
+
+def _cell(row: Row, rows: Sequence[Row], column: Column) -> str:
+    text = number(row[column.name], column)
+    if is_best(row, rows, column):
+        text = f"**{text}**"
+    ci = row[f"{column.name}_ci"]
+    return f"{text} ± {number((ci[1] - ci[0]) / 2, column)}" if ci else text

@@ -1,0 +1,63 @@
+"""Which position takes its token at which step (paper Fig. 7)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from dlm.analysis.canvas import DASHES, PALETTE, canvas
+
+FILLED = "#bdbdbd"
+# A mean over fewer answers than this share jumps about: the rest were set by EOS-fill.
+LEAST_SHARE = 0.1
+
+
+def unmasking_data(checkpoint: str, answers: Mapping[str, Sequence[dict[str, Any]]], prompt: int) -> dict[str, Any]:
+    """The commit steps of each decoder: mean over answers by position, and one answer's own.
+
+    Args:
+        checkpoint: whose answers they are.
+        answers: rows with `commit_step` by decoder; -1 stands for "set by EOS-fill".
+        prompt: id of the prompt whose first answer is shown.
+    """
+    decoders = {}
+    for name, rows in answers.items():
+        steps = np.array([row["commit_step"] for row in rows])
+        own = steps >= 0
+        counts = own.sum(axis=0)
+        sums = np.where(own, steps, 0).sum(axis=0)
+        decoders[name] = {
+            "mean_step": [
+                float(s / n) if n >= LEAST_SHARE * len(steps) and n else None for s, n in zip(sums, counts, strict=True)
+            ],
+            "eos_filled_share": (1 - own.mean(axis=0)).tolist(),
+            "example": next(row["commit_step"] for row in rows if row["id"] == prompt),
+        }
+    return {"checkpoint": checkpoint, "prompt": prompt, "decoders": decoders}
+
+
+def draw_unmasking(data: dict[str, Any], path: Path) -> None:
+    """Above, a line for each decoder; below, one strip for each: dark is early, grey was set by EOS-fill."""
+    decoders = data["decoders"]
+    strips = np.array([entry["example"] for entry in decoders.values()])
+    with canvas(path, 9, 3.4 + 0.34 * len(decoders)) as figure:
+        lines, image = figure.subplots(2, 1, sharex=True, height_ratios=[3, 0.5 + 0.36 * len(decoders)])
+        for index, (name, entry) in enumerate(decoders.items()):
+            means = [np.nan if value is None else value for value in entry["mean_step"]]
+            style = DASHES[index % len(DASHES)]
+            lines.plot(means, color=PALETTE[index % len(PALETTE)], linestyle=style, linewidth=1.5, label=name)
+        lines.set_ylabel("mean step of the final token")
+        lines.set_title(f"all answers of {data['checkpoint']}")
+        lines.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        colours = matplotlib.colormaps["cividis"].with_extremes(bad=FILLED)
+        shown = np.ma.masked_less(strips, 0)
+        mesh = image.imshow(
+            shown, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=max(int(strips.max()), 1)
+        )
+        image.set_yticks(range(len(decoders)), list(decoders))
+        image.grid(visible=False)
+        image.set_title("one answer to one prompt (grey: set by EOS-fill)")
+        image.set_xlabel("position in the response, tokens")
+        figure.colorbar(mesh, ax=image, label="step", pad=0.01)

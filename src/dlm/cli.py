@@ -1,0 +1,21 @@
+"""What every stage script's command line has in common."""
+
+import argparse
+from pathlib import Path
+
+from dlm.params import Params, load_params
+
+
+def stage_arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with --params and --build."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="parameter file (default: params.yaml)"
+    )
+    parser.add_argument("--build", type=Path, default=Path("build"), help="folder of the artefacts (default: build)")
+    return parser
+
+
+def stage_params(arguments: argparse.Namespace) -> Params:
+    """The checked parameters."""
+    return load_params(arguments.params)

@@ -1,0 +1,50 @@
+"""The prepared splits on disk: written by the prepare stage, read by all others."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dlm.data.records import Record
+from dlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tokenised record; `answer_ids` carries no EOS."""
+
+    record: Record
+    prompt: str
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+def write_examples(path: Path, examples: list[Example]) -> None:
+    """One parquet file: id, texts, meta (JSON) and token ids, in order."""
+    table = pa.table(
+        {
+            "id": list(range(len(examples))),
+            "instruction": [e.record.instruction for e in examples],
+            "input": [e.record.input for e in examples],
+            "output": [e.record.output for e in examples],
+            "prompt": [e.prompt for e in examples],
+            "meta": [json.dumps(e.record.meta) for e in examples],
+            "prompt_ids": pa.array([e.prompt_ids for e in examples], pa.list_(pa.int32())),
+            "answer_ids": pa.array([e.answer_ids for e in examples], pa.list_(pa.int32())),
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_split(folder: Path | str, split: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of a prepared split. Raises UserError when the prepare stage has not run or the file is broken."""
+    path = Path(folder) / f"{split}.parquet"
+    try:
+        return pq.read_table(path, columns=columns).to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the prepare stage (`dvc repro prepare`)") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: broken parquet ({str(error).splitlines()[0]}); run `dvc repro -f prepare`") from None

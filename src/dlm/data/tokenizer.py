@@ -1,0 +1,65 @@
+"""Tokenizers: a byte-level BPE trained here, or a saved one; both leave with an end-of-text and a mask token."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+
+from dlm.errors import UserError
+
+EOS = "<|endoftext|>"
+MASK = "<|mask|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of at most `vocab_size` entries, special tokens included."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS, MASK],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return _finish(PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS, mask_token=MASK))
+
+
+def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
+    """Load a saved tokenizer (a folder, or a hub name); a mask token is added where it has none.
+
+    Raises:
+        UserError: nothing there, not a tokenizer, or one without an end-of-text token.
+    """
+    bare_gpt2 = (Path(path) / "merges.txt").is_file() and not (Path(path) / "tokenizer_config.json").is_file()
+    try:
+        # A folder with GPT-2's two files alone does not say what it is.
+        tokenizer: Any = (GPT2Tokenizer if bare_gpt2 else AutoTokenizer).from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no tokenizer could be loaded ({str(error).splitlines()[0]}); give a folder") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{path}: the tokenizer has no end-of-text token; add one and save it again")
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+    return _finish(tokenizer)
+
+
+def _finish(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    # Text that spells a special token is text: a record must not be able to smuggle in a mask or an end.
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without any special token added."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    """The text of content tokens (no special tokens among them expected; any are dropped)."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

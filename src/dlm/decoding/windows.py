@@ -1,0 +1,42 @@
+"""Windows: how much each position may go first, as an additive log-weight. A window ranks; only a phase forbids."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dlm.decoding.options import Gain
+
+Window = Callable[[Bool[Tensor, "batch length"]], Float[Tensor, "batch length"]]
+
+
+def flat(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
+    """No window: every position weighs the same."""
+    return torch.zeros(committed.shape, device=committed.device)
+
+
+def conv(kernel_size: int, gain: Gain, conv_mult: float) -> Window:
+    """Convolutional decoding (paper §4.1): s_i = g(u_i), u_i = unmasked positions within the kernel centred at i.
+
+    u is a 1-D convolution of the committed positions with `kernel_size` ones, zero padding. The gains g, with u's share
+    of the kernel for `linear`:
+        tanh(conv_mult·u), the paper's; min(1, conv_mult·u / kernel_size); sigmoid(conv_mult·u), which leaves 1/2 where
+        there is no context; step, 1 where there is any.
+    Returns log s: -inf where s = 0, a position that cannot commit yet.
+    """
+    gains: dict[str, Callable[[Tensor], Tensor]] = {
+        "tanh": lambda u: torch.tanh(conv_mult * u),
+        "linear": lambda u: (conv_mult * u / kernel_size).clamp(max=1),
+        "sigmoid": lambda u: torch.sigmoid(conv_mult * u),
+        "step": lambda u: (u > 0).float(),
+    }
+    apply = gains[gain]
+
+    def window(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
+        ones = torch.ones(1, 1, kernel_size, device=committed.device)
+        unmasked = F.conv1d(committed.float()[:, None], ones, padding=kernel_size // 2)[:, 0]
+        return apply(unmasked).log()
+
+    return window

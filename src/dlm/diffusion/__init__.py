@@ -1,0 +1,1 @@
+"""The diffusion process, the training objectives and the corruption rules: pure functions."""

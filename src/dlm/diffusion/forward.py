@@ -1,0 +1,35 @@
+"""The forward process of a masked diffusion LM (MDLM; paper §2.1): log-linear schedule, α_t = 1 - t."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+T_MIN = 1e-3
+
+
+def antithetic_t(count: int, offset: int, total: int, generator: torch.Generator) -> Float[Tensor, " count"]:
+    """Low-discrepancy times for rows offset..offset+count of a global batch of `total` rows, in [T_MIN, 1].
+
+    One uniform draw shifts an even grid, so the global batch covers (0, 1] evenly whatever the draw. Every part of
+    the global batch must draw from a generator in the same state.
+    """
+    shift = torch.rand(1, generator=generator)
+    grid = (torch.arange(offset, offset + count) + shift) / total
+    return T_MIN + (1 - T_MIN) * grid
+
+
+def mask_tokens(
+    x0: Int[Tensor, "batch length"],
+    t: Float[Tensor, " batch"],
+    maskable: Bool[Tensor, "batch length"],
+    mask_id: int,
+    generator: torch.Generator,
+) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+    """Replace each maskable token by [MASK] independently with probability 1 - α_t = t.
+
+    Returns:
+        xt and where it is masked.
+    """
+    draw = torch.rand(x0.shape, generator=generator).to(x0.device)
+    masked = (draw < t.to(x0.device)[:, None]) & maskable
+    return torch.where(masked, mask_id, x0), masked

@@ -1,0 +1,26 @@
+"""The one exception that users see, and how a script turns it into one line and an exit code."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what is wrong, where, and the remedy, in one line."""
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line to stderr and exit with status 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main; a mistake of the user ends in one clear line instead of a traceback."""
+    try:
+        main()
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        fail(f"{error.strerror or error}{where}: nothing half written was kept; mend the cause and run again")

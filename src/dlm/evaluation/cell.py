@@ -1,0 +1,150 @@
+"""All metrics of one cell (a checkpoint's answers under one decoder), each with its interval."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlm.data.grammar import Grammar
+from dlm.errors import UserError
+from dlm.evaluation import metrics
+from dlm.evaluation.bootstrap import bootstrap_ci, jackknife_ci
+from dlm.evaluation.perplexity import response_perplexities
+from dlm.evaluation.slots import SlotJudge
+
+# Means over answers of a value each answer has; `perplexity` is the geometric mean.
+PER_ANSWER = (
+    "nfe",
+    "leftover_masks",
+    "length",
+    "perplexity",
+    "inlier",
+    "nonempty",
+    "repetition_4",
+    "prompt_repetition",
+    "high_prior",
+    "log_prior",
+    "slot_error_rate",
+    "well_formed",
+    "missing_slots",
+    "wrong_slots",
+    "repeated_slots",
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the metrics need to know besides the answers.
+
+    Attributes:
+        examples: evaluation rows by id (prompt_ids, meta).
+        high_prior: ids of the corpus's most frequent tokens.
+        log_prior: smoothed log relative frequency of every id in the training answers.
+        inlier_bounds: of the training responses' perplexities.
+        eos_id: the end-of-text id.
+        judge: the builtin corpus's exact judge, None for other corpora.
+    """
+
+    examples: Mapping[int, dict[str, Any]]
+    high_prior: frozenset[int]
+    log_prior: np.ndarray
+    inlier_bounds: tuple[float, float]
+    eos_id: int
+    judge: SlotJudge | None
+
+
+def make_corpus(
+    examples: Sequence[dict[str, Any]],
+    stats: dict[str, Any],
+    training_perplexities: Sequence[float | None],
+    grammar: Grammar | None,
+    high_prior_tokens: int,
+) -> Corpus:
+    """Collect a corpus from the artefacts of prepare and reference."""
+    counts = np.asarray(stats["token_counts"], dtype=np.float64)
+    return Corpus(
+        examples={row["id"]: row for row in examples},
+        high_prior=frozenset(np.argsort(-counts, kind="stable")[:high_prior_tokens].tolist()),
+        log_prior=np.log((counts + 1) / (counts + 1).sum()),
+        inlier_bounds=metrics.inlier_bounds([p for p in training_perplexities if p is not None]),
+        eos_id=stats["eos_id"],
+        judge=SlotJudge(grammar) if grammar is not None else None,
+    )
+
+
+def score_answers(
+    answers: Sequence[dict[str, Any]], corpus: Corpus, scorer: torch.nn.Module, batch_size: int
+) -> list[dict[str, Any]]:
+    """One row of per-answer values (PER_ANSWER, None where a metric does not apply) for every answer.
+
+    Raises:
+        UserError: an answer to a prompt that is not in the evaluation set.
+    """
+    unknown = {answer["id"] for answer in answers} - set(corpus.examples)
+    if unknown:
+        raise UserError(f"answers to unknown prompts ({sorted(unknown)[:5]}); decode again with this evaluation set")
+    examples = [corpus.examples[answer["id"]] for answer in answers]
+    perplexities = response_perplexities(
+        scorer, [e["prompt_ids"] for e in examples], [a["tokens"] for a in answers], corpus.eos_id, batch_size
+    )
+    return [
+        _score(answer, example, perplexity, corpus)
+        for answer, example, perplexity in zip(answers, examples, perplexities, strict=True)
+    ]
+
+
+def _score(answer: dict[str, Any], example: dict[str, Any], perplexity: float | None, corpus: Corpus) -> dict[str, Any]:
+    tokens = answer["tokens"]
+    row = {
+        "id": answer["id"],
+        "seed": answer["seed"],
+        "tokens": tokens,
+        "nfe": answer["nfe"],
+        "leftover_masks": answer["leftover_masks"],
+        "length": len(tokens),
+        "perplexity": perplexity,
+        "inlier": float(metrics.is_inlier(perplexity, corpus.inlier_bounds)),
+        "nonempty": float(len(tokens) > 0),
+        "repetition_4": metrics.repetition(tokens),
+        "prompt_repetition": metrics.prompt_repetition(tokens, example["prompt_ids"], corpus.high_prior),
+        "high_prior": metrics.high_prior_share(tokens, corpus.high_prior),
+        "log_prior": metrics.mean_log_prior(tokens, corpus.log_prior),
+    }
+    meta = json.loads(example["meta"])
+    if corpus.judge is not None and "topic" in meta:
+        report = corpus.judge.judge(answer["answer"], meta["topic"], meta["slots"])
+        row |= {
+            "slot_error_rate": report.slot_error_rate,
+            "well_formed": report.well_formed_share,
+            "missing_slots": report.missing / report.requested,
+            "wrong_slots": report.wrong / report.requested,
+            "repeated_slots": report.repeated / report.requested,
+        }
+    return row
+
+
+def summarise(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, Any]:
+    """Means with 95% intervals: bootstrap over prompts, whose seeds stay together (jackknife for distinct-2)."""
+    clusters = [row["id"] for row in rows]
+    summary: dict[str, Any] = {"n": len(rows), "prompts": len(set(clusters))}
+    for name in PER_ANSWER:
+        values = [row.get(name) for row in rows]
+        if name == "perplexity":
+            values = [None if value is None else math.log(value) for value in values]
+        kept = [value for value in values if value is not None]
+        mean = float(np.mean(kept)) if kept else None
+        interval = bootstrap_ci(values, clusters, samples=samples) if kept else None
+        if name == "perplexity":
+            mean = None if mean is None else math.exp(mean)
+            interval = interval and (math.exp(interval[0]), math.exp(interval[1]))
+        summary[name] = mean
+        summary[f"{name}_ci"] = list(interval) if interval else None
+    tokens = [row["tokens"] for row in rows]
+    interval = jackknife_ci(clusters, lambda chosen: metrics.distinct([tokens[i] for i in chosen]))
+    summary["distinct_2"] = metrics.distinct(tokens)
+    summary["distinct_2_ci"] = list(interval) if interval else None
+    return summary

@@ -1,0 +1,124 @@
+"""Degeneration, structure and speed of decoded responses: pure functions of token ids.
+
+A response is its content tokens: everything before the first EOS, already cut by the caller. `None` stands for "not
+defined here" and is left out of averages; it never stands for 0.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from dlm.errors import UserError
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> float | None:
+    """Share of a response's n-grams that occurred before in it: 1 - unique / total (METHOD §6, repeated 4-grams).
+
+    Range [0, 1), 0 when nothing repeats. None when the response is shorter than n.
+    """
+    total = len(tokens) - n + 1
+    if total < 1:
+        return None
+    return 1 - len(set(_ngrams(tokens, n))) / total
+
+
+def distinct(responses: Sequence[Sequence[int]], n: int = 2) -> float | None:
+    """Distinct-n over a set of responses: unique n-grams / all n-grams, counted over the whole set (METHOD §6).
+
+    Range (0, 1], 1 when no n-gram occurs twice anywhere. N-grams do not cross responses. The value falls as the set
+    grows, so only sets of the same size compare. None when no response has n tokens.
+    """
+    unique: set[tuple[int, ...]] = set()
+    total = 0
+    for response in responses:
+        unique.update(_ngrams(response, n))
+        total += max(len(response) - n + 1, 0)
+    return len(unique) / total if total else None
+
+
+def prompt_repetition(response: Sequence[int], prompt: Sequence[int], ignore: frozenset[int]) -> float | None:
+    """Share of a response's tokens that also occur in its prompt (METHOD §6, share of prompt tokens repeated).
+
+    Tokens in `ignore` (the high-prior ones: function words, punctuation) are left out of the numerator and of the
+    denominator, so that an answer in plain prose does not count as an echo.
+
+    Range [0, 1]. None when no token of the response is left to count.
+    """
+    counted = [token for token in response if token not in ignore]
+    if not counted:
+        return None
+    asked = set(prompt)
+    return sum(token in asked for token in counted) / len(counted)
+
+
+def high_prior_share(response: Sequence[int], high_prior: frozenset[int]) -> float | None:
+    """Share of a response's tokens among the corpus's most frequent, 100 as a rule (METHOD §6).
+
+    Range [0, 1]. None for an empty response.
+    """
+    if not response:
+        return None
+    return sum(token in high_prior for token in response) / len(response)
+
+
+def mean_log_prior(response: Sequence[int], log_prior: Sequence[float] | np.ndarray) -> float | None:
+    """Mean natural log of the corpus frequency of a response's tokens (METHOD §6; paper Fig. 12b).
+
+    Args:
+        response: content tokens.
+        log_prior: log-frequency by token id. A caller who lets it hold -inf gets -inf for a response with such a token.
+
+    Range (-inf, 0]; nearer 0 is more high-prior. None for an empty response.
+    """
+    if not response:
+        return None
+    return float(np.asarray(log_prior, dtype=np.float64)[np.asarray(response)].mean())
+
+
+def inlier_bounds(perplexities: Sequence[float]) -> tuple[float, float]:
+    """Mean ± 2 standard deviations (of the population) of the training responses' perplexities (METHOD §6).
+
+    The lower bound may be negative when the spread is wide; then only the upper one excludes anything.
+
+    Raises:
+        UserError: no perplexity at all, or one that is not finite.
+    """
+    values = np.asarray(perplexities, dtype=np.float64)
+    bad = int((~np.isfinite(values)).sum())
+    if not len(values) or bad:
+        raise UserError(
+            f"inlier bounds need finite perplexities of training responses, got {len(values)} with {bad} not finite; "
+            "the scoring model has diverged or the training responses are empty: train it anew or check the data"
+        )
+    mean, deviation = values.mean(), values.std()
+    return float(mean - 2 * deviation), float(mean + 2 * deviation)
+
+
+def is_inlier(perplexity: float | None, bounds: tuple[float, float]) -> bool:
+    """Whether a response reads like the training responses: its perplexity lies within `bounds` (METHOD §6).
+
+    Perplexity alone rewards repetition, which falls out of the lower bound. None (an empty response) and NaN are
+    outliers.
+    """
+    return perplexity is not None and bounds[0] <= perplexity <= bounds[1]
+
+
+def tokens_per_step(lengths: Sequence[int], nfe: Sequence[int], norm_length: float | None = None) -> float | None:
+    """Tokens per forward pass, L*_norm / S* (METHOD §6; paper Table 5).
+
+    Args:
+        lengths: content tokens of each response.
+        nfe: forward passes that each response took part in; S* is their mean.
+        norm_length: L*_norm, the mean L* over the compared decoders, so that a longer answer does not look faster.
+            None takes the mean of `lengths`.
+
+    Range [0, inf); an autoregressive model has 1. None without responses or without a forward pass.
+    """
+    if not len(nfe) or not any(nfe) or (norm_length is None and not len(lengths)):
+        return None
+    length = float(np.mean(lengths)) if norm_length is None else norm_length
+    return length / float(np.mean(nfe))
+
+
+def _ngrams(tokens: Sequence[int], n: int) -> Iterator[tuple[int, ...]]:
+    return zip(*(tokens[start:] for start in range(n)), strict=False)

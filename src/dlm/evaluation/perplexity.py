@@ -1,0 +1,71 @@
+"""Generative perplexity: how likely an autoregressive model finds the responses."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def response_perplexities(
+    model: nn.Module,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    eos_id: int,
+    batch_size: int = 50,
+) -> list[float | None]:
+    """Perplexity of each response's content tokens given its prompt, exp(mean -log p), teacher-forced (METHOD §6).
+
+    Args:
+        model: a causal LM of transformers. Scored in eval mode; its mode is put back afterwards.
+        prompts: token ids, at least one each: the first response token is predicted from the last prompt token.
+        responses: token ids; everything from the first EOS on is left out, so how a response ends does not count.
+        eos_id: end of sequence.
+        batch_size: rows through the model at once; a row's result does not depend on the others beyond rounding.
+
+    Returns:
+        One perplexity (at least 1) a row, in the caller's order; None for an empty response.
+    """
+    contents = [_content(response, eos_id) for response in responses]
+    rows = [(index, prompt, content) for index, (prompt, content) in enumerate(zip(prompts, contents, strict=True))]
+    # The longest rows come first: a batch too large for the memory fails at once, not at the end.
+    rows = sorted((row for row in rows if row[2]), key=lambda row: len(row[1]) + len(row[2]), reverse=True)
+    perplexities: list[float | None] = [None] * len(responses)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            scores = _score(model, [row[1] for row in batch], [row[2] for row in batch], eos_id)
+            for (index, _, _), score in zip(batch, scores.tolist(), strict=True):
+                perplexities[index] = score
+    finally:
+        model.train(was_training)
+    return perplexities
+
+
+def _score(
+    model: nn.Module, prompts: list[list[int]], contents: list[list[int]], pad_id: int
+) -> Float[Tensor, " batch"]:
+    """Perplexities of one batch, padded on the right: under a causal mask no token sees the padding."""
+    device = next(model.parameters()).device
+    lengths = [len(prompt) + len(content) for prompt, content in zip(prompts, contents, strict=True)]
+    input_ids = torch.full((len(lengths), max(lengths)), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, (prompt, content) in enumerate(zip(prompts, contents, strict=True)):
+        if not prompt:
+            raise ValueError("a prompt is empty: the first token of its response has nothing to be predicted from")
+        input_ids[row, : lengths[row]] = torch.tensor(prompt + content)
+        attention_mask[row, : lengths[row]] = 1
+    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    # Row by row: the float32 log-softmax of a whole batch over a large vocabulary would double the peak memory.
+    nll = [
+        F.cross_entropy(logits[row, len(prompt) - 1 : length - 1].float(), input_ids[row, len(prompt) : length])
+        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+    return torch.stack(nll).double().exp()
+
+
+def _content(response: list[int], eos_id: int) -> list[int]:
+    return response[: response.index(eos_id)] if eos_id in response else response

@@ -1,0 +1,59 @@
+"""Answers of the autoregressive reference by nucleus sampling (METHOD §6)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from dlm.data.tokenizer import decode
+
+
+@torch.inference_mode()
+def nucleus_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[dict[str, Any]],
+    *,
+    seeds: Sequence[int],
+    gen_length: int,
+    batch_size: int,
+    top_p: float,
+    temperature: float,
+) -> list[dict[str, Any]]:
+    """Sample an answer for every prompt and seed; rows as in evaluation.answers (nfe = tokens generated)."""
+    eos_id = tokenizer.eos_token_id
+    answers = []
+    sampler: Any = model  # generate is a mixin that PreTrainedModel's type does not show
+    for seed in seeds:
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            longest = max(len(row["prompt_ids"]) for row in batch)
+            padding = [longest - len(row["prompt_ids"]) for row in batch]
+            ids = torch.tensor([[eos_id] * p + row["prompt_ids"] for p, row in zip(padding, batch, strict=True)])
+            mask = torch.tensor([[0] * p + [1] * (longest - p) for p in padding])
+            torch.manual_seed(seed * 1_000_003 + start)
+            output = sampler.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                do_sample=True,
+                top_p=top_p,
+                top_k=0,
+                temperature=temperature,
+                max_new_tokens=gen_length,
+                eos_token_id=eos_id,
+                pad_token_id=eos_id,
+            )
+            for row, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
+                content = tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+                answers.append(
+                    {
+                        "id": row["id"],
+                        "seed": seed,
+                        "answer": decode(tokenizer, content),
+                        "tokens": content,
+                        "nfe": min(len(content) + 1, gen_length),
+                        "leftover_masks": 0,
+                    }
+                )
+    return answers

@@ -1,0 +1,339 @@
+"""The parameters of the pipeline: params.yaml as frozen dataclasses, one block per stage.
+
+`load_params` reads and checks the whole file, so every stage refuses an impossible value before anything runs, wherever
+in the file it stands.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dlm.decoding.options import DecoderOptions, decoder_options
+from dlm.errors import UserError
+from dlm.schema import at_least, build, dotted, require, share
+
+
+@dataclass(frozen=True)
+class BuiltinParams:
+    """The builtin corpus (src/dlm/data/builtin.py)."""
+
+    grammar: str
+    train_size: int
+    slots: tuple[int, ...]
+    holdout: float
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["train_size"])
+        share(self, where, ["holdout"])
+        require(
+            bool(self.slots) and min(self.slots) >= 1, dotted(where, "slots"), "a list of counts from 1", self.slots
+        )
+
+
+@dataclass(frozen=True)
+class FileParams:
+    """Records in files of the user's own (src/dlm/data/sources.py); `eval_path: null` holds prompts out of `path`."""
+
+    path: str | None
+    eval_path: str | None
+    columns: dict[str, str]
+
+    def check(self, where: str) -> None:
+        _check_columns(self.columns, dotted(where, "columns"))
+
+
+@dataclass(frozen=True)
+class HubParams:
+    """A dataset of the Hugging Face hub."""
+
+    name: str
+    config: str | None
+    split: str
+    columns: dict[str, str]
+
+    def check(self, where: str) -> None:
+        _check_columns(self.columns, dotted(where, "columns"))
+
+
+def _check_columns(columns: dict[str, str], where: str) -> None:
+    expected = {"instruction", "input", "output"}
+    require(set(columns) == expected, where, "a mapping of instruction, input and output", columns)
+
+
+@dataclass(frozen=True)
+class DataParams:
+    """Where records come from, how many are kept, and how long prompt and window may be (tokens)."""
+
+    source: Literal["builtin", "file", "hub"]
+    max_records: int | None
+    valid_size: int
+    eval_size: int
+    max_prompt_length: int
+    window: int
+    builtin: BuiltinParams
+    file: FileParams
+    hub: HubParams
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["max_records", "valid_size", "eval_size", "max_prompt_length"])
+        at_least(self, where, 2, ["window"])
+        if self.source == "file" and not self.file.path:
+            raise UserError(f"{where}.file.path must name a file when {where}.source is file, got {self.file.path!r}")
+
+
+@dataclass(frozen=True)
+class TemplateParams:
+    """The prompt around an instruction; {instruction} and {input} are filled in."""
+
+    prompt: str
+    prompt_with_input: str
+
+    def check(self, where: str) -> None:
+        for name, wanted in (("prompt", ["instruction"]), ("prompt_with_input", ["instruction", "input"])):
+            text = getattr(self, name)
+            for field in wanted:
+                require("{" + field + "}" in text, dotted(where, name), f"a text with {{{field}}} in it", text)
+
+
+@dataclass(frozen=True)
+class TokenizerParams:
+    """`train`: a byte-level BPE on the training records; `given`: a saved tokenizer (folder or hub name)."""
+
+    source: Literal["train", "given"]
+    vocab_size: int
+    path: str
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 260, ["vocab_size"])
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    """Shape of the models that are made here (base and reference alike): Llama blocks, tied embeddings."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    max_length: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["hidden_size", "layers", "heads", "intermediate_size", "max_length"])
+        if self.hidden_size % (2 * self.heads):
+            raise UserError(
+                f"{where}.hidden_size must be an even multiple of {where}.heads, "
+                f"got {self.hidden_size} and {self.heads}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingParams:
+    """One training run. `batch_size` sequences go through the model at once, times `gradient_accumulation` a step."""
+
+    steps: int
+    batch_size: int
+    gradient_accumulation: int
+    learning_rate: float
+    lr_schedule: Literal["constant", "cosine", "linear"]
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    precision: Literal["auto", "fp32", "bf16"]
+    eval_every: int
+    save_every: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["steps", "batch_size", "gradient_accumulation", "eval_every", "save_every"])
+        at_least(self, where, 0, ["warmup_steps", "weight_decay"])
+        require(self.learning_rate > 0, dotted(where, "learning_rate"), "above 0", self.learning_rate)
+        require(self.max_grad_norm > 0, dotted(where, "max_grad_norm"), "above 0", self.max_grad_norm)
+
+
+@dataclass(frozen=True)
+class BaseParams:
+    """The base checkpoint: random, pretrained here on `text`, or one that exists."""
+
+    init: Literal["random", "pretrain", "checkpoint"]
+    checkpoint: str
+    text: str
+    sequence_length: int
+    training: TrainingParams
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 2, ["sequence_length"])
+
+
+@dataclass(frozen=True)
+class ReferenceParams:
+    """The autoregressive reference: same shape, same SFT data; it answers by nucleus sampling and scores perplexity."""
+
+    init: Literal["random", "checkpoint"]
+    checkpoint: str
+    top_p: float
+    temperature: float
+    training: TrainingParams
+
+    def check(self, where: str) -> None:
+        share(self, where, ["top_p"])
+        require(self.temperature > 0, dotted(where, "temperature"), "above 0", self.temperature)
+
+
+@dataclass(frozen=True)
+class SftParams:
+    """Supervised fine-tuning (METHOD §2); the SFT-only model trains `r2ft.training.steps` longer."""
+
+    training: TrainingParams
+
+
+@dataclass(frozen=True)
+class NegativesParams:
+    """Rule-made rejected continuations (paper §A.1.1, Algorithm 1)."""
+
+    rule: Literal["continuation", "inside", "outside"]
+    per_example: int
+    examples: int | None
+    g_max: int
+    z_min: int
+    z_max: int
+    eos_probability: float
+    at_least_answer: bool
+    high_prior_share: float
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["per_example", "examples", "g_max", "z_min"])
+        share(self, where, ["eos_probability", "high_prior_share"])
+        require(self.z_max >= self.z_min, dotted(where, "z_max"), f"at least z_min ({self.z_min})", self.z_max)
+
+
+@dataclass(frozen=True)
+class R2ftParams:
+    """The R2FT objective (paper Eq. 5) and its short training."""
+
+    beta_w: float
+    beta_l: float
+    margin: float
+    gamma: float
+    training: TrainingParams
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 0, ["beta_w", "beta_l", "gamma"])
+
+
+@dataclass(frozen=True)
+class DecodeParams:
+    """What every cell of the decoder x checkpoint matrix shares."""
+
+    seeds: tuple[int, ...]
+    steps: int
+    gen_length: int
+    batch_size: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["steps", "gen_length", "batch_size"])
+        require(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+            dotted(where, "seeds"),
+            "a list of different numbers",
+            self.seeds,
+        )
+
+
+@dataclass(frozen=True)
+class AblationParams:
+    """Claims 3 and 5: quality over block and kernel size, and NFE with EOS-fill and cache."""
+
+    prompts: int
+    seeds: tuple[int, ...]
+    blocks: tuple[int, ...]
+    kernels: tuple[int, ...]
+    long_prompts: int
+    long_steps: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["prompts", "long_prompts", "long_steps"])
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """Metrics and their intervals."""
+
+    high_prior_tokens: int
+    bootstrap_samples: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["high_prior_tokens"])
+        at_least(self, where, 10, ["bootstrap_samples"])
+
+
+@dataclass(frozen=True)
+class ReportParams:
+    """The report page."""
+
+    title: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml."""
+
+    seed: int
+    data: DataParams
+    template: TemplateParams
+    tokenizer: TokenizerParams
+    model: ModelParams
+    base: BaseParams
+    reference: ReferenceParams
+    sft: SftParams
+    negatives: NegativesParams
+    r2ft: R2ftParams
+    decode: DecodeParams
+    decoding: dict[str, Any]
+    ablation: AblationParams
+    evaluate: EvaluateParams
+    report: ReportParams
+
+    def check(self, where: str) -> None:
+        for name, block in self.decoding.items():
+            options = decoder_options(name, block, f"{where}decoding.{name}")
+            options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}decoding.{name}")
+        if self.decode.gen_length > self.data.window:
+            raise UserError(
+                f"{where}decode.gen_length must be at most data.window ({self.data.window}), "
+                f"got {self.decode.gen_length}"
+            )
+        canvas = self.data.max_prompt_length + self.data.window
+        if max(canvas, self.base.sequence_length) > self.model.max_length:
+            raise UserError(
+                f"{where}model.max_length must be at least {max(canvas, self.base.sequence_length)} "
+                f"(data.max_prompt_length + data.window, base.sequence_length), got {self.model.max_length}"
+            )
+
+    def decoder(self, name: str) -> DecoderOptions:
+        """The options of `decoding.<name>`. Raises UserError for a name without a block."""
+        if name not in self.decoding:
+            raise UserError(f"params.yaml: decoding.{name} is missing; known: {', '.join(self.decoding)}")
+        return decoder_options(name, self.decoding[name], f"params.yaml: decoding.{name}")
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check the parameter file. Raises UserError in one line for anything that is wrong with it."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the repository's root or pass --params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return build(Params, raw, f"{Path(path).name}: ")
+
+
+def tracked(params: Params, *names: str) -> dict[str, Any]:
+    """The named top-level blocks as plain values, for the tracker; `decoding.conv` picks one decoder's block."""
+    whole = asdict(params)
+    picked = {}
+    for name in names:
+        block, _, rest = name.partition(".")
+        picked[name] = whole[block][rest] if rest else whole[block]
+    return picked

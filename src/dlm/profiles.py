@@ -1,0 +1,74 @@
+"""Switch params.yaml to another scale: `python -m dlm.profiles NAME` (or `make profile NAME=...`).
+
+profiles/builtin.yaml is the default, whole and commented; every other profile is an overlay that names only what it
+changes. The result is checked before params.yaml is touched, and the change is shown as a diff.
+"""
+
+import argparse
+import difflib
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dlm.errors import UserError, run_script
+from dlm.files import atomic_path
+from dlm.params import load_params
+
+DEFAULT = "builtin"
+
+
+def render(folder: Path, name: str) -> str:
+    """The text of params.yaml under a profile, comments kept. Raises UserError for an unknown or broken profile."""
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"{name!r} is not a profile; known: {', '.join(known)}")
+    yaml = YAML()
+    yaml.width = 120
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    try:
+        whole = yaml.load(folder / f"{DEFAULT}.yaml")
+        overlay = yaml.load(folder / f"{name}.yaml") if name != DEFAULT else {}
+    except YAMLError as error:
+        raise UserError(f"{folder / name}.yaml: not valid YAML: {' '.join(str(error).split())}") from None
+    if name == DEFAULT:
+        return (folder / f"{DEFAULT}.yaml").read_text(encoding="utf-8")
+    merge(whole, overlay or {})
+    text = io.StringIO()
+    yaml.dump(whole, text)
+    return f"# Profile: {name} (profiles/{name}.yaml over profiles/{DEFAULT}.yaml)\n" + text.getvalue()
+
+
+def merge(base: Any, overlay: Any) -> None:
+    """Lay `overlay` over `base` in place: blocks key by key, anything else replaced."""
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="?", default=DEFAULT, help=f"a file of profiles/ (default: {DEFAULT})")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file to write")
+    parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="where the profiles are")
+    arguments = parser.parse_args()
+    text = render(arguments.profiles, arguments.name)
+    before = arguments.params.read_text(encoding="utf-8") if arguments.params.is_file() else ""
+    with atomic_path(arguments.params) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        load_params(temporary)
+    difference = difflib.unified_diff(
+        before.splitlines(True), text.splitlines(True), "params.yaml", arguments.name, n=0
+    )
+    sys.stdout.writelines(difference)
+    print(f"params.yaml is now the profile {arguments.name}; run `dvc repro`")
+
+
+if __name__ == "__main__":
+    run_script(main)

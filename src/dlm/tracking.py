@@ -1,0 +1,270 @@
+"""MLflow runs: one parent a pipeline run, below it one child a stage. No failure in here stops a stage."""
+
+import atexit
+import functools
+import gc
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+P = ParamSpec("P")
+ILLEGAL = re.compile(r"[^A-Za-z0-9_\-./ ]")
+SECRET_NAMES = {"api_key", "token", "secret", "password"}
+# A server that does not answer costs seconds and one warning, not MLflow's minutes of retries.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def _guarded(method: Callable[Concatenate["Run", P], None]) -> Callable[Concatenate["Run", P], None]:
+    """Call `method` on a healthy run only; its first failure is the one warning and the end of logging."""
+
+    @functools.wraps(method)
+    def guarded(self: "Run", *args: P.args, **kwargs: P.kwargs) -> None:
+        if self.healthy:
+            try:
+                method(self, *args, **kwargs)
+            except Exception as error:
+                self.healthy = False
+                _warn(error)
+
+    return guarded
+
+
+class Run:
+    """What a stage logs to. Without a client, and after the first failure, every method does nothing."""
+
+    def __init__(self, client: Any = None, entities: Any = None, run_id: str = "", parent_id: str = "") -> None:
+        self.run_id = run_id
+        self.healthy = client is not None
+        self._client, self._entities = client, entities
+        self._parent_id = parent_id
+
+    @_guarded
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters, once each: nested ones with dotted names, cut at MLflow's limit, secrets masked."""
+        params = [self._entities.Param(ILLEGAL.sub("_", k), _shown(k, v)) for k, v in _flat(values)]
+        self._client.log_batch(self.run_id, params=params)
+
+    def metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Log numbers at `step`, else at their own "step", else at 0; what is no finite number is skipped."""
+        self.curve([{"step": 0, **values, **({} if step is None else {"step": step})}])
+
+    @_guarded
+    def curve(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log every other number of the rows over their "step"; nested ones get dotted names."""
+        now = int(time.time() * 1000)
+        metrics = [
+            self._entities.Metric(ILLEGAL.sub("_", key), float(value), now, int(row["step"]))
+            for row in rows
+            for key, value in _flat(row)
+            if key != "step" and isinstance(value, Real) and math.isfinite(value)
+        ]
+        self._client.log_batch(self.run_id, metrics=metrics)
+
+    @_guarded
+    def table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log rows as the artifact <name>.json, which MLflow shows as a table; a second call appends."""
+        rows = list(rows)
+        keys = dict.fromkeys(key for row in rows for key in row)
+        self._client.log_table(self.run_id, {key: [row.get(key) for row in rows] for key in keys}, f"{name}.json")
+
+    @_guarded
+    def artifact(self, path: Path | str) -> None:
+        """Log one file, or a folder under its own name."""
+        self._client.log_artifact(self.run_id, str(path))
+
+    @_guarded
+    def outputs(self, paths: Iterable[Path | str]) -> None:
+        """Log the md5 of each output, file or folder, as a tag "md5.<path>" and as the digest of a dataset."""
+        make, digests = self._entities, {Path(path).as_posix(): md5(Path(path)) for path in paths}
+        sets = [make.Dataset(name, digest, "local", json.dumps({"uri": name})) for name, digest in digests.items()]
+        context = [make.InputTag("mlflow.data.context", "output")]
+        self._client.log_inputs(self.run_id, [make.DatasetInput(dataset, context) for dataset in sets])
+        tags = [make.RunTag(ILLEGAL.sub("_", f"md5.{name}"), digest) for name, digest in digests.items()]
+        self._client.log_batch(self.run_id, tags=tags)
+
+    def end(self, status: str) -> None:
+        """End the run, and its parent with the same status; also after a failure, so that none stays RUNNING."""
+        try:
+            for run_id in (self.run_id, self._parent_id) if self._client else ():
+                self._client.set_terminated(run_id, status)
+        except Exception as error:
+            if self.healthy:
+                _warn(error)
+
+
+@contextmanager
+def stage_run(stage: str, cell: str | None = None, params: Mapping[str, Any] | None = None) -> Iterator[Run]:
+    """Track one stage, or one cell of it, as a child of the pipeline's run; exceptions pass through.
+
+    The run ends FINISHED, FAILED on an exception, KILLED on SIGTERM or Ctrl-C; the next start of the same cell marks
+    one that was killed outright. Without MLflow, its database or its server: one line on stderr and a Run that does
+    nothing. DLM_TRACKING=off turns tracking off silently.
+    """
+    run, collecting = Run(), gc.isenabled()
+    # Nothing that MLflow's imports make is garbage: looking for it, now and at exit, takes a third of their time.
+    gc.disable()
+    atexit.register(gc.freeze)
+    try:
+        if os.environ.get("DLM_TRACKING", "").lower() != "off":
+            run = _open(stage, cell)
+    except Exception as error:
+        _warn(error)
+    finally:
+        if collecting:
+            gc.enable()
+    with _unwinding_on_sigterm():
+        try:
+            run.params(params or {})
+            yield run
+        except BaseException as error:
+            run.end("KILLED" if isinstance(error, (_Terminated, KeyboardInterrupt)) else "FAILED")
+            raise
+        run.end("FINISHED")
+
+
+def _open(stage: str, cell: str | None) -> Run:
+    os.environ.update({**ENVIRONMENT, **os.environ})
+    # They report a new database's tables, and with tracebacks what becomes our one warning.
+    for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    import mlflow
+    from filelock import FileLock
+
+    root, uri = tracking_root(), tracking_uri()
+    if not uri.startswith("http"):
+        import mlflow.store.db.utils
+
+        # MLflow's ten attempts at a database that it cannot read take two minutes.
+        mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+    name = f"{stage}@{cell}" if cell else stage
+    key, tags = _identity(_workspace())
+    (root / ".cache").mkdir(exist_ok=True)
+    # Two first users of a fresh sqlite database break it, and two first stages would each make a parent.
+    with FileLock(root / ".cache" / "mlflow.lock", timeout=120):
+        client: Any = mlflow.MlflowClient(tracking_uri=uri)
+        experiment = _experiment(client, uri, root)
+        parents = client.search_runs([experiment], f"tags.`dlm.key` = '{key}'", max_results=1)
+        parents = parents or [client.create_run(experiment, run_name=f"pipeline {key}", tags=tags | {"dlm.key": key})]
+        parent = parents[0].info.run_id
+        same = f"tags.mlflow.parentRunId = '{parent}' AND attributes.run_name = '{name}'"
+        for run in client.search_runs([experiment], f"{same} AND attributes.status = 'RUNNING'"):
+            client.set_terminated(run.info.run_id, "KILLED")
+        own = {"mlflow.parentRunId": parent, "stage": stage, "cell": cell or ""}
+        child = client.create_run(experiment, run_name=name, tags=tags | own)
+    return Run(client, mlflow.entities, child.info.run_id, parent)
+
+
+def _workspace() -> Path:
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
+
+
+def tracking_root() -> Path:
+    """Where the database and the artifacts are: DVC's root (the parent repository inside a temporary workspace)."""
+    return Path(os.environ.get("DVC_ROOT") or _workspace()).resolve()
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or a sqlite database in the root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{tracking_root() / 'mlflow.db'}"
+
+
+def _experiment(client: Any, uri: str, root: Path) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "dlm"
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    # A server keeps artifacts in its own place: a path of this machine may mean nothing there.
+    place = None if uri.startswith("http") else str(root / "mlartifacts")
+    return client.create_experiment(name, artifact_location=place)
+
+
+def _identity(workspace: Path) -> tuple[str, dict[str, str]]:
+    """The parent's key (a DVC experiment, or one state of parameters, stages and code) and the tags of every run."""
+    name, sha = os.environ.get("DVC_EXP_NAME"), _git(workspace, "rev-parse", "HEAD")
+    params, stages = (md5(path) if (path := workspace / file).is_file() else "" for file in ("params.yaml", "dvc.yaml"))
+    # DVC rewrites dvc.lock while the pipeline runs: that alone is no other code.
+    dirty = str(_git(workspace, "status", "--porcelain", "-uno", "--", ".", ":!dvc.lock") != "").lower()
+    key = name or hashlib.md5(f"{params} {stages} {sha}".encode()).hexdigest()[:12]
+    return key, {"experiment": name or "workspace", "git_sha": sha, "git_dirty": dirty, "params_hash": params}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints, empty outside a repository; takes no lock that DVC's own use of git could meet."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def md5(path: Path) -> str:
+    """The md5 as dvc.lock shows it, of a file or of a folder (its sorted relative names and their contents)."""
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        listing = json.dumps([{"md5": md5(path / name), "relpath": name} for name in names])
+        return hashlib.md5(listing.encode()).hexdigest() + ".dir"
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(name: str, value: Any) -> str:
+    secret = isinstance(value, str) and name.rpartition(".")[2].lower() in SECRET_NAMES
+    return "***" if secret else str(value)[:6000]
+
+
+def _warn(error: Exception) -> None:
+    # The address of a server may carry a password.
+    told = re.sub(r"//[^/@\s]+@", "//***@", " ".join(f"{type(error).__name__}: {error}".split()))
+    print(f"tracking is off: {told[:300]}; the run goes on", file=sys.stderr)
+
+
+class _Terminated(SystemExit):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the body as an exception, so that no clean-up runs inside a handler; then deliver it."""
+    previous = signal.getsignal(signal.SIGTERM)
+    ours = threading.current_thread() is threading.main_thread() and previous not in (signal.SIG_IGN, None)
+
+    def unwind(*_: object) -> None:
+        signal.signal(signal.SIGTERM, previous)
+        raise _Terminated(128 + signal.SIGTERM)
+
+    if ours:
+        signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    except _Terminated:
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, previous)

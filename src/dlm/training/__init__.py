@@ -1,0 +1,1 @@
+"""transformers' Trainer with this project's losses, for pretraining, SFT, R2FT and the reference alike."""

@@ -1,0 +1,92 @@
+"""Collators: rows of a dataset -> tensors. Canvas = prompt + answer + EOS up to the window's end."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Row = dict[str, Any]
+
+
+def stack(rows: Sequence[Any]) -> Tensor:
+    return torch.tensor(rows)
+
+
+class PackedCollator:
+    """Pretraining: rows are blocks of running text, any position may be masked."""
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        x0 = stack([row["ids"] for row in rows])
+        return {"x0": x0, "maskable": torch.ones_like(x0, dtype=torch.bool)}
+
+
+class SftCollator:
+    """SFT (paper §A.1.2): the prompt is never masked, the canvas is filled with EOS up to `length`.
+
+    Args:
+        length: canvas length L.
+        eos_id: the end-of-text id.
+        supervise_padding: True puts the loss on the answer and every EOS (the SFT-only models); False on the answer
+            and its first EOS (the SFT before R2FT).
+    """
+
+    def __init__(self, length: int, eos_id: int, *, supervise_padding: bool) -> None:
+        self.length = length
+        self.eos_id = eos_id
+        self.supervise_padding = supervise_padding
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        x0 = stack([fill(row["prompt_ids"] + row["answer_ids"], self.length, self.eos_id) for row in rows])
+        starts = stack([len(row["prompt_ids"]) for row in rows])[:, None]
+        ends = starts + stack([len(row["answer_ids"]) + 1 for row in rows])[:, None]
+        position = torch.arange(self.length)
+        maskable = position >= starts
+        if not self.supervise_padding:
+            maskable &= position < ends
+        return {"x0": x0, "maskable": maskable}
+
+
+class R2ftCollator:
+    """R2FT: a row of the negatives' artefact with its example -> one x_t, a chosen and a rejected side (METHOD §4).
+
+    The context x_t keeps x0[0:c]; everything after is masked. The chosen mask starts at c and ends with the answer's
+    first EOS.
+    """
+
+    def __init__(self, length: int, eos_id: int, mask_id: int) -> None:
+        self.length = length
+        self.eos_id = eos_id
+        self.mask_id = mask_id
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        x0 = stack([fill(row["prompt_ids"] + row["answer_ids"], self.length, self.eos_id) for row in rows])
+        context = stack([row["context_mask"] for row in rows])
+        end = stack([len(row["prompt_ids"]) + len(row["answer_ids"]) + 1 for row in rows])[:, None]
+        return {
+            "x0": x0,
+            "xt": torch.where(context, x0, self.mask_id),
+            "chosen_mask": ~context & (torch.arange(self.length) < end),
+            "rejected": stack([row["rejected_ids"] for row in rows]),
+            "rejected_mask": stack([row["rejected_mask"] for row in rows]),
+        }
+
+
+class CausalCollator:
+    """The autoregressive reference: loss on the answer and its EOS, right padding (never attended to, never scored)."""
+
+    def __init__(self, eos_id: int) -> None:
+        self.eos_id = eos_id
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        sequences = [row["prompt_ids"] + row["answer_ids"] + [self.eos_id] for row in rows]
+        longest = max(map(len, sequences))
+        labels = [
+            fill([-100] * len(row["prompt_ids"]) + row["answer_ids"] + [self.eos_id], longest, -100) for row in rows
+        ]
+        return {"input_ids": stack([fill(s, longest, self.eos_id) for s in sequences]), "labels": stack(labels)}
+
+
+def fill(ids: list[int], length: int, value: int) -> list[int]:
+    """`ids` extended with `value` to `length`."""
+    return ids + [value] * (length - len(ids))

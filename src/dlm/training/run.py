@@ -1,0 +1,146 @@
+"""One training run: arguments for the Trainer, checkpoints outside the outputs, resume, and the loss curve."""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import TrainerCallback
+
+from dlm.errors import UserError
+from dlm.params import TrainingParams
+
+logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+CHECKPOINTS = Path(".cache/training")
+CURVE_NOISE = ("runtime", "per_second", "total_flos", "epoch")
+
+
+def use_bf16(precision: str) -> bool:
+    """`auto` takes bfloat16 where the hardware computes in it: CUDA, or a CPU with AVX512-BF16 or AMX."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def fit(
+    name: str,
+    make_trainer: Callable[..., Trainer],
+    model: PreTrainedModel,
+    train: list[dict[str, Any]],
+    valid: list[dict[str, Any]],
+    params: TrainingParams,
+    seed: int,
+    fingerprint: Any,
+    *,
+    steps: int | None = None,
+) -> list[dict[str, float]]:
+    """Train `model` in place; return its curve, a list of {step, loss, learning_rate, eval_...}.
+
+    Checkpoints go to .cache/training/<name>-<hash>, keyed by everything the run depends on: an interrupted run goes on
+    from the last whole one, and a finished run clears them.
+
+    Args:
+        make_trainer: called as make_trainer(model=, args=, train_dataset=, eval_dataset=, callbacks=).
+        fingerprint: what besides `params` decides the result (JSON-ready): objective, hashes of data and weights.
+        steps: optimizer steps, `params.steps` unless given.
+
+    Raises:
+        UserError: fewer examples than one global batch, or a loss that is not finite (the last checkpoint is kept).
+    """
+    steps = steps or params.steps
+    if len(train) < params.batch_size:
+        raise UserError(
+            f"{name}: {len(train)} training examples do not fill one batch of {params.batch_size}; lower it"
+        )
+    key = hashlib.sha256(json.dumps([asdict(params), steps, seed, fingerprint], sort_keys=True).encode()).hexdigest()
+    folder = CHECKPOINTS / f"{name}-{key[:16]}"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=params.batch_size,
+        per_device_eval_batch_size=params.batch_size,
+        gradient_accumulation_steps=params.gradient_accumulation,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=params.lr_schedule,
+        warmup_steps=params.warmup_steps,
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_grad_norm,
+        bf16=use_bf16(params.precision),
+        eval_strategy="steps",
+        eval_steps=params.eval_every,
+        eval_on_start=True,
+        logging_steps=max(1, min(params.eval_every, 20)),
+        logging_nan_inf_filter=False,
+        save_steps=params.save_every,
+        save_total_limit=2,
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=None,
+    )
+    trainer = make_trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(valid),
+        callbacks=[StopAtNonFinite()],
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    if trainer.state.log_history[-1].get("step", 0) < steps or "eval_loss" not in trainer.state.log_history[-2]:
+        trainer.evaluate()
+    shutil.rmtree(folder, ignore_errors=True)
+    return curve(trainer.state.log_history)
+
+
+class StopAtNonFinite(TrainerCallback):
+    """A loss of NaN or infinity ends the run with the step; what was saved before it stays."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(float(loss)):
+            raise UserError(
+                f"training: the loss is {loss} at step {state.global_step}; the checkpoints before it are in "
+                f"{args.output_dir}; lower learning_rate or use precision: fp32"
+            )
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose last-written file is whole; broken ones are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(path)
+    return None
+
+
+def curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Training and evaluation entries merged by step, without anything that differs from run to run (timings)."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in log_history:
+        values = {k: v for k, v in entry.items() if not any(noise in k for noise in CURVE_NOISE)}
+        if "loss" in values or "eval_loss" in values:
+            rows.setdefault(int(values["step"]), {}).update(values)
+    return [rows[step] for step in sorted(rows)]
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """A hash of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Evidence for claims 3 and 5: block and kernel size at few steps; EOS-fill and the cache at many steps."""
+
+from dataclasses import asdict
+from typing import Any
+
+from dlm.api import DiffusionLM
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.grammar import load_grammar
+from dlm.data.splits import read_split
+from dlm.decoding.options import DecoderOptions, override
+from dlm.errors import run_script
+from dlm.evaluation.answers import decode_prompts
+from dlm.evaluation.cell import make_corpus, score_answers, summarise
+from dlm.files import read_json, write_json
+from dlm.models.backbone import load_checkpoint
+from dlm.params import Params, tracked
+from dlm.tracking import stage_run
+
+
+def main() -> None:
+    parser = stage_arguments(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a folder of build/models, e.g. sft or r2ft")
+    arguments = parser.parse_args()
+    params = stage_params(arguments)
+    build = arguments.build
+    with stage_run(
+        "ablation", cell=arguments.checkpoint, params=tracked(params, "ablation", "decode", "decoding")
+    ) as run:
+        examples = read_split(build / "data", "eval", ["id", "prompt_ids", "meta"])
+        grammar = load_grammar(params.data.builtin.grammar) if params.data.source == "builtin" else None
+        corpus = make_corpus(
+            examples,
+            read_json(build / "data" / "stats.json"),
+            read_json(build / "models" / "reference" / "training_perplexities.json"),
+            grammar,
+            params.evaluate.high_prior_tokens,
+        )
+        scorer, _ = load_checkpoint(build / "models" / "reference", causal=True)
+        lm = DiffusionLM.load(build / "models" / arguments.checkpoint)
+        rows = []
+        for variant, options, prompts, steps in variants(params):
+            answers, _ = decode_prompts(
+                lm,
+                examples[:prompts],
+                options,
+                seeds=params.ablation.seeds,
+                steps=steps,
+                gen_length=params.decode.gen_length,
+                batch_size=params.decode.batch_size,
+            )
+            summary = summarise(
+                score_answers(answers, corpus, scorer, params.decode.batch_size), params.evaluate.bootstrap_samples
+            )
+            rows.append(
+                {"checkpoint": arguments.checkpoint, "variant": variant, "steps": steps, **asdict(options), **summary}
+            )
+        out = build / "ablation" / f"{arguments.checkpoint}.json"
+        write_json(out, rows)
+        run.table("ablation", rows)
+        run.outputs([out])
+
+
+def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
+    """(name, options, prompts, steps) of every run: semi-AR over blocks and Conv over kernels at decode.steps; then
+    Conv at long_steps with the cache, without and with EOS-fill."""
+    settings, short = params.ablation, params.decode.steps
+    runs: list[tuple[str, DecoderOptions, int, int]] = []
+
+    def add(variant: str, decoder: str, prompts: int, steps: int, **changes: Any) -> None:
+        where = f"params.yaml: ablation ({decoder})"
+        options = override(params.decoder(decoder), where, **changes)
+        options.check_lengths(params.decode.gen_length, steps, where)
+        runs.append((variant, options, prompts, steps))
+
+    for block_length in settings.blocks:
+        add("block", "semi_ar", settings.prompts, short, block_length=block_length)
+    for kernel_size in settings.kernels:
+        add("kernel", "conv", settings.prompts, short, kernel_size=kernel_size)
+    for variant, eos_fill in (("long", False), ("long eos_fill", True)):
+        add(variant, "conv", settings.long_prompts, settings.long_steps, eos_fill=eos_fill, cache=True)
+    return runs
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,64 @@
+"""The base checkpoint under build/models/base: an existing one, a random one, or one pretrained here."""
+
+import functools
+
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.splits import read_split
+from dlm.data.text import pack, read_documents
+from dlm.data.tokenizer import load_tokenizer
+from dlm.errors import UserError, run_script
+from dlm.files import atomic_directory, content_hash, write_json
+from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
+from dlm.params import tracked
+from dlm.tracking import stage_run
+from dlm.training.batches import PackedCollator
+from dlm.training.run import fit, weights_hash
+from dlm.training.trainers import DiffusionTrainer
+
+
+def main() -> None:
+    arguments = stage_arguments(__doc__).parse_args()
+    params = stage_params(arguments)
+    base, data = params.base, arguments.build / "data"
+    out = arguments.build / "models" / "base"
+    with stage_run("base", params=tracked(params, "seed", "model", "base")) as run:
+        tokenizer = load_tokenizer(data / "tokenizer")
+        curve: list[dict[str, float]] = []
+        if base.init == "checkpoint":
+            model, own_tokenizer = load_checkpoint(base.checkpoint, causal=False)
+            if own_tokenizer.get_vocab() != tokenizer.get_vocab():
+                raise UserError(
+                    f"params.yaml: base.checkpoint ({base.checkpoint}) has another tokenizer than the data; "
+                    f"set tokenizer.source: given and tokenizer.path: {base.checkpoint}"
+                )
+        else:
+            model = new_backbone(params.model, tokenizer, params.seed, causal=False)
+        if base.init == "pretrain":
+            needed = base.training.steps * base.training.batch_size * base.training.gradient_accumulation
+            texts = {
+                split: [row["prompt"] + row["output"] for row in read_split(data, split, ["prompt", "output"])]
+                for split in ("train", "valid")
+            }
+            documents = texts["train"] if base.text == "train" else read_documents(base.text)
+            train = pack(tokenizer, documents, base.sequence_length, needed)
+            valid = pack(tokenizer, texts["valid"], base.sequence_length)
+            curve = fit(
+                "base",
+                functools.partial(DiffusionTrainer, mask_id=tokenizer.mask_token_id, data_collator=PackedCollator()),
+                model,
+                [{"ids": ids} for ids in train],
+                [{"ids": ids} for ids in valid],
+                base.training,
+                params.seed,
+                {"data": content_hash(data), "text": base.text, "weights": weights_hash(model)},
+            )
+        with atomic_directory(out) as folder:
+            save_checkpoint(folder, model, tokenizer)
+            write_json(folder / "curve.json", curve)
+        run.metrics({"parameters": model.num_parameters(), **(curve[-1] if curve else {})})
+        run.curve(curve)
+        run.outputs([out])
+
+
+if __name__ == "__main__":
+    run_script(main)

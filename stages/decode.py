@@ -1,0 +1,56 @@
+"""One cell of the matrix checkpoint x decoder: answers and tokens to the evaluation prompts, as JSON lines.
+
+Wall-clock figures go to build/speed, apart from the answers: they differ from run to run.
+"""
+
+from dlm.api import DiffusionLM
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.splits import read_split
+from dlm.errors import run_script
+from dlm.evaluation.answers import decode_prompts
+from dlm.files import content_hash, write_json, write_jsonl
+from dlm.params import tracked
+from dlm.tracking import stage_run
+
+
+def main() -> None:
+    parser = stage_arguments(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a folder of build/models, e.g. sft or r2ft")
+    parser.add_argument("--decoder", required=True, help="a block of params.yaml: decoding.<name>")
+    arguments = parser.parse_args()
+    params = stage_params(arguments)
+    options = params.decoder(arguments.decoder)
+    cell = f"{arguments.checkpoint}-{arguments.decoder}"
+    out = arguments.build / "answers" / f"{cell}.jsonl"
+    with stage_run("decode", cell=cell, params=tracked(params, "decode", f"decoding.{arguments.decoder}")) as run:
+        weights = arguments.build / "models" / arguments.checkpoint
+        lm = DiffusionLM.load(weights)
+        rows = read_split(arguments.build / "data", "eval", ["id", "prompt", "prompt_ids"])
+        answers, seconds = decode_prompts(
+            lm,
+            rows,
+            options,
+            seeds=params.decode.seeds,
+            steps=params.decode.steps,
+            gen_length=params.decode.gen_length,
+            batch_size=params.decode.batch_size,
+            fingerprint=content_hash(weights),
+        )
+        write_jsonl(out, answers)
+        speed = {
+            "seconds": seconds,
+            "answers": len(answers),
+            "nfe": sum(a["nfe"] for a in answers) / len(answers),
+            "content_tokens": sum(len(a["tokens"]) for a in answers),
+        }
+        write_json(arguments.build / "speed" / f"{cell}.json", speed)
+        run.metrics(speed)
+        run.table(
+            "samples",
+            [{"prompt": r["prompt"], "answer": a["answer"]} for r, a in zip(rows[:20], answers, strict=False)],
+        )
+        run.outputs([out])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,50 @@
+"""Metrics of one cell's answers that need no LLM judge, with intervals, as one JSON file."""
+
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.grammar import load_grammar
+from dlm.data.splits import read_split
+from dlm.errors import run_script
+from dlm.evaluation.cell import make_corpus, score_answers, summarise
+from dlm.files import read_json, read_jsonl, write_json
+from dlm.models.backbone import load_checkpoint
+from dlm.params import tracked
+from dlm.tracking import stage_run
+
+
+def main() -> None:
+    parser = stage_arguments(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="as in decode; or reference, with --decoder nucleus")
+    parser.add_argument("--decoder", required=True, help="as in decode")
+    arguments = parser.parse_args()
+    params = stage_params(arguments)
+    build = arguments.build
+    is_reference = arguments.checkpoint == "reference"
+    cell = f"{arguments.checkpoint}-{arguments.decoder}"
+    source = build / "models/reference/answers.jsonl" if is_reference else build / "answers" / f"{cell}.jsonl"
+    with stage_run("evaluate", cell=cell, params=tracked(params, "evaluate")) as run:
+        grammar = load_grammar(params.data.builtin.grammar) if params.data.source == "builtin" else None
+        corpus = make_corpus(
+            read_split(build / "data", "eval", ["id", "prompt_ids", "meta"]),
+            read_json(build / "data" / "stats.json"),
+            read_json(build / "models" / "reference" / "training_perplexities.json"),
+            grammar,
+            params.evaluate.high_prior_tokens,
+        )
+        scorer, _ = load_checkpoint(build / "models" / "reference", causal=True)
+        rows = score_answers(read_jsonl(source), corpus, scorer, params.decode.batch_size)
+        summary = summarise(rows, params.evaluate.bootstrap_samples)
+        result = {
+            "checkpoint": arguments.checkpoint,
+            "decoder": arguments.decoder,
+            "steps": None if is_reference else params.decode.steps,
+            "gen_length": params.decode.gen_length,
+            **summary,
+        }
+        out = build / "evaluation" / f"{cell}.json"
+        write_json(out, result)
+        run.metrics({name: value for name, value in summary.items() if isinstance(value, int | float)})
+        run.outputs([out])
+
+
+if __name__ == "__main__":
+    run_script(main)

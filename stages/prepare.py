@@ -1,0 +1,38 @@
+"""Source -> cleaned, templated, tokenised splits, tokenizer and statistics under build/data."""
+
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.prepare import SPLITS, load_splits, make_tokenizer, statistics, tokenise
+from dlm.data.splits import write_examples
+from dlm.data.template import Template
+from dlm.errors import run_script
+from dlm.files import atomic_directory, write_json
+from dlm.params import tracked
+from dlm.tracking import stage_run
+
+
+def main() -> None:
+    arguments = stage_arguments(__doc__).parse_args()
+    params = stage_params(arguments)
+    out = arguments.build / "data"
+    with stage_run("prepare", params=tracked(params, "seed", "data", "template", "tokenizer")) as run:
+        records, counts = load_splits(params.data, params.seed)
+        template = Template(params.template.prompt, params.template.prompt_with_input)
+        tokenizer = make_tokenizer(params.tokenizer, template, records["train"])
+        splits, dropped = {}, {}
+        for name in SPLITS:
+            splits[name], dropped[name] = tokenise(
+                records[name], template, tokenizer, params.data, needs_answer=name != "eval"
+            )
+        stats = statistics(splits, tokenizer, {**counts, "dropped": dropped})
+        with atomic_directory(out) as folder:
+            for name, examples in splits.items():
+                write_examples(folder / f"{name}.parquet", examples)
+            tokenizer.save_pretrained(folder / "tokenizer")
+            write_json(folder / "stats.json", stats)
+        run.metrics({f"examples_{name}": count for name, count in stats["examples"].items()})
+        run.table("samples", [{"prompt": e.prompt, "answer": e.record.output} for e in splits["train"][:20]])
+        run.outputs([out])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,69 @@
+"""Rejective fine-tuning of `sft_answer` on the negatives (paper Eq. 5; METHOD §4) into build/models/r2ft."""
+
+import functools
+
+import numpy as np
+import torch
+
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.splits import read_split
+from dlm.data.template import Template
+from dlm.errors import UserError, run_script
+from dlm.files import atomic_directory, content_hash, read_json, write_json
+from dlm.models.backbone import load_checkpoint, save_checkpoint
+from dlm.params import tracked
+from dlm.tracking import stage_run
+from dlm.training.batches import R2ftCollator
+from dlm.training.run import fit, weights_hash
+from dlm.training.trainers import R2ftTrainer
+
+NEGATIVE_COLUMNS = ["example", "context_mask", "rejected_ids", "rejected_mask"]
+
+
+def main() -> None:
+    arguments = stage_arguments(__doc__).parse_args()
+    params = stage_params(arguments)
+    build = arguments.build
+    out = build / "models" / "r2ft"
+    length = params.data.max_prompt_length + params.data.window
+    rows = {}
+    for split in ("train", "valid"):
+        examples = read_split(build / "data", split, ["prompt_ids", "answer_ids"])
+        negatives = read_split(build / "negatives", split, NEGATIVE_COLUMNS)
+        if not negatives or len(negatives[0]["context_mask"]) != length:
+            raise UserError(
+                f"{build}/negatives/{split}.parquet is not for a canvas of {length}; run the negatives stage"
+            )
+        rows[split] = [{**examples[negative["example"]], **negative} for negative in negatives]
+    counts = np.asarray(read_json(build / "data" / "stats.json")["token_counts"], dtype=np.float64)
+    log_prior = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).float()
+    with stage_run("r2ft", params=tracked(params, "seed", "r2ft")) as run:
+        model, tokenizer = load_checkpoint(build / "models" / "sft_answer", causal=False)
+        curve = fit(
+            "r2ft",
+            functools.partial(
+                R2ftTrainer,
+                objective=params.r2ft,
+                log_prior=log_prior,
+                mask_id=tokenizer.mask_token_id,
+                data_collator=R2ftCollator(length, tokenizer.eos_token_id, tokenizer.mask_token_id),
+            ),
+            model,
+            rows["train"],
+            rows["valid"],
+            params.r2ft.training,
+            params.seed,
+            {"data": content_hash(build / "data"), "negatives": content_hash(build / "negatives"),
+             "weights": weights_hash(model), "objective": tracked(params, "r2ft")},
+        )  # fmt: skip
+        with atomic_directory(out) as folder:
+            save_checkpoint(folder, model, tokenizer)
+            Template(params.template.prompt, params.template.prompt_with_input).save(folder)
+            write_json(folder / "curve.json", curve)
+        run.metrics(curve[-1])
+        run.curve(curve)
+        run.outputs([out])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,81 @@
+"""The autoregressive reference: fine-tuned on the same records, nucleus answers, and the training perplexities."""
+
+import functools
+
+from transformers import Trainer
+
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.splits import read_split
+from dlm.data.tokenizer import load_tokenizer
+from dlm.errors import UserError, run_script
+from dlm.evaluation.perplexity import response_perplexities
+from dlm.files import atomic_directory, content_hash, write_json, write_jsonl
+from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
+from dlm.models.reference import nucleus_answers
+from dlm.params import tracked
+from dlm.tracking import stage_run
+from dlm.training.batches import CausalCollator
+from dlm.training.run import fit, weights_hash
+
+COLUMNS = ["id", "prompt_ids", "answer_ids"]
+SCORED_TRAINING_RESPONSES = 500
+
+
+def main() -> None:
+    arguments = stage_arguments(__doc__).parse_args()
+    params = stage_params(arguments)
+    settings, data = params.reference, arguments.build / "data"
+    out = arguments.build / "models" / "reference"
+    with stage_run("reference", params=tracked(params, "seed", "model", "reference", "decode")) as run:
+        tokenizer = load_tokenizer(data / "tokenizer")
+        if settings.init == "checkpoint":
+            model, own_tokenizer = load_checkpoint(settings.checkpoint, causal=True)
+            if own_tokenizer.get_vocab() != tokenizer.get_vocab():
+                raise UserError(
+                    f"params.yaml: reference.checkpoint ({settings.checkpoint}) has another tokenizer than the data; "
+                    "set reference.init: random"
+                )
+        else:
+            model = new_backbone(params.model, tokenizer, params.seed, causal=True)
+        train = read_split(data, "train", COLUMNS)
+        curve = fit(
+            "reference",
+            functools.partial(Trainer, data_collator=CausalCollator(tokenizer.eos_token_id)),
+            model,
+            train,
+            read_split(data, "valid", COLUMNS),
+            settings.training,
+            params.seed,
+            {"data": content_hash(data), "weights": weights_hash(model)},
+        )
+        model.eval()
+        answers = nucleus_answers(
+            model,
+            tokenizer,
+            read_split(data, "eval", COLUMNS),
+            seeds=params.decode.seeds,
+            gen_length=params.decode.gen_length,
+            batch_size=params.decode.batch_size,
+            top_p=settings.top_p,
+            temperature=settings.temperature,
+        )
+        sample = train[:SCORED_TRAINING_RESPONSES]
+        perplexities = response_perplexities(
+            model,
+            [row["prompt_ids"] for row in sample],
+            [row["answer_ids"] for row in sample],
+            tokenizer.eos_token_id,
+        )
+        with atomic_directory(out) as folder:
+            save_checkpoint(folder, model, tokenizer)
+            write_json(folder / "curve.json", curve)
+            write_json(folder / "training_perplexities.json", perplexities)
+            write_jsonl(folder / "answers.jsonl", answers)
+        run.metrics(curve[-1])
+        run.curve(curve)
+        run.table("samples", [{"id": a["id"], "answer": a["answer"]} for a in answers[:20]])
+        run.outputs([out])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,94 @@
+"""Table, claims, figures and the page report.html from everything the other stages left; prints the table."""
+
+from pathlib import Path
+from typing import Any
+
+from dlm.analysis.claims import judge_claims
+from dlm.analysis.figures import ReportFigure, report_figures
+from dlm.analysis.page import render, side_by_side
+from dlm.analysis.table import build_table, to_markdown
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.splits import read_split
+from dlm.errors import run_script
+from dlm.files import atomic_directory, atomic_path, read_json, read_jsonl, write_json
+from dlm.params import tracked
+from dlm.tracking import Run, stage_run
+
+CHECKPOINTS = ("sft", "r2ft")
+TRAINED = ("base", "sft", "sft_answer", "r2ft", "reference")
+
+
+def main() -> None:
+    parser = stage_arguments(__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder to write to (default: results)")
+    arguments = parser.parse_args()
+    params = stage_params(arguments)
+    build, results = arguments.build, arguments.results
+    with stage_run("report", params=tracked(params, "report")) as run:
+        cells = [(checkpoint, decoder) for checkpoint in CHECKPOINTS for decoder in params.decoding]
+        rows = build_table(
+            [read_json(build / "evaluation" / f"{c}-{d}.json") for c, d in [("reference", "nucleus"), *cells]]
+        )
+        ablation = [row for c in CHECKPOINTS for row in read_json(build / "ablation" / f"{c}.json")]
+        curves = {name: read_json(build / "models" / name / "curve.json") for name in TRAINED}
+        answers = {(c, d): read_jsonl(build / "answers" / f"{c}-{d}.jsonl") for c, d in cells}
+        examples = read_split(build / "data", "eval", ["id", "instruction", "input", "output"])
+        stats = read_json(build / "data" / "stats.json")
+
+        traced = CHECKPOINTS[-1]
+        figures = report_figures(
+            rows, ablation, curves, traced, {decoder: answers[traced, decoder] for decoder in params.decoding}
+        )
+        claims = judge_claims(rows, ablation)
+        drawn = write_figures(results / "figures", figures)
+        page = render(
+            title=params.report.title,
+            rows=rows,
+            claims=claims,
+            figures=drawn,
+            samples=side_by_side(
+                examples,
+                answers,
+                read_jsonl(build / "models" / "reference" / "answers.jsonl"),
+                params.decode.seeds[0],
+                params.report.samples,
+            ),
+            setting={
+                "prompts": len(examples),
+                "seeds": len(params.decode.seeds),
+                "steps": params.decode.steps,
+                "gen_length": params.decode.gen_length,
+                "train_examples": stats["examples"]["train"],
+            },
+            params_text=arguments.params.read_text(encoding="utf-8"),
+        )
+        write_json(results / "table.json", rows)
+        write_text(results / "table.md", to_markdown(rows))
+        write_text(results / "report.html", page)
+        log(run, results, rows)
+    print(to_markdown(rows), end="")
+
+
+def write_figures(folder: Path, figures: list[ReportFigure]) -> list[tuple[ReportFigure, bytes]]:
+    """Every figure's PNG and data into `folder`, which is replaced as a whole; returns them with their bytes."""
+    with atomic_directory(folder) as temporary:
+        for figure in figures:
+            figure.draw(figure.data, temporary / f"{figure.name}.png")
+            write_json(temporary / f"{figure.name}.json", figure.data)
+    return [(figure, (folder / f"{figure.name}.png").read_bytes()) for figure in figures]
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:
+    run.table("table", rows)
+    run.artifact(results / "figures")
+    run.artifact(results / "report.html")
+    run.outputs([results / name for name in ("table.json", "table.md", "figures", "report.html")])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,61 @@
+"""Masked-diffusion SFT of the base, in one of its two padding settings (METHOD §2).
+
+`sft` is the SFT-only model: loss on every padding EOS, and as many steps as SFT and R2FT together.
+`sft_answer` is what R2FT starts from: loss on the answer and its first EOS only.
+"""
+
+import functools
+
+from dlm.cli import stage_arguments, stage_params
+from dlm.data.splits import read_split
+from dlm.data.template import Template
+from dlm.errors import run_script
+from dlm.files import atomic_directory, content_hash, write_json
+from dlm.models.backbone import load_checkpoint, save_checkpoint
+from dlm.params import tracked
+from dlm.tracking import stage_run
+from dlm.training.batches import SftCollator
+from dlm.training.run import fit, weights_hash
+from dlm.training.trainers import DiffusionTrainer
+
+COLUMNS = ["prompt_ids", "answer_ids"]
+
+
+def main() -> None:
+    parser = stage_arguments(__doc__)
+    parser.add_argument("--variant", choices=("sft", "sft_answer"), required=True)
+    arguments = parser.parse_args()
+    params = stage_params(arguments)
+    data = arguments.build / "data"
+    out = arguments.build / "models" / arguments.variant
+    supervise_padding = arguments.variant == "sft"
+    steps = params.sft.training.steps + (params.r2ft.training.steps if supervise_padding else 0)
+    with stage_run("sft", cell=arguments.variant, params=tracked(params, "seed", "sft")) as run:
+        model, tokenizer = load_checkpoint(arguments.build / "models" / "base", causal=False)
+        collator = SftCollator(
+            params.data.max_prompt_length + params.data.window,
+            tokenizer.eos_token_id,
+            supervise_padding=supervise_padding,
+        )
+        curve = fit(
+            arguments.variant,
+            functools.partial(DiffusionTrainer, mask_id=tokenizer.mask_token_id, data_collator=collator),
+            model,
+            read_split(data, "train", COLUMNS),
+            read_split(data, "valid", COLUMNS),
+            params.sft.training,
+            params.seed,
+            {"data": content_hash(data), "weights": weights_hash(model), "padding": supervise_padding},
+            steps=steps,
+        )
+        with atomic_directory(out) as folder:
+            save_checkpoint(folder, model, tokenizer)
+            Template(params.template.prompt, params.template.prompt_with_input).save(folder)
+            write_json(folder / "curve.json", curve)
+        run.metrics(curve[-1])
+        run.curve(curve)
+        run.outputs([out])
+
+
+if __name__ == "__main__":
+    run_script(main)

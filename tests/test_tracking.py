@@ -1,0 +1,346 @@
+"""Tracking against a real sqlite database: structure, failures, signals, and several processes at once."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from dlm.tracking import md5, stage_run
+
+VARIABLES = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "DLM_TRACKING", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI")
+THREE_AT_ONCE = """
+from dlm.tracking import stage_run
+import sys
+with stage_run("decode", sys.argv[1], {"seed": 1}) as run:
+    run.metrics({"nfe": 15.2})
+"""
+SLEEP = """
+import time
+from pathlib import Path
+from dlm.tracking import stage_run
+with stage_run("train", "sft") as run:
+    try:
+        Path("started").touch()
+        time.sleep(60)
+    finally:
+        Path("cleaned").touch()
+"""
+BODY = """
+from dlm.tracking import stage_run
+with stage_run("score", params={"seed": 1}) as run:
+    run.metrics({"nfe": 1})
+    run.curve([{"step": 1, "loss": 2}])
+    run.table("samples", [{"a": 1}])
+    run.artifact("missing")
+    run.outputs(["missing"])
+print("body ran")
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(workspace(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for the module, made by three first users at once: making one takes seconds."""
+    folder = workspace(tmp_path_factory.mktemp("pipeline"))
+    environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    commands = [[sys.executable, "-c", THREE_AT_ONCE, cell] for cell in ("one", "two", "three")]
+    started = [
+        subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@pytest.fixture
+def client(uri: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> MlflowClient:
+    """The module's database, with a pipeline run of the test's own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("DVC_EXP_NAME", request.node.name)
+    return MlflowClient(tracking_uri=uri)
+
+
+def workspace(folder: Path) -> Path:
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    (folder / "params.yaml").write_text("seed: 1\n")
+    return folder
+
+
+def found(client: MlflowClient, where: str, experiment: str = "dlm") -> list[Any]:
+    experiments = [client.get_experiment_by_name(experiment).experiment_id]
+    return list(client.search_runs(experiments, where, order_by=["attributes.start_time ASC"]))
+
+
+def parent_and_children(client: MlflowClient, key: str) -> tuple[Any, list[Any]]:
+    (parent,) = found(client, f"tags.`dlm.key` = '{key}'")
+    return parent, found(client, f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+
+
+def script(code: str, **variables: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_three_first_users_at_once_share_one_parent_and_all_log(uri: str) -> None:
+    client = MlflowClient(tracking_uri=uri)
+    (parent,) = found(client, "tags.experiment = 'workspace' AND tags.`dlm.key` != ''")
+    children = found(client, f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert {child.info.run_name for child in children} == {"decode@one", "decode@two", "decode@three"}
+    assert all(child.data.metrics == {"nfe": 15.2} for child in children)
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_posix() in parent.info.artifact_uri
+
+
+def test_stages_of_one_pipeline_run_are_children_with_tags(
+    client: MlflowClient, request: pytest.FixtureRequest
+) -> None:
+    with stage_run("prepare"):
+        pass
+    with stage_run("decode", cell="r2ft-conv"):
+        pass
+    parent, children = parent_and_children(client, request.node.name)
+    assert [child.info.run_name for child in children] == ["prepare", "decode@r2ft-conv"]
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    tags = children[1].data.tags
+    assert (tags["stage"], tags["cell"], tags["experiment"]) == ("decode", "r2ft-conv", request.node.name)
+    assert tags["params_hash"] == hashlib.md5(b"seed: 1\n").hexdigest()
+    assert (tags["git_sha"], tags["git_dirty"]) == ("", "false")
+
+
+def test_without_an_experiment_the_files_and_the_commit_make_the_key(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit() -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run(["git", *command], check=True)
+
+    def parent() -> str:
+        with stage_run("key") as run:
+            pass
+        tags = client.get_run(run.run_id).data.tags
+        seen.append((tags["git_sha"], tags["git_dirty"]))
+        return tags["mlflow.parentRunId"]
+
+    seen: list[tuple[str, str]] = []
+    monkeypatch.delenv("DVC_EXP_NAME")
+    Path("dvc.lock").touch()
+    commit()
+    first = parent()
+    Path("dvc.lock").write_text("changed by the pipeline itself")
+    assert parent() == first
+    Path("params.yaml").write_text("seed: 2\n")
+    second = parent()
+    commit()
+    third = parent()
+    assert len({first, second, third}) == 3
+    assert [dirty for _, dirty in seen] == ["false", "false", "true", "false"]
+    assert len(seen[0][0]) == 40
+    assert seen[0][0] == seen[2][0] != seen[3][0]
+
+
+def test_everything_logged_can_be_read_back(client: MlflowClient, tmp_path: Path) -> None:
+    figures, model = Path("figures"), Path("build/models/sft")
+    for folder in (figures, model / "deep"):
+        folder.mkdir(parents=True)
+    (figures / "x.svg").write_text("<svg/>")
+    (model / "b.bin").write_bytes(b"weights")
+    (model / "deep" / "a.json").write_text("{}")
+    with stage_run("decode", params={"seed": 1, "decoding": {"conv": {"kernel_size": 33}}, "long": "x" * 9000}) as run:
+        run.metrics({"nfe": 15.2, "pass@1 (%)": 3, "none": None, "nan": float("nan"), "name": "x", "deep": {"er": 1}})
+        run.metrics({"kept": 1, "step": 7})
+        run.curve([{"step": step, "loss": 1 / step, "note": "x"} for step in range(1, 1501)])
+        run.table("samples", [{"prompt": "a", "answer": "b"}, {"prompt": "c", "score": [1, 2]}])
+        run.table("empty", [])
+        run.artifact(figures / "x.svg")
+        run.artifact(figures)
+        run.outputs([model, figures / "x.svg"])
+    assert run.healthy
+    stored = client.get_run(run.run_id)
+    assert stored.data.params == {"seed": "1", "decoding.conv.kernel_size": "33", "long": "x" * 6000}
+    metrics = stored.data.metrics
+    assert metrics == {"nfe": 15.2, "pass_1 ___": 3, "deep.er": 1, "kept": 1, "loss": 1 / 1500}
+    assert client.get_metric_history(run.run_id, "kept")[0].step == 7
+    points = {point.step: point.value for point in client.get_metric_history(run.run_id, "loss")}
+    assert points == {step: 1 / step for step in range(1, 1501)}
+    table = json.loads(Path(client.download_artifacts(run.run_id, "samples.json", str(tmp_path))).read_text())
+    assert table["columns"] == ["prompt", "answer", "score"]
+    assert table["data"] == [["a", "b", None], ["c", None, [1, 2]]]
+    assert {"x.svg", "figures", "samples.json"} <= {item.path for item in client.list_artifacts(run.run_id)}
+    assert [item.path for item in client.list_artifacts(run.run_id, "figures")] == ["figures/x.svg"]
+    digests = {"build/models/sft": md5(model), "figures/x.svg": hashlib.md5(b"<svg/>").hexdigest()}
+    assert {item.dataset.name: item.dataset.digest for item in stored.inputs.dataset_inputs} == digests
+    assert {f"md5.{name}": digest for name, digest in digests.items()}.items() <= stored.data.tags.items()
+
+
+def test_md5_of_a_folder_is_that_of_dvc(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "ü.txt").write_text("one")
+    (folder / "a.txt").write_text("two")
+    first = md5(folder)
+    listing = [
+        {"md5": hashlib.md5(b"two").hexdigest(), "relpath": "a.txt"},
+        {"md5": hashlib.md5(b"one").hexdigest(), "relpath": "a/ü.txt"},
+    ]
+    assert first == hashlib.md5(json.dumps(listing).encode()).hexdigest() + ".dir"
+    (folder / "a.txt").rename(folder / "b.txt")
+    assert md5(folder) != first
+
+
+def test_secrets_are_masked_and_ordinary_names_are_not(client: MlflowClient) -> None:
+    params = {
+        "api_key": "s3cret",
+        "remote": {"password": "s3cret", "Token": "s3cret"},
+        "client.secret": "s3cret",
+        "tokenizer": "byte",
+        "mask_token_id": 3,
+        "token": 4,
+        "key": "plain",
+    }
+    with stage_run("secrets", params=params) as run:
+        pass
+    stored = client.get_run(run.run_id).data.params
+    assert "s3cret" not in stored.values()
+    masked = {name for name, value in stored.items() if value == "***"}
+    assert masked == {"api_key", "remote.password", "remote.Token", "client.secret"}
+    assert stored["tokenizer"] == "byte"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("wrong"), "FAILED"), (SystemExit(2), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_an_exception_ends_the_run_and_passes(
+    client: MlflowClient, request: pytest.FixtureRequest, error: BaseException, status: str
+) -> None:
+    with pytest.raises(type(error)), stage_run("bad"):
+        raise error
+    parent, (child,) = parent_and_children(client, request.node.name)
+    assert (parent.info.status, child.info.status) == (status, status)
+
+
+def test_the_signal_handler_is_restored(client: MlflowClient) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stage_run("signals"):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_ends_the_run_as_killed_after_clean_up(client: MlflowClient, request: pytest.FixtureRequest) -> None:
+    process = script(SLEEP)
+    wait_for(Path("started").exists)
+    process.terminate()
+    assert process.wait(timeout=20) == -signal.SIGTERM
+    assert Path("cleaned").exists()
+    parent, (child,) = parent_and_children(client, request.node.name)
+    assert (parent.info.status, child.info.status) == ("KILLED", "KILLED")
+
+
+def test_the_next_start_marks_a_run_killed_outright(client: MlflowClient, request: pytest.FixtureRequest) -> None:
+    process = script(SLEEP)
+    wait_for(Path("started").exists)
+    with stage_run("train", "other"):
+        pass
+    process.kill()
+    process.wait(timeout=20)
+    _, children = parent_and_children(client, request.node.name)
+    assert {c.info.run_name: c.info.status for c in children} == {"train@sft": "RUNNING", "train@other": "FINISHED"}
+    with stage_run("train", "sft"):
+        pass
+    _, children = parent_and_children(client, request.node.name)
+    assert sorted(c.info.status for c in children) == ["FINISHED", "FINISHED", "KILLED"]
+    killed = next(c for c in children if c.info.status == "KILLED")
+    assert killed.info.run_name == "train@sft"
+
+
+def test_a_server_that_is_down_costs_seconds_and_one_line() -> None:
+    started = time.monotonic()
+    process = script(BODY, MLFLOW_TRACKING_URI="http://someone:pa55word@127.0.0.1:9")
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "body ran\n")
+    assert errors.startswith("tracking is off: ")
+    assert errors.endswith("; the run goes on\n")
+    assert errors.count("\n") == 1
+    assert "pa55word" not in errors
+    assert time.monotonic() - started < 20
+
+
+def test_an_unreadable_database_costs_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("mlflow.db").write_text("no database\n" * 1000)
+    with stage_run("score") as run:
+        run.metrics({"nfe": 1})
+    errors = capfd.readouterr().err
+    assert errors.startswith("tracking is off: ")
+    assert errors.count("\n") == 1
+
+
+def test_without_mlflow_the_body_runs(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with stage_run("score") as run:
+        run.metrics({"nfe": 1})
+    assert capfd.readouterr().err.count("tracking is off: ") == 1
+
+
+def test_a_failure_in_the_middle_warns_once_and_still_ends_the_run(
+    client: MlflowClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with stage_run("score") as run:
+        run.artifact("missing.png")
+        run.metrics({"nfe": 1})
+        run.outputs(["missing"])
+    assert capfd.readouterr().err.count("\n") == 1
+    stored = client.get_run(run.run_id)
+    assert (stored.info.status, stored.data.metrics) == ("FINISHED", {})
+
+
+def test_switched_off_it_is_silent(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DLM_TRACKING", "off")
+    with contextlib.suppress(ValueError), stage_run("score", params={"seed": 1}) as run:
+        run.metrics({"nfe": 1})
+        raise ValueError
+    assert capfd.readouterr() == ("", "")
+    assert not Path("mlflow.db").exists()
+
+
+def test_the_database_lies_in_the_root_that_dvc_names(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(uri.removeprefix("sqlite:///")).parent
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "elsewhere")
+    Path("sub").mkdir()
+    monkeypatch.chdir("sub")
+    with stage_run("score", params={"seed": 1}) as run:
+        run.table("samples", [{"a": 1}])
+    assert not Path("../mlflow.db").exists()
+    stored = found(MlflowClient(tracking_uri=uri), f"attributes.run_id = '{run.run_id}'", "elsewhere")
+    assert [item.info.status for item in stored] == ["FINISHED"]
+    assert list((root / "mlartifacts").rglob("samples.json"))
