@@ -36,7 +36,7 @@ def main() -> None:
             params.evaluate.high_prior_tokens,
         )
         scorer, _ = load_checkpoint(build / "models" / "reference", causal=True)
-        lm = DiffusionLM.load(build / "models" / arguments.checkpoint)
+        lm = DiffusionLM.load(build / "models" / arguments.checkpoint, precision=params.decode.precision)
         rows = []
         for variant, options, prompts, steps in variants(params):
             answers, _ = decode_prompts(

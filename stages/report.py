@@ -20,10 +20,10 @@ TRAINED = ("base", "sft", "sft_answer", "r2ft", "reference")
 
 def main() -> None:
     parser = stage_arguments(__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder to write to (default: results)")
+    parser.add_argument("--results", type=Path, help="folder to write to (default: params.yaml: report.results)")
     arguments = parser.parse_args()
     params = stage_params(arguments)
-    build, results = arguments.build, arguments.results
+    build, results = arguments.build, arguments.results or Path(params.report.results)
     with stage_run("report", params=tracked(params, "report")) as run:
         cells = [(checkpoint, decoder) for checkpoint in CHECKPOINTS for decoder in params.decoding]
         rows = build_table(

@@ -64,7 +64,7 @@ def body(stage: dict) -> dict:
 def test_deps_are_the_imports(name: str) -> None:
     stage = body(PIPELINE[name])
     script = stage["cmd"].split()[1]
-    deps = {dep for dep in stage["deps"] if dep.startswith(("src/", "stages/"))}
+    deps = {dep for dep in stage["deps"] if dep.startswith(("src/", "stages/")) and dep.endswith(".py")}
     assert deps == closure(script) | {script}
 
 
@@ -89,6 +89,16 @@ def test_matrix_covers_params() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert PIPELINE["decode"]["matrix"] == PIPELINE["evaluate"]["matrix"]
     assert set(PIPELINE["decode"]["matrix"]["decoder"]) <= set(params["decoding"])
+
+
+def test_report_depends_on_every_cell() -> None:
+    """The report lists its inputs one by one (a folder that many stages write into breaks pulling a fresh clone)."""
+    axes = PIPELINE["decode"]["matrix"]
+    cells = {f"{checkpoint}-{decoder}" for checkpoint in axes["checkpoint"] for decoder in axes["decoder"]}
+    deps = set(PIPELINE["report"]["deps"])
+    assert {f"build/answers/{cell}.jsonl" for cell in cells} <= deps
+    assert {f"build/evaluation/{cell}.json" for cell in cells} <= deps
+    assert "build/evaluation/reference-nucleus.json" in deps
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "stages").glob("*.py")), ids=lambda path: path.stem)

@@ -21,6 +21,7 @@ from dlm.decoding.presets import make_decoder
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
 from dlm.models.denoiser import Denoiser
+from dlm.models.precision import use_bf16
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,24 @@ class DiffusionLM:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, template: Template | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        template: Template | None = None,
+        precision: str = "fp32",
     ) -> None:
         if tokenizer.mask_token_id is None or tokenizer.eos_token_id is None:
             raise UserError("the tokenizer needs a mask and an end-of-text token; add them and save it again")
         self.tokenizer = tokenizer
         self.template = template
-        self.denoiser = Denoiser(model, tokenizer.mask_token_id)
+        self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision))
 
     @classmethod
-    def load(cls, path: Path | str, device: str | None = None) -> "DiffusionLM":
+    def load(cls, path: Path | str, device: str | None = None, precision: str = "fp32") -> "DiffusionLM":
         """Load a checkpoint (folder or hub name; safetensors, no remote code) onto `device` (default: CUDA if any).
+
+        `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 where the hardware has
+        it): faster, and equal up to rounding.
 
         Raises:
             UserError: nothing there, not a masked diffusion model, or broken weights.
@@ -68,7 +76,7 @@ class DiffusionLM:
         model, tokenizer = load_checkpoint(path, causal=False)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.nn.Module.to(model, device)
-        return cls(model, tokenizer, load_template(path))
+        return cls(model, tokenizer, load_template(path), precision)
 
     def prompt(self, instruction: str, input: str = "") -> str:
         """The checkpoint's own template around an instruction. Raises UserError where it was saved without one."""

@@ -5,6 +5,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+FULL = "No space left on device"
+KEPT = "nothing half written was kept; mend the cause and run again"
+
+
 class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and the remedy, in one line."""
 
@@ -23,4 +27,9 @@ def run_script(main: Callable[[], None]) -> None:
         fail(str(error))
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        fail(f"{error.strerror or error}{where}: nothing half written was kept; mend the cause and run again")
+        fail(f"{error.strerror or error}{where}: {KEPT}")
+    except Exception as error:
+        # torch and safetensors raise their own types when the disk is full.
+        if FULL not in str(error):
+            raise
+        fail(f"{FULL}: {KEPT}")

@@ -22,10 +22,11 @@ class BuiltinParams:
     grammar: str
     train_size: int
     slots: tuple[int, ...]
+    topics: int | None
     holdout: float
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["train_size"])
+        at_least(self, where, 1, ["train_size", "topics"])
         share(self, where, ["holdout"])
         require(
             bool(self.slots) and min(self.slots) >= 1, dotted(where, "slots"), "a list of counts from 1", self.slots
@@ -229,6 +230,7 @@ class DecodeParams:
     steps: int
     gen_length: int
     batch_size: int
+    precision: Literal["auto", "fp32", "bf16"]
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["steps", "gen_length", "batch_size"])
@@ -271,6 +273,7 @@ class EvaluateParams:
 class ReportParams:
     """The report page."""
 
+    results: str
     title: str
     samples: int
 

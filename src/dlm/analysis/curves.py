@@ -11,22 +11,22 @@ from dlm.analysis.canvas import DASHES, MARKERS, PALETTE, canvas
 Curve = Sequence[Mapping[str, float]]
 # What the loss of each model averages over: losses of different panels do not compare.
 LOSSES = {
-    "base": "base: diffusion, all text",
-    "sft": "sft: diffusion, answer and padding",
-    "sft_answer": "sft_answer: diffusion, answer alone",
-    "reference": "reference: next token",
+    "base": "base\ndiffusion, all text",
+    "sft": "sft\ndiffusion, answer and padding",
+    "sft_answer": "sft_answer\ndiffusion, answer alone",
+    "reference": "reference\nnext token",
 }
 R2FT_PANELS = (
-    ("mean log p, nats a token", {"eval_log_p_chosen": "chosen", "eval_log_p_rejected": "rejected"}),
-    ("mean log-prior of a sampled token, nats", {"eval_mean_log_prior": "log-prior"}),
+    ("mean log p of the two sides", {"eval_log_p_chosen": "chosen", "eval_log_p_rejected": "rejected"}),
+    ("mean log-prior of a sampled token", {"eval_mean_log_prior": "log-prior"}),
 )
 
 
 def r2ft_data(curve: Curve) -> dict[str, Any]:
     """The held-out quantities of R2FT over its steps."""
     panels = [
-        {"label": label, "lines": {name: series(curve, key) for key, name in keys.items()}}
-        for label, keys in R2FT_PANELS
+        {"title": title, "lines": {name: series(curve, key) for key, name in keys.items()}}
+        for title, keys in R2FT_PANELS
     ]
     return {"panels": panels}
 
@@ -51,7 +51,8 @@ def draw_r2ft(data: dict[str, Any], path: Path) -> None:
                     color=PALETTE[index],
                     label=name,
                 )
-            _steps(axis, panel["label"])
+            axis.set_title(panel["title"])
+            _steps(axis, "nats a token")
         axes[0].legend()
 
 

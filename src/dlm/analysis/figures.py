@@ -84,7 +84,7 @@ def report_figures(
             "losses",
             "Training and held-out losses",
             "Look for held-out marks that stay with the training line; they part where a model learns its examples by "
-            "heart. Each panel averages over other tokens, so that levels compare within a panel only.",
+            "heart (each panel averages over other tokens, so that levels compare within a panel only).",
             loss_data(curves),
             draw_losses,
         ),
@@ -92,7 +92,7 @@ def report_figures(
             "unmasking",
             "Unmasking order (the paper's Fig. 7)",
             "Look for the slope: a line that climbs from left to right is written outwards from the prompt, a flat one "
-            "anywhere at any time, and steps are blocks.",
+            "anywhere at any time, and stairs are blocks.",
             unmasking_data(traced, answers, prompt),
             draw_unmasking,
         ),

@@ -68,7 +68,7 @@ def render(
         rows=rows,
         groups=[(name, table.used(rows, columns)) for name, columns in table.GROUPS.items()],
         exact=table.quality_axes(rows)[0].name == "well_formed",
-        notes=table.NOTES,
+        bold=table.BOLD,
         claims=claims,
         rule=RULE,
         figures=[(figure, base64.b64encode(png).decode("ascii")) for figure, png in figures],

@@ -12,6 +12,7 @@ from dlm.analysis.table import Column, Row, is_reference
 
 # variant of the ablation's rows -> (the key of its size, its label)
 SIZES = {"block": ("block_length", "semi-AR over block length"), "kernel": ("kernel_size", "Conv over kernel size")}
+UNITS = {"length": "tokens", "perplexity": "geometric mean", "slot_error_rate": "per fact asked for"}
 
 
 def decoder_data(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def decoder_data(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, An
             if not is_reference(row):
                 series.setdefault(row["checkpoint"], {})[row["decoder"]] = _point(row, column)
         reference = next((_point(row, column) for row in rows if is_reference(row)), None)
-        panels.append({"metric": column.name, "label": _label(column), "series": series, "reference": reference})
+        panels.append({"metric": column.name, **_labels(column), "series": series, "reference": reference})
     return {"panels": panels}
 
 
@@ -31,10 +32,9 @@ def _point(row: Row, column: Column) -> dict[str, Any]:
     return {"value": row[column.name], "ci": row[f"{column.name}_ci"]}
 
 
-def _label(column: Column) -> str:
-    unit = {"length": ", tokens", "perplexity": ""}.get(column.name, "")
-    end = f" ({column.better} is better)" if column.better else ""
-    return f"{column.heading}{unit}{end}"
+def _labels(column: Column) -> dict[str, str]:
+    unit = UNITS.get(column.name, "share")
+    return {"title": column.heading, "label": f"{unit} ({column.better} is better)" if column.better else unit}
 
 
 def draw_decoders(data: dict[str, Any], path: Path) -> None:
@@ -52,6 +52,7 @@ def draw_decoders(data: dict[str, Any], path: Path) -> None:
                 known = [d for d in decoders if points.get(d, {}).get("value") is not None]
                 heights = [decoders.index(d) + shift for d in known]
                 _dots(axis, heights, [points[d] for d in known], checkpoint, index)
+            axis.set_title(panel["title"])
             axis.set_xlabel(panel["label"])
         axes[0].set_yticks(range(len(decoders)), decoders)
         axes[0].set_ylim(len(decoders) - 0.5, -0.5)
@@ -99,7 +100,7 @@ def size_data(ablation: Sequence[Row], columns: Sequence[Column]) -> dict[str, A
                 found = sorted((r for r in found if r[column.name] is not None), key=lambda r: r[key])
                 points = [{"size": r[key], **_point(r, column)} for r in found]
                 lines.append({"variant": variant, "label": label, "checkpoint": checkpoint, "points": points})
-        panels.append({"metric": column.name, "label": _label(column), "lines": lines})
+        panels.append({"metric": column.name, **_labels(column), "lines": lines})
     return {"panels": panels}
 
 
@@ -117,6 +118,7 @@ def draw_sizes(data: dict[str, Any], path: Path) -> None:
             axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
             axis.set_xlabel("block length or kernel size, tokens (log scale)")
+            axis.set_title(panel["title"])
             axis.set_ylabel(panel["label"])
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2)

@@ -63,9 +63,11 @@ STRUCTURE = (
 )
 GROUPS = {"Quality and speed": QUALITY, "Structure and degeneration": STRUCTURE}
 COLUMNS = {column.name: column for group in GROUPS.values() for column in group}
-NOTES = (
-    "± is half the width of the 95% interval (bootstrap over prompts; jackknife for distinct-2); – means not defined.",
-    "Bold: the best diffusion value of a column. A column without an arrow has no good end: the reference is its mark.",
+BOLD = (
+    "Bold: the best diffusion value of a column. A column without an arrow has no good end: the reference is its mark."
+)
+PLUS_MINUS = (
+    "± is half the width of the 95% interval (bootstrap over prompts; jackknife for distinct-2); – means not defined."
 )
 
 
@@ -149,12 +151,14 @@ def interval(row: Row, column: Column) -> str:
 
 
 def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
-    """Whether the row's value is the best of the diffusion rows; those that print the same share the honour."""
+    """Whether the row's value is the best of the diffusion rows; rows that print the same share the honour,
+    and where all do there is none."""
     values = [r[column.name] for r in rows if not is_reference(r) and r[column.name] is not None]
-    if is_reference(row) or row[column.name] is None or column.better is None or len(values) < 2:
+    if is_reference(row) or row[column.name] is None or column.better is None:
         return False
+    printed = {number(value, column) for value in values}
     best = max(values) if column.better == "higher" else min(values)
-    return number(row[column.name], column) == number(best, column)
+    return len(printed) > 1 and number(row[column.name], column) == number(best, column)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -164,7 +168,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
         shown = used(rows, columns)
         if shown:
             parts += [f"**{title}**", _grid(rows, shown), "\n".join(f"- {c.heading}: {c.meaning}." for c in shown)]
-    return "\n\n".join([*parts, *NOTES]) + "\n"
+    settings = dict.fromkeys((r["steps"], r["gen_length"], r["n"]) for r in rows if not is_reference(r))
+    counts = [f"{steps} steps for {length} tokens, {n} answers a row." for steps, length, n in settings]
+    return "\n\n".join([*parts, " ".join([*counts, PLUS_MINUS, BOLD])]) + "\n"
 
 
 def _grid(rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from dlm.analysis.canvas import DASHES, PALETTE, canvas
 
-FILLED = "#bdbdbd"
+FILLED = "#d4d4d4"
 # A mean over fewer answers than this share jumps about: the rest were set by EOS-fill.
 LEAST_SHARE = 0.1
 
@@ -48,10 +49,10 @@ def draw_unmasking(data: dict[str, Any], path: Path) -> None:
             means = [np.nan if value is None else value for value in entry["mean_step"]]
             style = DASHES[index % len(DASHES)]
             lines.plot(means, color=PALETTE[index % len(PALETTE)], linestyle=style, linewidth=1.5, label=name)
-        lines.set_ylabel("mean step of the final token")
-        lines.set_title(f"all answers of {data['checkpoint']}")
-        lines.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        colours = matplotlib.colormaps["cividis"].with_extremes(bad=FILLED)
+        lines.set_ylabel("step of the final token")
+        lines.set_title(f"mean over all answers of {data['checkpoint']}")
+        figure.legend(loc="outside upper left", ncols=6)
+        colours = matplotlib.colormaps["viridis"].with_extremes(bad=FILLED)
         shown = np.ma.masked_less(strips, 0)
         mesh = image.imshow(
             shown, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=max(int(strips.max()), 1)
@@ -60,4 +61,4 @@ def draw_unmasking(data: dict[str, Any], path: Path) -> None:
         image.grid(visible=False)
         image.set_title("one answer to one prompt (grey: set by EOS-fill)")
         image.set_xlabel("position in the response, tokens")
-        figure.colorbar(mesh, ax=image, label="step", pad=0.01)
+        figure.colorbar(mesh, ax=image, label="step", pad=0.01, ticks=MaxNLocator(5, integer=True))

@@ -21,7 +21,7 @@ Combination = tuple[str, tuple[str, ...]]
 
 
 def split_combinations(
-    grammar: Grammar, slots: Sequence[int], holdout: float, seed: int
+    grammar: Grammar, slots: Sequence[int], holdout: float, seed: int, topics: int | None = None
 ) -> dict[str, list[Combination]]:
     """Deal every (topic, set of attributes) to exactly one of train, valid and eval.
 
@@ -30,6 +30,7 @@ def split_combinations(
         slots: the numbers of attributes an instruction may ask for.
         holdout: share of the combinations kept from training, half for valid and half for eval.
         seed: of the deal.
+        topics: only the grammar's first so many. Fewer topics leave each one's combinations in the same split.
     """
     combinations = [
         (topic, chosen)
@@ -43,11 +44,9 @@ def split_combinations(
         raise UserError(
             f"data.builtin.holdout leaves a split empty: {held} of {len(combinations)} combinations held out"
         )
-    return {
-        "eval": combinations[: held // 2],
-        "valid": combinations[held // 2 : held],
-        "train": combinations[held:],
-    }
+    used = set(list(grammar.topics)[:topics])
+    shares = {"eval": combinations[: held // 2], "valid": combinations[held // 2 : held], "train": combinations[held:]}
+    return {name: [entry for entry in share if entry[0] in used] for name, share in shares.items()}
 
 
 def generate(grammar: Grammar, combinations: Sequence[Combination], size: int, seed: int, name: str) -> list[Record]:

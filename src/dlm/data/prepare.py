@@ -25,7 +25,7 @@ def load_splits(data: DataParams, seed: int) -> tuple[dict[str, list[Record]], d
     """Read the source and deal it into train, valid and eval; the second value counts what cleaning dropped."""
     if data.source == "builtin":
         grammar = load_grammar(data.builtin.grammar)
-        shares = split_combinations(grammar, data.builtin.slots, data.builtin.holdout, seed)
+        shares = split_combinations(grammar, data.builtin.slots, data.builtin.holdout, seed, data.builtin.topics)
         sizes = {"train": data.builtin.train_size, "valid": data.valid_size, "eval": data.eval_size}
         splits = {name: generate(grammar, shares[name], sizes[name], seed, name) for name in SPLITS}
         return splits, {"read": sum(sizes.values()), "kept": sum(sizes.values())}

@@ -1,11 +1,8 @@
 """Records from files and from the Hugging Face hub, cleaned in one way."""
 
 import csv
-import gzip
 import io
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Collection
 from functools import partial
 from numbers import Number
@@ -13,8 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import zstandard
-
+from dlm.data.compression import DECOMPRESSORS, read_bytes
 from dlm.data.records import Record
 from dlm.errors import UserError
 
@@ -25,37 +21,20 @@ Table = tuple[list[str], list[dict[str, Any]]]  # column names; rows as column -
 def read_records(path: str | Path, columns: dict[str, str], *, require_output: bool = True) -> Cleaned:
     """Read and clean the records of a file; its name's suffixes give the format (READERS, DECOMPRESSORS).
 
-    Args:
-        path: JSON (a list of objects, or an object that holds one), JSON lines, CSV, TSV or parquet.
-        columns: our instruction, input and output -> the file's column names. The column for `input` may be absent.
-        require_output: False lets the column for `output` be absent, and keeps records whose output is empty.
-
-    Returns:
-        The records that are left, in the file's order, and how many were read, dropped for each cause, and kept.
+    `columns` maps our instruction, input and output to the file's column names; the one for input may be absent, the
+    one for output only without `require_output`, which also keeps empty outputs. Returned are the records left, in the
+    file's order, and the counts of those read, dropped for each cause, and kept.
 
     Raises:
         UserError: the file is missing, empty, broken, of an unknown format, or without a column or usable record.
     """
     path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise _bad(path, f"cannot be read ({reason}); name a file that exists and may be read") from None
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in DECOMPRESSORS else None
-    reader = READERS.get(suffixes[-1] if suffixes else "")
-    if reader is None:
+    suffixes = ["", *(suffix.lower() for suffix in path.suffixes if suffix.lower() not in DECOMPRESSORS)]
+    if suffixes[-1] not in READERS:
         supported = f"{', '.join(READERS)}, each also with {', '.join(DECOMPRESSORS)}"
         raise _bad(path, f"unknown suffix; rename or convert it to one of {supported}")
-    if raw and compression:
-        try:
-            raw = DECOMPRESSORS[compression](raw)
-        except (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
-            raise _bad(path, f"truncated or not {compression} data ({error}); download or write it again") from None
-    if not raw.strip():
-        raise _bad(path, "is empty; download or write it again")
-    return _clean(reader(raw, path, columns.values()), columns, str(path), require_output)
+    raw = read_bytes(path)
+    return _clean(READERS[suffixes[-1]](raw, path, columns.values()), columns, str(path), require_output)
 
 
 def load_hub(
@@ -66,20 +45,16 @@ def load_hub(
     Raises:
         UserError: no network, no such dataset, config or split, a missing column, or no usable record.
     """
-    # Imported here: it takes seconds, and the other sources do without.
-    import datasets
+    import datasets  # here, as it takes seconds and the other sources do without
 
     try:
         dataset = datasets.load_dataset(name, config, split=split)
-        wanted = [column for column in dataset.column_names if column in columns.values()]
+        wanted = list(set(columns.values()).intersection(dataset.column_names))
         table = dataset.column_names, dataset.select_columns(wanted).to_list()
     except Exception as error:  # the hub, the network and each builder raise classes of their own
-        reason = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
-        remedy = (
-            f"download https://huggingface.co/datasets/{name}, set data.source: file and data.file.path to the copy"
-        )
-        what = f"cannot load dataset {name!r}, config {config!r}, split {split!r} ({reason})"
-        raise _bad("data.hub", f"{what}; check these names, or {remedy}") from None
+        what = f"cannot load dataset {name!r}, config {config!r}, split {split!r} ({str(error)[:200]})"
+        copy = f"download https://huggingface.co/datasets/{name} and set data.source: file, data.file.path: the copy"
+        raise _bad("data.hub", f"{what}; check these names, or {copy}") from None
     return _clean(table, columns, f"data.hub: {name}", require_output)
 
 
@@ -94,19 +69,18 @@ def _clean(table: Table, columns: dict[str, str], where: str, require_output: bo
         if names.count(column) > 1:
             raise _bad(where, f"{names.count(column)} columns are named {column!r}; rename all but one")
     counts = dict.fromkeys(("read", "empty_instruction", "empty_output", "duplicate", "kept"), 0)
-    # A dict for its order: the records themselves cannot be hashed.
-    kept: dict[tuple[str, ...], Record] = {}
+    kept: dict[tuple[str, str, str], Record] = {}
+    used = columns["instruction"], columns["input"], columns["output"]
     for number, row in enumerate(rows, start=1):
-        at = f"{where}: record {number}"
-        key = tuple(_text(row.get(columns[ours]), columns[ours], at) for ours in ("instruction", "input", "output"))
-        if not key[0]:
+        instruction, context, output = (_text(row.get(name), name, f"{where}: record {number}") for name in used)
+        if not instruction:
             counts["empty_instruction"] += 1
-        elif require_output and not key[2]:
+        elif require_output and not output:
             counts["empty_output"] += 1
-        elif key in kept:
+        elif (instruction, context, output) in kept:
             counts["duplicate"] += 1
         else:
-            kept[key] = Record(*key)
+            kept[instruction, context, output] = Record(instruction, context, output)
     counts |= {"read": len(rows), "kept": len(kept)}
     if not kept:
         tally = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -115,16 +89,13 @@ def _clean(table: Table, columns: dict[str, str], where: str, require_output: bo
 
 
 def _text(value: Any, column: str, where: str) -> str:
-    # NaN is how exports from data frames write null.
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (isinstance(value, float) and value != value):  # exports from data frames write null as NaN
         return ""
     if not isinstance(value, str | Number):
         raise _bad(where, f"column {column!r} holds a {type(value).__name__}; convert it to text")
     text = str(value).strip()
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _bad(where, f"column {column!r} holds half a character ({error.reason}); remove it") from None
+    if text.encode(errors="ignore").decode() != text:  # half a surrogate pair could not be written later
+        raise _bad(where, f"column {column!r} holds half a surrogate pair; remove it")
     return text
 
 
@@ -168,8 +139,7 @@ def _delimited(raw: bytes, path: Path, wanted: Collection[str], delimiter: str) 
         raise _bad(f"{path}:{line}", "holds a NUL character; save it as UTF-8 text or remove it")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
-    # The module's limit for one field (128 KiB) refuses valid files.
-    limit = csv.field_size_limit(len(text))
+    limit = csv.field_size_limit(len(text))  # the default, 128 KiB a field, refuses valid files
     try:
         for row in filter(None, reader):
             rows.append(row)
@@ -180,13 +150,12 @@ def _delimited(raw: bytes, path: Path, wanted: Collection[str], delimiter: str) 
         raise _bad(f"{path}:{reader.line_num}", f"{error}; mend the quotes (a quote inside one is doubled)") from None
     finally:
         csv.field_size_limit(limit)
-    names = rows[0] if rows else []
-    return names, [dict(zip(names, row, strict=True)) for row in rows[1:]]
+    names, *rest = rows or [[]]
+    return names, [dict(zip(names, row, strict=True)) for row in rest]
 
 
 def _parquet(raw: bytes, path: Path, wanted: Collection[str]) -> Table:
-    # Imported here: no other format needs it.
-    import pyarrow as pa
+    import pyarrow as pa  # here, as no other format needs it
     import pyarrow.parquet as pq
 
     try:
@@ -205,27 +174,10 @@ def _decode(raw: bytes, path: Path) -> str:
         raise _bad(path, f"not UTF-8 at byte offset {error.start}; convert it to UTF-8") from None
 
 
-def _unzstd(raw: bytes) -> bytes:
-    # Frame by frame: zstandard's file objects take a truncated frame for the end of the file.
-    frames = []
-    while raw:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        frames.append(frame.decompress(raw))
-        if not frame.eof:
-            raise EOFError("the last frame is not complete")
-        raw = frame.unused_data
-    return b"".join(frames)
-
-
 def _bad(where: str | Path, what: str) -> UserError:
     return UserError(" ".join(f"{where}: {what}".split()))
 
 
-DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    ".xz": partial(lzma.decompress, format=lzma.FORMAT_XZ),
-    ".gz": gzip.decompress,
-    ".zst": _unzstd,
-}
 READERS: dict[str, Callable[[bytes, Path, Collection[str]], Table]] = {
     ".json": _json,
     ".jsonl": _json_lines,

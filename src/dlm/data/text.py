@@ -1,51 +1,29 @@
 """Running text for pretraining: documents -> equal rows of token ids."""
 
-import lzma
+import re
 from collections.abc import Iterable, Iterator
-from gzip import open as gzip_open
 from pathlib import Path
 
-import zstandard
 from transformers import PreTrainedTokenizerFast
 
+from dlm.data.compression import read_bytes
 from dlm.data.tokenizer import encode
 from dlm.errors import UserError
 
-OPENERS = {".xz": lzma.open, ".gz": gzip_open, ".zst": zstandard.open}
 ENCODE_AT_ONCE = 2000
 
 
-def read_documents(path: Path | str, limit: int | None = None) -> list[str]:
-    """Documents of a UTF-8 text file (.txt, also .xz .gz .zst), separated by blank lines; at most `limit` of them.
+def read_documents(path: Path | str) -> list[str]:
+    """Documents of a UTF-8 text file (.txt, also .xz .gz .zst), separated by blank lines.
 
     Raises:
         UserError: no such file, not UTF-8, truncated, or empty.
     """
-    path = Path(path)
-    opener = OPENERS.get(path.suffix, open)
-    documents: list[str] = []
-    lines: list[str] = []
     try:
-        with opener(path, "rt", encoding="utf-8") as handle:  # type: ignore[operator]
-            for line in handle:
-                if line.strip():
-                    lines.append(line.strip())
-                elif lines:
-                    documents.append("\n".join(lines))
-                    lines = []
-                if limit is not None and len(documents) >= limit:
-                    break
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; set base.text to a text file or to train") from None
+        text = read_bytes(Path(path)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it to UTF-8") from None
-    except (EOFError, lzma.LZMAError, zstandard.ZstdError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); is it truncated?") from None
-    if lines and (limit is None or len(documents) < limit):
-        documents.append("\n".join(lines))
-    if not documents:
-        raise UserError(f"{path}: no text in it; base.text needs documents separated by blank lines")
-    return documents
+    return [document.strip() for document in re.split(r"\n\s*\n", text) if document.strip()]
 
 
 def pack(

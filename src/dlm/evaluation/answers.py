@@ -36,7 +36,8 @@ def decode_prompts(
     Returns:
         The answers, and the seconds spent generating them (0 for seeds taken from disk).
     """
-    key = [fingerprint, asdict(options), type(options).__name__, steps, gen_length, [row["prompt_ids"] for row in rows]]
+    setting = [type(options).__name__, asdict(options), steps, gen_length, lm.denoiser.bf16]
+    key = [fingerprint, setting, [row["prompt_ids"] for row in rows]]
     folder = PARTS / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     answers, seconds = [], 0.0
     for seed in seeds:

@@ -13,9 +13,10 @@ class Denoiser:
     exactly the logits that a full projection would give there.
     """
 
-    def __init__(self, model: PreTrainedModel, mask_id: int) -> None:
+    def __init__(self, model: PreTrainedModel, mask_id: int, *, bf16: bool = False) -> None:
         self.model = model.eval()
         self.mask_id = mask_id
+        self.bf16 = bf16
 
     @property
     def device(self) -> torch.device:
@@ -29,11 +30,14 @@ class Denoiser:
         self, canvas: Int[Tensor, "batch length"], valid: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, "batch length width"]:
         """Final hidden states; positions that are not `valid` (right padding) are not attended to."""
-        output = self.model.get_decoder()(input_ids=canvas, attention_mask=valid.long(), use_cache=False)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            output = self.model.get_decoder()(input_ids=canvas, attention_mask=valid.long(), use_cache=False)
         return output.last_hidden_state
 
     def logits(self, hidden: Float[Tensor, "n width"]) -> Float[Tensor, "n vocab"]:
         """Float32 logits of some positions; the mask token's is -inf."""
-        logits = self.model.get_output_embeddings()(hidden).float()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            logits = self.model.get_output_embeddings()(hidden)
+        logits = logits.float()
         logits[:, self.mask_id] = float("-inf")
         return logits

@@ -16,20 +16,12 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
 from dlm.errors import UserError
+from dlm.models.precision import use_bf16
 from dlm.params import TrainingParams
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 CHECKPOINTS = Path(".cache/training")
 CURVE_NOISE = ("runtime", "per_second", "total_flos", "epoch")
-
-
-def use_bf16(precision: str) -> bool:
-    """`auto` takes bfloat16 where the hardware computes in it: CUDA, or a CPU with AVX512-BF16 or AMX."""
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def fit(

@@ -1,0 +1,54 @@
+"""Files as bytes, unpacked by their last suffix."""
+
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import zstandard
+
+from dlm.errors import UserError
+
+
+def _unzstd(raw: bytes) -> bytes:
+    frames = []
+    while raw:  # frame by frame, as zstandard's file objects take a truncated frame for the end of the file
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        frames.append(frame.decompress(raw))
+        if not frame.eof:
+            raise EOFError("the last frame is not complete")
+        raw = frame.unused_data
+    return b"".join(frames)
+
+
+DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    ".xz": partial(lzma.decompress, format=lzma.FORMAT_XZ),
+    ".gz": gzip.decompress,
+    ".zst": _unzstd,
+}
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file, decompressed where its last suffix says so (DECOMPRESSORS).
+
+    Raises:
+        UserError: the file is missing, unreadable, truncated or empty.
+    """
+    try:
+        raw = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); name a file that exists and may be read") from None
+    compression = path.suffix.lower()
+    if raw and compression in DECOMPRESSORS:
+        try:
+            raw = DECOMPRESSORS[compression](raw)
+        except (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+            raise UserError(
+                f"{path}: truncated or not {compression} data ({error}); download or write it again"
+            ) from None
+    if not raw.strip():
+        raise UserError(f"{path}: is empty; download or write it again")
+    return raw

@@ -1,0 +1,12 @@
+"""Which floating-point type a run computes in."""
+
+import torch
+
+
+def use_bf16(precision: str) -> bool:
+    """`auto` takes bfloat16 where the hardware computes in it: CUDA, or a CPU with AVX512-BF16 or AMX."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,316 @@
+"""The front door: what generate() promises about batches, seeds and shapes; what it refuses; checkpoints on disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_lm, tiny_model, tiny_tokenizer
+
+from dlm.api import DiffusionLM, Generation, content, cut_at_eos
+from dlm.data.template import Template
+from dlm.decoding.options import OPTIONS, ConvOptions, TopKOptions
+from dlm.errors import UserError
+from dlm.models.backbone import load_checkpoint, save_checkpoint
+
+PROMPTS = [[5, 9, 70], [100], [*range(200, 212)], [31, 0, 32, 33, 34, 35], [7, 7], [90, 80, 70, 60], [3] * 20, [2, 3]]
+
+DECODERS: list[tuple[str, dict[str, Any]]] = [
+    ("categorical", {}),
+    ("top_k", {"top_k": 5}),
+    ("low_confidence", {}),
+    *(("conv", {"gain": gain, "kernel_size": 5, "top_k": 5}) for gain in ("tanh", "linear", "sigmoid", "step")),
+    ("conv", {"rule": "low_confidence", "kernel_size": 7, "conv_mult": 0.3}),
+    *(
+        ("semi_ar", {"rule": rule, "variant": variant, "block_length": 4})
+        for rule in ("categorical", "top_k", "low_confidence")
+        for variant in ("stride", "restrict")
+    ),
+]
+every_decoder = pytest.mark.parametrize(
+    ("name", "options"), DECODERS, ids=["-".join([name, *map(str, options.values())]) for name, options in DECODERS]
+)
+
+
+@pytest.fixture(scope="module")
+def lm() -> DiffusionLM:
+    """One whose answers end early now and then."""
+    return tiny_lm(2, eos_scale=2.0)
+
+
+def row(out: Generation, b: int) -> tuple:
+    return (
+        out.texts[b],
+        out.tokens[b].tolist(),
+        out.nfe[b].item(),
+        out.leftover_masks[b].item(),
+        out.commit_step[b].tolist(),
+    )
+
+
+def rows(out: Generation) -> list[tuple]:
+    return [row(out, b) for b in range(len(out.texts))]
+
+
+# --- Batches and seeds ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eos_fill", [False, True], ids=["", "eos_fill"])
+@every_decoder
+def test_batch_invariance(lm: DiffusionLM, name: str, options: dict[str, Any], eos_fill: bool) -> None:
+    """Alone, together, in another order, in other batches: the same answer, exactly (float32)."""
+    setting = {"decoder": name, "steps": 6, "gen_length": 12, "seed": 4, "eos_fill": eos_fill, **options}
+    together = rows(lm.generate(PROMPTS, **setting))
+    assert together == [row(lm.generate([prompt], **setting), 0) for prompt in PROMPTS]
+    assert together[::-1] == rows(lm.generate(PROMPTS[::-1], **setting))
+    assert together == rows(lm.generate(PROMPTS, **setting, batch_size=3))
+    assert together[2:5] == rows(lm.generate(PROMPTS[2:5], **setting, batch_size=1))
+
+
+@pytest.mark.parametrize("name", ["categorical", "top_k", "conv"])
+def test_an_empty_prompt(lm: DiffusionLM, name: str) -> None:
+    """Unconditional generation; conv's kernel finds no text to start from, so the one greedy pass fills everything."""
+    setting = {"decoder": name, "steps": 6, "gen_length": 12}
+    out = lm.generate([[5, 9], []], **setting)
+    assert (out.tokens[1] != lm.tokenizer.mask_token_id).all()
+    assert out.leftover_masks.tolist() == [0, 12 if name == "conv" else 0]
+    assert row(out, 0) == row(lm.generate([[5, 9]], **setting), 0)
+
+
+def test_every_decoder_is_tested() -> None:
+    assert {name for name, _ in DECODERS} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["categorical", "top_k", "conv", "semi_ar"])
+def test_seeds(lm: DiffusionLM, name: str) -> None:
+    """The same seed gives the same tokens whatever torch's own generator does; another seed, others."""
+    options = {"block_length": 4} if name == "semi_ar" else {}
+    setting = {"decoder": name, "steps": 6, "gen_length": 12, **options}
+    first = lm.generate(PROMPTS, **setting, seed=1)
+    torch.manual_seed(123)
+    assert rows(first) == rows(lm.generate(PROMPTS, **setting, seed=1))
+    other = lm.generate(PROMPTS, **setting, seed=2)
+    assert (first.tokens != other.tokens).any(-1).sum() >= len(PROMPTS) - 1
+    assert rows(lm.generate(PROMPTS, **setting)) == rows(lm.generate(PROMPTS, **setting, seed=0))
+
+
+def test_equal_prompts_get_different_answers(lm: DiffusionLM) -> None:
+    """The first is the one it would be alone; a repetition is itself repeatable, wherever it stands."""
+    setting = {"decoder": "top_k", "steps": 6, "gen_length": 12}
+    three = lm.generate([[5, 9], [5, 9], [5, 9]], **setting)
+    assert len(set(map(tuple, three.tokens.tolist()))) == 3
+    assert row(three, 0) == row(lm.generate([[5, 9]], **setting), 0)
+    mixed = lm.generate([[8], [5, 9], [1, 2, 3], [5, 9], [5, 9]], **setting, batch_size=2)
+    assert [row(mixed, b) for b in (1, 3, 4)] == rows(three)
+
+
+def test_greedy_decoding_needs_no_seed(lm: DiffusionLM) -> None:
+    outs = [lm.generate(PROMPTS, "low_confidence", steps=6, gen_length=12, seed=seed) for seed in (0, 1)]
+    assert rows(outs[0]) == rows(outs[1])
+
+
+# --- What comes back ------------------------------------------------------------------------------------------------
+
+
+def test_fields(lm: DiffusionLM) -> None:
+    out = lm.generate(PROMPTS, "conv", steps=3, gen_length=12, kernel_size=3)
+    assert len(out.texts) == len(PROMPTS) and all(isinstance(text, str) for text in out.texts)
+    assert out.tokens.shape == out.commit_step.shape == (len(PROMPTS), 12)
+    assert out.nfe.shape == out.leftover_masks.shape == (len(PROMPTS),)
+    for field in (out.tokens, out.nfe, out.leftover_masks, out.commit_step):
+        assert field.dtype == torch.int64 and field.device.type == "cpu"
+    assert (out.nfe[out.leftover_masks > 0] <= 4).all() and (out.leftover_masks > 0).any()
+    assert (out.tokens != lm.tokenizer.mask_token_id).all()
+    assert ((out.tokens >= 0) & (out.tokens < len(lm.tokenizer))).all()
+
+
+@pytest.mark.parametrize("eos_fill", [False, True])
+def test_tokens_are_padded_after_the_first_eos(lm: DiffusionLM, eos_fill: bool) -> None:
+    """And the text is what stands before it."""
+    out = lm.generate(PROMPTS, "top_k", steps=6, gen_length=12, eos_fill=eos_fill)
+    ends = [tokens.index(0) if 0 in tokens else 12 for tokens in out.tokens.tolist()]
+    assert min(ends) < 11 and max(ends) > 0
+    for end, tokens, text in zip(ends, out.tokens.tolist(), out.texts, strict=True):
+        assert tokens[end:] == [0] * (12 - end)
+        assert text == lm.tokenizer.decode(tokens[:end])
+        assert "<|" not in text
+
+
+def test_cut_and_content_by_hand() -> None:
+    tokens = torch.tensor([[5, 0, 7, 8], [5, 6, 7, 8], [0, 5, 0, 5]])
+    assert cut_at_eos(tokens, 0).tolist() == [[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]]
+    assert content([5, 0, 7], 0) == [5] and content([5, 6], 0) == [5, 6] and content([0], 0) == []
+
+
+def test_text_prompts(lm: DiffusionLM) -> None:
+    """A text, a list of texts and the text's ids are the same prompt; tokens spelt out in a text are text."""
+    text = "The harbour <|mask|> of Velmora<|endoftext|>"
+    ids = lm.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert not {lm.tokenizer.mask_token_id, lm.tokenizer.eos_token_id} & set(ids)
+    one = rows(lm.generate(text, steps=4, gen_length=8))
+    assert one == rows(lm.generate([text], steps=4, gen_length=8)) == rows(lm.generate([ids], steps=4, gen_length=8))
+    assert rows(lm.generate(["", text], steps=4, gen_length=8))[1] == one[0]
+
+
+def test_defaults(lm: DiffusionLM) -> None:
+    """conv with its own options; as many steps as tokens."""
+    plain = lm.generate([[5, 9]], gen_length=8)
+    assert rows(plain) == rows(lm.generate([[5, 9]], ConvOptions(), steps=8, gen_length=8))
+    checked = lm.generate([[5, 9]], TopKOptions(top_k=3), steps=5, gen_length=8)
+    assert rows(checked) == rows(lm.generate([[5, 9]], "top_k", top_k=3, steps=5, gen_length=8))
+
+
+# --- What is refused ------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "decoder": ({"decoder": "convv"}, ["'convv'", "conv", "low_confidence"]),
+    "option": ({"kernel_sise": 5}, ["kernel_sise", "did you mean kernel_size"]),
+    "option of another decoder": ({"decoder": "categorical", "top_k": 5}, ["categorical.top_k"]),
+    "even kernel": ({"kernel_size": 4}, ["conv.kernel_size", "odd", "4"]),
+    "no kernel": ({"kernel_size": -1}, ["conv.kernel_size", "odd", "-1"]),
+    "no candidates": ({"decoder": "top_k", "top_k": 0}, ["top_k.top_k", "at least 1", "0"]),
+    "gain": ({"gain": "relu"}, ["conv.gain", "tanh", "'relu'"]),
+    "no gain": ({"conv_mult": 0}, ["conv.conv_mult", "above 0"]),
+    "type": ({"decoder": "top_k", "top_k": "five"}, ["top_k.top_k", "whole number", "'five'"]),
+    "rule": ({"rule": "categorical"}, ["conv.rule", "top_k", "'categorical'"]),
+    "flag": ({"eos_fill": 1}, ["conv.eos_fill", "true or false", "1"]),
+    "block": ({"decoder": "semi_ar", "block_length": 5}, ["semi_ar.block_length", "divide gen_length (12)", "5"]),
+    "steps in blocks": ({"decoder": "semi_ar", "block_length": 4, "steps": 5}, ["steps", "multiple of the 3", "5"]),
+    "long prompt": ({"prompts": [[5], [5] * 53]}, ["prompt 1", "53", "gen_length 12", "64"]),
+    "no prompts": ({"prompts": []}, ["no prompts"]),
+    "steps": ({"steps": 0}, ["steps", "at least 1", "0"]),
+    "gen_length": ({"gen_length": 0}, ["gen_length", "at least 1", "0"]),
+    "batch_size": ({"batch_size": 0}, ["batch_size", "at least 1", "0"]),
+    "large id": ({"prompts": [[5], [5, 300]]}, ["prompt 1", "vocabulary", "300"]),
+    "negative id": ({"prompts": [[-1]]}, ["prompt 0", "vocabulary"]),
+    "options beside options": ({"decoder": ConvOptions(), "kernel_size": 5}, ["kernel_size"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line_that_names_it(lm: DiffusionLM, case: str) -> None:
+    change, words = REFUSED[case]
+    arguments = {"prompts": [[5, 9]], "decoder": "conv", "steps": 6, "gen_length": 12, **change}
+    with pytest.raises(UserError) as caught:
+        lm.generate(**arguments)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_the_longest_prompt_that_fits(lm: DiffusionLM) -> None:
+    assert lm.generate([[5] * 52], steps=2, gen_length=12).tokens.shape == (1, 12)
+
+
+def test_a_tokenizer_without_a_mask_is_refused() -> None:
+    tokenizer = tiny_tokenizer().__class__(
+        tokenizer_object=tiny_tokenizer().backend_tokenizer, eos_token="<|endoftext|>"
+    )
+    with pytest.raises(UserError, match="mask"):
+        DiffusionLM(tiny_model(), tokenizer)
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(lm: DiffusionLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder, lm.denoiser.model, lm.tokenizer)
+    return folder
+
+
+def copy(saved: Path, folder: Path) -> Path:
+    for file in saved.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def refused(path: Path | str, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        DiffusionLM.load(path, device="cpu")
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", ["conv", "low_confidence"])
+def test_round_trip(lm: DiffusionLM, saved: Path, name: str) -> None:
+    again = DiffusionLM.load(saved, device="cpu")
+    prompts = [*PROMPTS, "The harbour <|mask|> of Velmora"]
+    settings = {"decoder": name, "steps": 6, "gen_length": 12}
+    assert rows(again.generate(prompts, **settings)) == rows(lm.generate(prompts, **settings))
+    assert again.template is None
+    with pytest.raises(UserError, match="template"):
+        again.prompt("Describe Velmora.")
+
+
+def test_the_template_travels_with_the_checkpoint(saved: Path, tmp_path: Path) -> None:
+    copy(saved, tmp_path)
+    Template("Q: {instruction}\nA:", "Q: {instruction}\nI: {input}\nA:").save(tmp_path)
+    again = DiffusionLM.load(tmp_path, device="cpu")
+    assert again.prompt("Describe {input}.") == "Q: Describe {input}.\nA:"
+    assert again.prompt("Describe it.", "Velmora") == "Q: Describe it.\nI: Velmora\nA:"
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    refused(tmp_path / "missing")
+    refused(tmp_path, "config.json")
+
+
+def test_a_causal_model_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny_model(causal=True), tiny_tokenizer())
+    refused(tmp_path, "masked diffusion")
+    load_checkpoint(tmp_path, causal=True)
+
+
+def test_a_denoiser_is_no_reference(saved: Path) -> None:
+    with pytest.raises(UserError, match="autoregressive"):
+        load_checkpoint(saved, causal=True)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.0001, 0.5, 0.99])
+def test_truncated_weights(saved: Path, tmp_path: Path, kept: float) -> None:
+    weights = copy(saved, tmp_path) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(len(whole) * kept)])
+    refused(tmp_path)
+
+
+def test_no_weights(saved: Path, tmp_path: Path) -> None:
+    (copy(saved, tmp_path) / "model.safetensors").unlink()
+    refused(tmp_path)
+
+
+def test_a_broken_config(saved: Path, tmp_path: Path) -> None:
+    config = copy(saved, tmp_path) / "config.json"
+    config.write_text(config.read_text()[:50])
+    refused(tmp_path)
+
+
+def test_no_tokenizer(saved: Path, tmp_path: Path) -> None:
+    copy(saved, tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    refused(tmp_path, "tokenizer")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_weights_that_are_not_the_config_s(saved: Path, tmp_path: Path, layers: int) -> None:
+    """Weights of 2 layers: a third must not come up random, nor the second be dropped, without a word."""
+    config = copy(saved, tmp_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": layers}))
+    refused(tmp_path)
+
+
+def test_weights_of_another_shape(saved: Path, tmp_path: Path) -> None:
+    config = copy(saved, tmp_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 64}))
+    refused(tmp_path)
+
+
+def test_a_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model()
+    model.resize_token_embeddings(250)
+    save_checkpoint(tmp_path, model, tokenizer)
+    refused(tmp_path, "300", "250")

@@ -1,0 +1,147 @@
+"""A tiny model through every stage with DVC, in a clone of the working tree, as a user would run it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "data": {"valid_size": 8, "eval_size": 4, "builtin": {"train_size": 60}},
+    "tokenizer": {"source": "train", "vocab_size": 700},
+    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16},
+    "base": {"init": "pretrain", "training": {"steps": 2, "batch_size": 4}},
+    "reference": {"init": "random", "training": {"steps": 2, "batch_size": 4}},
+    "sft": {"training": {"steps": 3, "batch_size": 4}},
+    "negatives": {"examples": 8},
+    "r2ft": {"training": {"steps": 2, "batch_size": 4}},
+    "decode": {"seeds": [0, 1], "steps": 4, "gen_length": 64},
+    "ablation": {"prompts": 2, "blocks": [32], "kernels": [9], "long_prompts": 2, "long_steps": 8},
+    "evaluate": {"bootstrap_samples": 50},
+}
+
+
+def overlay(base: dict, changes: dict) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            overlay(base[key], value)
+        else:
+            base[key] = value
+
+
+class Workspace:
+    """A copy of the repository with its own git, DVC cache and tracking database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split("\n")
+        for name in filter(None, files):
+            if (ROOT / name).is_file() and not name.startswith("results/") and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        overlay(params, TINY)
+        self.write(params)
+        self.params = params
+        self.run("git", "init", "-q")
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+
+    def write(self, params: dict) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        bin_folder = str(Path(sys.executable).parent)
+        dropped = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "DLM_TRACKING", "MLFLOW_TRACKING_URI")
+        environment = {key: value for key, value in os.environ.items() if key not in dropped}
+        environment |= {"PATH": f"{bin_folder}:{environment['PATH']}", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "2"}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
+    def stale(self) -> set[str]:
+        """The stages that `dvc repro` would run."""
+        return set(json.loads(self.run("dvc", "status", "--json").stdout))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("clone"))
+    made.run("dvc", "repro")
+    return made
+
+
+def test_everything_is_there(workspace: Workspace) -> None:
+    rows = json.loads((workspace.folder / "results/table.json").read_text())
+    cells = {(row["checkpoint"], row["decoder"]) for row in rows}
+    decoders = workspace.params["decoding"]
+    assert cells == {("reference", "nucleus")} | {(c, d) for c in ("sft", "r2ft") for d in decoders}
+    for row in rows:
+        assert row["n"] == 8
+        assert row["slot_error_rate"] is not None
+        assert row["slot_error_rate_ci"][0] <= row["slot_error_rate"] <= row["slot_error_rate_ci"][1]
+    assert (workspace.folder / "results/report.html").read_text().lower().startswith("<!doctype html>")
+    assert list((workspace.folder / "results/figures").glob("*.png"))
+
+
+def test_nothing_left_to_do(workspace: Workspace) -> None:
+    assert workspace.stale() == set()
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value", "expected"),
+    [
+        ("conv", "kernel_size", 65, {"decode@sft-conv", "decode@r2ft-conv", "ablation@sft", "ablation@r2ft", "report"}),
+        ("top_k", "top_k", 7, {"decode@sft-top_k", "decode@r2ft-top_k", "report"}),
+    ],
+)
+def test_a_decoders_number_reruns_its_cells(
+    workspace: Workspace, block: str, key: str, value: int, expected: set[str]
+) -> None:
+    changed = json.loads(json.dumps(workspace.params))
+    changed["decoding"][block][key] = value
+    workspace.write(changed)
+    try:
+        assert workspace.stale() == expected
+    finally:
+        workspace.write(workspace.params)
+
+
+def test_runs_are_tracked_as_children_of_one_parent(workspace: Workspace) -> None:
+    client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "dlm"]
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
+    assert {"prepare", "sft@sft", "r2ft", "decode@r2ft-conv", "report"} <= {run.info.run_name for run in children}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_cold_run_gives_the_same_hashes(workspace: Workspace) -> None:
+    """Training, negatives and one cell again without any cache: dvc.lock is the same."""
+    before = (workspace.folder / "dvc.lock").read_text()
+    shutil.rmtree(workspace.folder / "build")
+    shutil.rmtree(workspace.folder / ".cache", ignore_errors=True)
+    shutil.rmtree(workspace.folder / ".dvc" / "cache")
+    workspace.run("dvc", "repro", "--force", "evaluate@r2ft-conv")
+    assert (workspace.folder / "dvc.lock").read_text() == before
+
+
+def test_bad_parameter_stops_before_anything_runs(workspace: Workspace) -> None:
+    changed = json.loads(json.dumps(workspace.params))
+    changed["decoding"]["conv"]["kernel_size"] = 32
+    workspace.write(changed)
+    try:
+        done = workspace.run("python", "stages/prepare.py", check=False)
+    finally:
+        workspace.write(workspace.params)
+    assert done.returncode == 2
+    assert done.stderr.strip() == ("error: params.yaml: decoding.conv.kernel_size must be odd and at least 1, got 32")

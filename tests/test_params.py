@@ -1,0 +1,290 @@
+"""params.yaml: the shipped file loads, and whatever is wrong with another one is told in one line."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dlm.decoding.options import ConvOptions, SemiArOptions
+from dlm.errors import UserError
+from dlm.params import Params, load_params, tracked
+
+SHIPPED = Path(__file__).parents[1] / "profiles" / "builtin.yaml"
+RAW = yaml.safe_load(SHIPPED.read_text("utf-8"))
+GONE = object()
+
+
+def edited(edits: dict[str, Any]) -> dict[str, Any]:
+    """The shipped values with some replaced, added or (GONE) removed, each by its dotted key."""
+    raw = copy.deepcopy(RAW)
+    for dotted, value in edits.items():
+        *blocks, key = dotted.split(".")
+        block = raw
+        for name in blocks:
+            block = block[name]
+        if value is GONE:
+            del block[key]
+        else:
+            block[key] = value
+    return raw
+
+
+def load(folder: Path, text: str | bytes) -> Params:
+    path = folder / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_params(path)
+
+
+def complaint(folder: Path, text: str | bytes) -> str:
+    """What load_params says about a file: one line, and nothing but a UserError."""
+    with pytest.raises(UserError) as caught:
+        load(folder, text)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_shipped_file_loads() -> None:
+    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    assert params.sft.training.steps >= 1
+
+
+def test_values_arrive_as_written() -> None:
+    params = load_params(SHIPPED)
+    assert params.seed == 42
+    assert params.data.builtin.slots == (4, 5)
+    assert params.data.max_records is None
+    assert params.base.training.learning_rate == 3e-3
+    assert params.r2ft.training.lr_schedule == "constant"
+    assert params.decode.seeds == (0, 1, 2)
+    assert params.decoder("conv") == ConvOptions(top_k=5, kernel_size=33, eos_fill=True)
+    assert params.decoder("semi_ar") == SemiArOptions(top_k=5, block_length=32, eos_fill=True)
+    assert tracked(params, "seed", "decoding.conv", "decode") == {
+        "seed": 42,
+        "decoding.conv": RAW["decoding"]["conv"],
+        "decode": {**RAW["decode"], "seeds": (0, 1, 2)},
+    }
+
+
+def test_a_decoder_without_a_block_is_named() -> None:
+    with pytest.raises(UserError, match=r"decoding\.remdm is missing; known: categorical, top_k"):
+        load_params(SHIPPED).decoder("remdm")
+
+
+GOOD: list[dict[str, Any]] = [
+    {"data.max_records": 1},
+    {"data.window": 128, "decode.gen_length": 128},
+    {"model.max_length": 256},  # the canvas is 64 + 128, base.sequence_length 256
+    {"model.hidden_size": 128, "model.heads": 64},
+    {"negatives.z_min": 40, "negatives.z_max": 40},
+    {"negatives.examples": None},
+    {"sft.training.learning_rate": 1},
+    {"sft.training.warmup_steps": 0, "sft.training.weight_decay": 0},
+    {"r2ft.margin": -1.5, "r2ft.gamma": 0},
+    {"reference.top_p": 1},
+    {"data.source": "file", "data.file.path": "records.jsonl"},
+    {"decoding.wide": {"decoder": "conv", "kernel_size": 65}},
+    {"decoding.categorical": None},
+    {"decoding.conv.kernel_size": 1},
+    {"decoding.semi_ar.block_length": 8},  # 16 blocks of one step each
+    {"decoding": {}},
+]
+
+
+@pytest.mark.parametrize("edits", GOOD, ids=str)
+def test_possible_values_load(tmp_path: Path, edits: dict[str, Any]) -> None:
+    load(tmp_path, yaml.safe_dump(edited(edits)))
+
+
+# The edit; the key and the value that the message must name; its remedy.
+BAD: list[tuple[dict[str, Any], str, str, str]] = [
+    # Unknown and missing keys.
+    ({"decod": 1}, "params.yaml: decod ", "", "did you mean decode?"),
+    ({"data.windw": 128}, "params.yaml: data.windw ", "", "did you mean window?"),
+    ({"sft.training.lr": 1e-3}, "params.yaml: sft.training.lr ", "", "learning_rate"),
+    ({"decoding.conv.kernel": 3}, "params.yaml: decoding.conv.kernel ", "", "did you mean kernel_size?"),
+    ({"decoding.top_k.kernel_size": 3}, "params.yaml: decoding.top_k.kernel_size ", "", "known here: "),
+    ({"decoding.convolution": {}}, "params.yaml: decoding.convolution", "'convolution'", "known: categorical"),
+    ({"decoding.x": {"decoder": "y"}}, "params.yaml: decoding.x", "'y'", "known: categorical"),
+    ({"decoding.x": {"decoder": ["conv"]}}, "params.yaml: decoding.x", "['conv']", "known: categorical"),
+    ({"decoding.x": {"decoder": {"a": 1}}}, "params.yaml: decoding.x", "{'a': 1}", "known: categorical"),
+    ({"data.window": GONE}, "params.yaml: data.window ", "", "is missing; add it (a whole number)"),
+    ({"r2ft": GONE}, "params.yaml: r2ft ", "", "is missing; add it (a block of keys)"),
+    ({"report.title": GONE}, "params.yaml: report.title ", "", "is missing; add it (text)"),
+    # Types.
+    ({"data": 3}, "params.yaml: data ", "3", "a block of keys"),
+    ({"decode.steps": "16"}, "params.yaml: decode.steps ", "'16'", "a whole number"),
+    ({"decode.steps": 16.0}, "params.yaml: decode.steps ", "16.0", "a whole number"),
+    ({"decode.steps": True}, "params.yaml: decode.steps ", "True", "a whole number"),
+    ({"decode.steps": None}, "params.yaml: decode.steps ", "None", "a whole number"),
+    ({"data.max_records": True}, "params.yaml: data.max_records ", "True", "a whole number"),
+    ({"r2ft.gamma": True}, "params.yaml: r2ft.gamma ", "True", "a number"),
+    ({"r2ft.gamma": float("nan")}, "params.yaml: r2ft.gamma ", "nan", "a number"),
+    ({"sft.training.learning_rate": "3e-5"}, "sft.training.learning_rate ", "'3e-5'", "write 3.0e-5, with the point"),
+    ({"decoding.conv.conv_mult": "1e-1"}, "params.yaml: decoding.conv.conv_mult ", "'1e-1'", "with the point"),
+    ({"negatives.at_least_answer": 1}, "params.yaml: negatives.at_least_answer ", "1", "true or false"),
+    ({"decoding.conv.eos_fill": "yes"}, "params.yaml: decoding.conv.eos_fill ", "'yes'", "true or false"),
+    ({"report.title": 7}, "params.yaml: report.title ", "7", "text"),
+    ({"decode.seeds": 3}, "params.yaml: decode.seeds ", "3", "a list"),
+    ({"decode.seeds": [0, "1"]}, "params.yaml: decode.seeds[1] ", "'1'", "a whole number"),
+    ({"decoding.conv": 33}, "params.yaml: decoding.conv ", "33", "a block of options"),
+    ({"data.file.columns": []}, "params.yaml: data.file.columns ", "[]", "a block of keys"),
+    ({"data.hub.columns.output": 1}, "params.yaml: data.hub.columns.output ", "1", "text"),
+    # Names.
+    ({"data.source": "web"}, "params.yaml: data.source ", "'web'", "one of builtin, file, hub"),
+    ({"sft.training.lr_schedule": "step"}, "sft.training.lr_schedule ", "'step'", "one of constant, cosine, linear"),
+    ({"base.training.precision": "fp16"}, "base.training.precision ", "'fp16'", "one of auto, fp32, bf16"),
+    ({"negatives.rule": "random"}, "negatives.rule ", "'random'", "one of continuation, inside, outside"),
+    ({"decoding.conv.gain": "relu"}, "decoding.conv.gain ", "'relu'", "one of tanh, linear, sigmoid, step"),
+    ({"decoding.semi_ar.variant": "hop"}, "decoding.semi_ar.variant ", "'hop'", "one of stride, restrict"),
+    ({"decoding.conv.rule": "categorical"}, "decoding.conv.rule ", "'categorical'", "one of top_k, low_confidence"),
+    # Ranges.
+    ({"seed": -1}, "params.yaml: seed ", "-1", "at least 0"),
+    ({"seed": 2**32}, "params.yaml: seed ", str(2**32), "at most 4294967295"),
+    ({"data.window": 1}, "params.yaml: data.window ", "1", "at least 2"),
+    ({"data.max_records": 0}, "params.yaml: data.max_records ", "0", "at least 1"),
+    ({"data.builtin.holdout": 1.5}, "params.yaml: data.builtin.holdout ", "1.5", "between 0 and 1"),
+    ({"data.builtin.slots": []}, "params.yaml: data.builtin.slots ", "()", "a list of counts from 1"),
+    ({"data.builtin.slots": [0]}, "params.yaml: data.builtin.slots ", "(0,)", "a list of counts from 1"),
+    ({"tokenizer.vocab_size": 259}, "params.yaml: tokenizer.vocab_size ", "259", "at least 260"),
+    ({"model.layers": 0}, "params.yaml: model.layers ", "0", "at least 1"),
+    ({"sft.training.batch_size": 0}, "params.yaml: sft.training.batch_size ", "0", "at least 1"),
+    ({"sft.training.learning_rate": 0.0}, "params.yaml: sft.training.learning_rate ", "0.0", "above 0"),
+    ({"sft.training.warmup_steps": -1}, "params.yaml: sft.training.warmup_steps ", "-1", "at least 0"),
+    ({"reference.top_p": 1.1}, "params.yaml: reference.top_p ", "1.1", "between 0 and 1"),
+    ({"reference.temperature": 0}, "params.yaml: reference.temperature ", "0.0", "above 0"),
+    ({"negatives.g_max": 0}, "params.yaml: negatives.g_max ", "0", "at least 1"),
+    ({"negatives.eos_probability": -0.1}, "params.yaml: negatives.eos_probability ", "-0.1", "between 0 and 1"),
+    ({"r2ft.beta_w": -1}, "params.yaml: r2ft.beta_w ", "-1.0", "at least 0"),
+    ({"decode.steps": 0}, "params.yaml: decode.steps ", "0", "at least 1"),
+    ({"decode.seeds": []}, "params.yaml: decode.seeds ", "()", "a list of different numbers"),
+    ({"decode.seeds": [1, 1]}, "params.yaml: decode.seeds ", "(1, 1)", "a list of different numbers"),
+    ({"ablation.seeds": []}, "params.yaml: ablation.seeds ", "()", "a list of different numbers"),
+    ({"evaluate.bootstrap_samples": 9}, "params.yaml: evaluate.bootstrap_samples ", "9", "at least 10"),
+    ({"decoding.top_k.top_k": 0}, "params.yaml: decoding.top_k.top_k ", "0", "at least 1"),
+    ({"decoding.conv.conv_mult": 0}, "params.yaml: decoding.conv.conv_mult ", "0.0", "above 0"),
+    # What cannot go together.
+    ({"data.source": "file"}, "params.yaml: data.file.path ", "None", "must name a file"),
+    ({"data.file.columns": {"instruction": "q"}}, "data.file.columns ", "{'instruction': 'q'}", "input and output"),
+    ({"template.prompt": "Q: {question}"}, "params.yaml: template.prompt ", "'Q: {question}'", "{instruction} in it"),
+    ({"template.prompt_with_input": "{instruction}"}, "template.prompt_with_input ", "'{instruction}'", "{input}"),
+    ({"model.hidden_size": 100, "model.heads": 3}, "params.yaml: model.hidden_size ", "100 and 3", "even multiple"),
+    ({"model.hidden_size": 12, "model.heads": 4}, "params.yaml: model.hidden_size ", "12 and 4", "even multiple"),
+    ({"model.max_length": 191}, "params.yaml: model.max_length ", "191", "at least 256"),
+    ({"model.max_length": 300, "data.window": 256}, "params.yaml: model.max_length ", "300", "at least 320"),
+    ({"decode.gen_length": 256}, "params.yaml: decode.gen_length ", "256", "at most data.window (128)"),
+    ({"negatives.z_max": 29}, "params.yaml: negatives.z_max ", "29", "at least z_min (30)"),
+    ({"decoding.conv.kernel_size": 128}, "params.yaml: decoding.conv.kernel_size ", "128", "odd and at least 1"),
+    ({"decoding.conv.kernel_size": -1}, "params.yaml: decoding.conv.kernel_size ", "-1", "odd and at least 1"),
+    ({"decoding.semi_ar.block_length": 48}, "decoding.semi_ar.block_length ", "48", "must divide gen_length (128)"),
+    ({"decode.steps": 6}, "params.yaml: decoding.semi_ar", "6", "a multiple of the 4 blocks"),
+    ({"ablation.kernels": [65, 32]}, "params.yaml: ablation", "32", "odd and at least 1"),
+    ({"ablation.blocks": [48]}, "params.yaml: ablation", "48", "must divide gen_length (128)"),
+]
+
+
+@pytest.mark.parametrize(("edits", "key", "value", "remedy"), BAD, ids=[str(row[0]) for row in BAD])
+def test_an_impossible_edit_is_one_clear_line(
+    tmp_path: Path, edits: dict[str, Any], key: str, value: str, remedy: str
+) -> None:
+    message = complaint(tmp_path, yaml.safe_dump(edited(edits)))
+    assert message.startswith("params.yaml: ")
+    assert key.strip() in message
+    assert value in message
+    assert remedy in message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "a block of keys"),
+        ("# only a comment\n", "a block of keys"),
+        ("- a\n- b\n", "a block of keys"),
+        ("just words\n", "a block of keys"),
+        ("data:\n\tsource: builtin\n", "not valid YAML"),
+        ("data: {source: builtin\n", "not valid YAML"),
+        ("a: *unknown\n", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("a: \x00\n", "not valid YAML"),
+        (b"report: {title: caf\xe9}\n", "not valid YAML"),
+        (b"\xff\xfe\x00\x00", "not valid YAML"),
+        ("seed: 2024-99-99\n", "not valid YAML"),  # a date, to YAML, and no day of any calendar
+        pytest.param("seed: 1" + "0" * 5000 + "\n", "", id="seed of 5001 digits"),
+        ("? [a, b]\n: 1\n", "not valid YAML"),
+        ("? |\n  two\n  lines\n: 1\n", "two"),
+    ],
+)
+def test_a_file_that_is_not_params(tmp_path: Path, text: str | bytes, says: str) -> None:
+    message = complaint(tmp_path, text)
+    assert "params.yaml" in message
+    assert says in message
+
+
+def test_a_missing_file_names_itself_and_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"nowhere\.yaml: no such file; run from the repository's root or pass --params"
+    ):
+        load_params(tmp_path / "nowhere.yaml")
+
+
+def test_an_integer_beyond_the_floats_is_refused(tmp_path: Path) -> None:
+    message = complaint(tmp_path, yaml.safe_dump(edited({"r2ft.margin": 10**400})))
+    assert "r2ft.margin" in message
+
+
+@pytest.mark.parametrize(
+    "key", ["sft.training.learning_rate", "sft.training.weight_decay", "r2ft.gamma", "r2ft.margin"]
+)
+def test_infinity_is_no_setting(tmp_path: Path, key: str) -> None:
+    message = complaint(tmp_path, yaml.safe_dump(edited({key: float("inf")})))
+    assert key in message
+    assert "inf" in message
+
+
+# Anything anywhere
+
+
+def nodes(raw: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every leaf and every block."""
+    if path:
+        yield path
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            yield from nodes(value, (*path, key))
+
+
+ODD = """3e-5 1:30 2024-01-31 2024-01-31T10:00:00Z .nan .inf -.inf 1e400 0x1F 0o17 1_000 yes off ~ - {} [] '' "\\n"
+    !!str !!binary !!set{a} *a &a = 2024-13-01"""
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-3, 300),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["builtin", "file", "conv", "top_k", "{instruction}", "3e-5", "a\nb", "1e3", "2024-01-31"]),
+)
+keys = st.one_of(
+    st.text(max_size=5), st.sampled_from(["decoder", "path", "steps", "instruction", "input", "output", "kernel_size"])
+)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
+written = st.sampled_from(ODD.split()) | values.map(lambda value: json.dumps(value))
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(list(nodes(RAW))), written)
+def test_any_value_anywhere_loads_or_is_refused_in_one_line(tmp_path: Path, path: tuple[str, ...], text: str) -> None:
+    document = yaml.safe_dump(edited({".".join(path): "PUT HERE"})).replace("PUT HERE", text)
+    try:
+        load(tmp_path, document)
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert str(error).startswith(str(tmp_path)) or str(error).startswith("params.yaml: ")

@@ -1,0 +1,628 @@
+"""Collators, the trainers' losses against full logits, and a run that can be killed at any time."""
+
+import gzip
+import json
+import lzma
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zstandard
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from dlm.data.text import pack, read_documents
+from dlm.data.tokenizer import train_tokenizer
+from dlm.diffusion.losses import mean_log_prob, r2ft_loss, subs_log_probs
+from dlm.errors import UserError
+from dlm.models.backbone import new_backbone
+from dlm.params import ModelParams, R2ftParams, TrainingParams
+from dlm.training import trainers
+from dlm.training.batches import CausalCollator, PackedCollator, R2ftCollator, SftCollator
+from dlm.training.run import curve, fit, last_whole_checkpoint
+from dlm.training.trainers import DiffusionTrainer, R2ftTrainer
+
+LENGTH = 24
+SHAPE = ModelParams(hidden_size=16, layers=1, heads=2, intermediate_size=32, max_length=32)
+TRAINING = TrainingParams(
+    steps=12,
+    batch_size=4,
+    gradient_accumulation=1,
+    learning_rate=1e-2,
+    lr_schedule="linear",
+    warmup_steps=2,
+    weight_decay=0.1,
+    max_grad_norm=1.0,
+    precision="fp32",
+    eval_every=4,
+    save_every=4,
+)
+TOKENIZER = train_tokenizer([], 260)  # no merges: one id a byte
+EOS, MASK = TOKENIZER.eos_token_id, TOKENIZER.mask_token_id
+
+
+def ids(text: str) -> list[int]:
+    """One id a letter; `.` stands for EOS, `_` for [MASK]."""
+    return [{".": EOS, "_": MASK}.get(letter, TOKENIZER.get_vocab().get(letter, -1)) for letter in text]
+
+
+def tiny_model(seed: int = 0) -> PreTrainedModel:
+    return new_backbone(SHAPE, TOKENIZER, seed, causal=False)
+
+
+def examples(count: int, start: int = 0) -> list[dict[str, list[int]]]:
+    """Prompts of 2-4 letters whose answer is the alphabet from the prompt's last letter on."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    rows = []
+    for i in range(start, start + count):
+        at, lead = (i * 5) % 14, 2 + i % 3
+        rows.append({"prompt_ids": ids(letters[at] * lead), "answer_ids": ids(letters[at + 1 : at + 7 + i % 4])})
+    return rows
+
+
+TRAIN, VALID = examples(20), examples(8, start=20)
+
+
+class At(TrainerCallback):
+    """Do something at a step: when it ends, or when it has been saved."""
+
+    def __init__(self, step: int, do: Callable[[], Any], *, saved: bool = False) -> None:
+        self.step, self.do, self.saved = step, do, saved
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step and not self.saved:
+            self.do()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step and self.saved:
+            self.do()
+
+
+class Started(TrainerCallback):
+    """The step at which training began."""
+
+    step = -1
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step = state.global_step
+
+
+class Crash(Exception):
+    pass
+
+
+def crash() -> None:
+    raise Crash
+
+
+def sft(
+    model: PreTrainedModel,
+    params: TrainingParams = TRAINING,
+    *extra: TrainerCallback,
+    train: Sequence[dict[str, Any]] = TRAIN,
+    valid: Sequence[dict[str, Any]] = VALID,
+    fingerprint: str = "one",
+    steps: int | None = None,
+) -> list[dict[str, float]]:
+    """`fit` as the sft stage calls it, with callbacks of the test's own."""
+
+    def make(*, callbacks: list[TrainerCallback], **rest: Any) -> DiffusionTrainer:
+        collator = SftCollator(LENGTH, EOS, supervise_padding=True)
+        return DiffusionTrainer(mask_id=MASK, data_collator=collator, callbacks=[*callbacks, *extra], **rest)
+
+    return fit("sft", make, model, list(train), list(valid), params, 7, {"test": fingerprint}, steps=steps)
+
+
+def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """A model this small only waits for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Checkpoints go below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Collators
+
+
+def test_sft_collator_on_literal_rows() -> None:
+    """Canvas of 8: `ab` answered by `cd`, and `a` by `bcdef`. The loss lies on the answer and its first EOS, or on
+    everything after the prompt."""
+    rows = [
+        {"prompt_ids": ids("ab"), "answer_ids": ids("cd")},
+        {"prompt_ids": ids("a"), "answer_ids": ids("bcdef")},
+    ]
+    canvas = [ids("abcd...."), ids("abcdef..")]
+    padded = SftCollator(8, EOS, supervise_padding=True)(rows)
+    assert padded["x0"].tolist() == canvas
+    assert padded["maskable"].int().tolist() == [[0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1]]
+    bare = SftCollator(8, EOS, supervise_padding=False)(rows)
+    assert bare["x0"].tolist() == canvas
+    assert bare["maskable"].int().tolist() == [[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 0]]
+
+
+def test_r2ft_collator_on_a_literal_row() -> None:
+    """`ab` answered by `cde` on a canvas of 9; context up to c = 3, the unit `bc` repeated over [3, 7).
+
+    x_t is `abc______`; the chosen mask is d, e and the first EOS (3, 4, 5), the rejected mask 3 to 6.
+    """
+    row = {
+        "prompt_ids": ids("ab"),
+        "answer_ids": ids("cde"),
+        "context_mask": [True] * 3 + [False] * 6,
+        "rejected_ids": ids("abcbcbc.."),
+        "rejected_mask": [False] * 3 + [True] * 4 + [False] * 2,
+    }
+    whole_answer_visible = {**row, "context_mask": [True] * 5 + [False] * 4}
+    batch = R2ftCollator(9, EOS, MASK)([row, whole_answer_visible])
+    assert batch["x0"].tolist() == [ids("abcde....")] * 2
+    assert batch["xt"].tolist() == [ids("abc______"), ids("abcde____")]
+    assert batch["chosen_mask"].int().tolist() == [[0, 0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0, 0, 0]]
+    assert batch["rejected"].tolist() == [ids("abcbcbc..")] * 2
+    assert batch["rejected_mask"].int().tolist() == [[0, 0, 0, 1, 1, 1, 1, 0, 0]] * 2
+
+
+def test_causal_collator_on_literal_rows() -> None:
+    rows = [{"prompt_ids": ids("ab"), "answer_ids": ids("c")}, {"prompt_ids": ids("a"), "answer_ids": ids("bcd")}]
+    batch = CausalCollator(EOS)(rows)
+    assert batch["input_ids"].tolist() == [ids("abc.."), ids("abcd.")]
+    assert batch["labels"].tolist() == [[-100, -100, *ids("c."), -100], [-100, *ids("bcd.")]]
+
+
+def test_packed_collator_may_mask_everything() -> None:
+    batch = PackedCollator()([{"ids": ids("ab.c")}, {"ids": ids("d...")}])
+    assert batch["x0"].tolist() == [ids("ab.c"), ids("d...")]
+    assert batch["maskable"].all()
+    assert batch["maskable"].shape == (2, 4)
+
+
+# Running text
+
+
+@pytest.mark.parametrize(
+    ("documents", "rows"),
+    [
+        (["abc", "de", "fghijk", "l"], ["abc..", "de...", "fghij", "k.l.."]),  # 6 + EOS is cut after 5
+        (["abcd", "e"], ["abcd.", "e...."]),  # fits to the last place
+        (["abcde"], ["abcde", "....."]),  # its EOS starts the next row
+        (["a", "", "b"], ["a..b."]),
+        ([], []),
+    ],
+)
+def test_pack_on_literal_documents(documents: list[str], rows: list[str]) -> None:
+    assert pack(TOKENIZER, documents, 5) == [ids(row) for row in rows]
+
+
+def test_pack_stops_at_its_limit() -> None:
+    assert pack(TOKENIZER, ["abc", "de", "fghijk", "l"], 5, limit=2) == [ids("abc.."), ids("de...")]
+    many = (f"{i:04d}" for i in range(10_000))
+    assert len(pack(TOKENIZER, many, 5, limit=7)) == 7
+    assert next(many)  # the rest was never read
+
+
+TEXT = "first line\n  and second \n\n\nanother document\n\nlast, without a newline"
+DOCUMENTS = ["first line\nand second", "another document", "last, without a newline"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pressed"),
+    [("t.txt", bytes), ("t.xz", lzma.compress), ("t.gz", gzip.compress), ("t.zst", zstandard.compress)],
+)
+def test_documents_are_separated_by_blank_lines(tmp_path: Path, name: str, pressed: Callable[[bytes], bytes]) -> None:
+    (tmp_path / name).write_bytes(pressed(TEXT.encode()))
+    assert read_documents(tmp_path / name) == DOCUMENTS
+    assert read_documents(tmp_path / name, limit=2) == DOCUMENTS[:2]
+
+
+HEX = random.Random(0).randbytes(300_000).hex().encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("t.txt", "caf\xe9".encode("latin-1"), "not UTF-8"),
+        ("t.txt", b" \n\n\n", "no text"),
+        ("t.xz", lzma.compress(HEX)[:200_000], "truncated"),
+        ("t.gz", gzip.compress(HEX)[:200_000], "truncated"),
+        ("t.zst", zstandard.compress(HEX)[:200_000], "truncated"),
+        ("t.gz", b"plain text", "cannot be read"),
+        ("missing.txt", None, "no such file"),
+    ],
+)
+def test_text_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says) as caught:
+        read_documents(tmp_path / name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# The losses of the trainers, against full logits
+
+
+def arguments(**changes: Any) -> TrainingArguments:
+    return TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", seed=3, **changes)
+
+
+@pytest.fixture
+def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
+    """What the trainers drew: the times of every micro-batch, its x_t and masks, and its loss."""
+    seen: dict[str, list[Any]] = {"t": [], "xt": [], "masked": [], "loss": []}
+
+    def antithetic_t(*args: Any) -> Tensor:
+        seen["t"].append(real_t(*args))
+        return seen["t"][-1]
+
+    def mask_tokens(*args: Any) -> tuple[Tensor, Tensor]:
+        xt, masked = real_mask(*args)
+        seen["xt"].append(xt)
+        seen["masked"].append(masked)
+        return xt, masked
+
+    def nelbo(*args: Any) -> Tensor:
+        loss = real_nelbo(*args)
+        seen["loss"].append(loss.item())
+        return loss
+
+    real_t, real_mask, real_nelbo = trainers.antithetic_t, trainers.mask_tokens, trainers.nelbo
+    monkeypatch.setattr(trainers, "antithetic_t", antithetic_t)
+    monkeypatch.setattr(trainers, "mask_tokens", mask_tokens)
+    monkeypatch.setattr(trainers, "nelbo", nelbo)
+    yield seen
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_diffusion_loss_is_the_nelbo_on_full_logits(noise: dict[str, list[Any]], training: bool) -> None:
+    """Σ_masked -log p(x0) / t / supervised, position by position, from logits of the whole canvas."""
+    model = tiny_model().train(training)
+    collator = SftCollator(LENGTH, EOS, supervise_padding=False)
+    trainer = DiffusionTrainer(model=model, args=arguments(), mask_id=MASK, data_collator=collator)
+    batch = collator(TRAIN[:5])
+    loss = trainer.compute_loss(model, batch)
+    t, xt, masked = noise["t"][0], noise["xt"][0], noise["masked"][0]
+    logits = model(input_ids=xt).logits
+    total = 0.0
+    for b in range(5):
+        for i in range(LENGTH):
+            if masked[b, i]:
+                assert batch["maskable"][b, i]
+                assert xt[b, i] == MASK
+                scores = logits[b, i].clone()
+                scores[MASK] = float("-inf")
+                total -= (scores.log_softmax(-1)[batch["x0"][b, i]] / t[b]).item()
+            else:
+                assert xt[b, i] == batch["x0"][b, i]
+    supervised = sum(len(row["answer_ids"]) + 1 for row in TRAIN[:5])
+    assert int(masked.sum()) > 5
+    assert loss.item() == pytest.approx(total / supervised, rel=1e-5)
+    assert bool(loss.requires_grad)
+
+
+def test_diffusion_noise_is_that_of_the_step_and_not_of_global_state(noise: dict[str, list[Any]]) -> None:
+    model = tiny_model().train()
+    collator = SftCollator(LENGTH, EOS, supervise_padding=True)
+    for step in (0, 5, 5):
+        torch.manual_seed(len(noise["t"]))
+        trainer = DiffusionTrainer(model=model, args=arguments(), mask_id=MASK, data_collator=collator)
+        trainer.state.global_step = step
+        trainer.compute_loss(model, collator(TRAIN[:4]))
+    assert torch.equal(noise["xt"][1], noise["xt"][2])
+    assert torch.equal(noise["t"][1], noise["t"][2])
+    assert not torch.equal(noise["t"][0], noise["t"][1])
+
+
+def negatives(count: int) -> list[dict[str, Any]]:
+    """Rows whose rejected side repeats the prompt's last letter over eight positions from a varying c on."""
+    rows = []
+    for i, row in enumerate((TRAIN + VALID)[:count]):
+        c = len(row["prompt_ids"]) + i % 5
+        x0 = (row["prompt_ids"] + row["answer_ids"] + [EOS] * LENGTH)[:LENGTH]
+        mask = [c <= position < c + 8 for position in range(LENGTH)]
+        rows.append(
+            {
+                **row,
+                "context_mask": [position < c for position in range(LENGTH)],
+                "rejected_ids": [x0[c - 1] if m else x for m, x in zip(mask, x0, strict=True)],
+                "rejected_mask": mask,
+            }
+        )
+    return rows
+
+
+OBJECTIVE = R2ftParams(beta_w=1.5, beta_l=0.5, margin=0.25, gamma=0.1, training=TRAINING)
+LOG_PRIOR = torch.linspace(-9, -1, len(TOKENIZER))
+
+
+def r2ft_trainer(**rest: Any) -> R2ftTrainer:
+    collator = R2ftCollator(LENGTH, EOS, MASK)
+    return R2ftTrainer(objective=OBJECTIVE, log_prior=LOG_PRIOR, mask_id=MASK, data_collator=collator, **rest)
+
+
+def test_r2ft_loss_is_that_of_full_logits() -> None:
+    model = tiny_model().train()
+    batch = R2ftCollator(LENGTH, EOS, MASK)(negatives(6))
+    loss = r2ft_trainer(model=model, args=arguments()).compute_loss(model, batch)
+    log_probs = subs_log_probs(model(input_ids=batch["xt"]).logits, MASK)
+    chosen = mean_log_prob(log_probs.gather(-1, batch["x0"][..., None])[..., 0], batch["chosen_mask"])
+    rejected = mean_log_prob(log_probs.gather(-1, batch["rejected"][..., None])[..., 0], batch["rejected_mask"])
+    expected = r2ft_loss(chosen, rejected, beta_w=1.5, beta_l=0.5, margin=0.25, gamma=0.1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    expected.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(ours[name], parameter.grad, atol=1e-6)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    """Weights and curve of a run that nothing interrupts: 12 steps of 4 over 20 examples, so three epochs."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("undisturbed"))
+    try:
+        model = tiny_model()
+        return model, sft(model)
+    finally:
+        os.chdir(before)
+
+
+def test_fit_lowers_the_loss_and_reports_it(undisturbed: tuple[PreTrainedModel, list[dict[str, float]]]) -> None:
+    """A random model's loss is near ln 257 = 5.5; 12 steps at 1e-2 bring the EOS padding down to almost nothing."""
+    model, rows = undisturbed
+    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    assert rows[0]["eval_loss"] == pytest.approx(math.log(257), rel=0.35)
+    assert rows[-1]["eval_loss"] < 0.8 * rows[0]["eval_loss"]
+    assert rows[-1]["loss"] < rows[1]["loss"]
+    assert not same_weights(model, tiny_model())
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_a_finished_run_repeats_exactly_and_leaves_no_checkpoints(
+    undisturbed: tuple[PreTrainedModel, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    torch.manual_seed(987)
+    model = tiny_model()
+    assert sft(model) == undisturbed[1]
+    assert same_weights(model, undisturbed[0])
+    assert list((tmp_path / ".cache/training").iterdir()) == []
+
+
+def test_r2ft_run_pushes_the_rejected_side_down() -> None:
+    model, rows = tiny_model(), negatives(28)
+
+    def make(**rest: Any) -> R2ftTrainer:
+        return r2ft_trainer(**rest)
+
+    batch = R2ftCollator(LENGTH, EOS, MASK)(rows[20:])
+    with torch.no_grad():
+        log_probs = subs_log_probs(model(input_ids=batch["xt"]).logits, MASK)
+    chosen = mean_log_prob(log_probs.gather(-1, batch["x0"][..., None])[..., 0], batch["chosen_mask"]).mean()
+    scored = batch["chosen_mask"] | batch["rejected_mask"]
+    prior = (log_probs.exp()[scored] * LOG_PRIOR).sum(-1).mean()
+    params = replace(TRAINING, batch_size=8, steps=40, eval_every=10, save_every=10, learning_rate=3e-2)
+    found = fit("r2ft", make, model, rows[:20], rows[20:], params, 7, "r2ft")
+    assert found[0]["eval_log_p_chosen"] == pytest.approx(chosen.item(), rel=1e-4)
+    assert found[0]["eval_mean_log_prior"] == pytest.approx(prior.item(), rel=1e-4)
+    assert [row["step"] for row in found] == [0, 10, 20, 30, 40]
+    assert found[-1]["eval_loss"] < found[0]["eval_loss"]
+    gap = [row["eval_log_p_chosen"] - row["eval_log_p_rejected"] for row in found]
+    assert gap[-1] > gap[0] + 0.5
+
+
+SCHEDULES = [
+    pytest.param(4, 4, id="saved when evaluated"),
+    pytest.param(4, 3, id="saved between evaluations"),
+    pytest.param(5, 4, id="saved between loss entries"),
+]
+
+
+@pytest.mark.parametrize(("eval_every", "save_every"), SCHEDULES)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(eval_every: int, save_every: int) -> None:
+    params = replace(TRAINING, eval_every=eval_every, save_every=save_every)
+    whole = tiny_model()
+    expected = sft(whole, params)
+    with pytest.raises(Crash):
+        sft(tiny_model(), params, At(10, crash))
+    started, model = Started(), tiny_model()
+    found = sft(model, params, started)
+    assert started.step == 10 // save_every * save_every
+    assert same_weights(model, whole)
+    assert found == expected
+
+
+def test_a_run_cut_twice_in_an_accumulating_step() -> None:
+    params = replace(TRAINING, batch_size=2, gradient_accumulation=2, precision="fp32")
+    whole = tiny_model()
+    expected = sft(whole, params)
+    for step in (5, 9):
+        with pytest.raises(Crash):
+            sft(tiny_model(), params, At(step, crash))
+    model = tiny_model()
+    assert sft(model, params) == expected
+    assert same_weights(model, whole)
+
+
+def test_a_run_cut_after_its_last_checkpoint() -> None:
+    """All steps are done and saved, the result not yet written: nothing is left to train."""
+    params = replace(TRAINING, lr_schedule="constant")  # linear ends at 0, where one step more would not show
+    whole, model = tiny_model(), tiny_model()
+    expected = sft(whole, params)
+    with pytest.raises(Crash):
+        sft(tiny_model(), params, At(12, crash, saved=True))
+    found = sft(model, params)
+    assert [row["step"] for row in found] == [0, 4, 8, 12]
+    assert same_weights(model, whole)
+    assert found == expected
+
+
+def killed() -> None:
+    """The other process of the next test: killed at step 10, when the checkpoint of step 8 is on disk."""
+    torch.set_num_threads(1)
+    sft(tiny_model(), TRAINING, At(10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+def test_a_killed_process_goes_on(undisturbed: tuple[PreTrainedModel, list[dict[str, float]]], tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_training; test_training.killed()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    started, model = Started(), tiny_model()
+    found = sft(model, TRAINING, started)
+    assert started.step == 8
+    assert same_weights(model, undisturbed[0])
+    assert found == undisturbed[1]
+
+
+@pytest.mark.parametrize("broken", [(8,), (4, 8)])
+def test_broken_checkpoints_are_skipped(
+    undisturbed: tuple[PreTrainedModel, list[dict[str, float]]], tmp_path: Path, broken: tuple[int, ...]
+) -> None:
+    with pytest.raises(Crash):
+        sft(tiny_model(), TRAINING, At(10, crash))
+    (folder,) = (tmp_path / ".cache/training").iterdir()
+    for step in broken:
+        state = folder / f"checkpoint-{step}" / "trainer_state.json"
+        state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
+    started, model = Started(), tiny_model()
+    found = sft(model, TRAINING, started)
+    assert started.step == (4 if broken == (8,) else 0)
+    assert same_weights(model, undisturbed[0])
+    assert found == undisturbed[1]
+
+
+def test_another_run_does_not_take_over_a_checkpoint() -> None:
+    with pytest.raises(Crash):
+        sft(tiny_model(), TRAINING, At(10, crash))
+    for params, fingerprint, steps in (
+        (TRAINING, "two", None),
+        (TRAINING, "one", 13),
+        (replace(TRAINING, learning_rate=2e-2), "one", None),
+    ):
+        started = Started()
+        with pytest.raises(Crash):
+            sft(tiny_model(), params, started, At(1, crash), fingerprint=fingerprint, steps=steps)
+        assert started.step == 0
+
+
+def test_last_whole_checkpoint_counts_as_numbers_do(tmp_path: Path) -> None:
+    for step, text in ((9, "{}"), (10, "{}"), (100, '{"global_step": 1'), (80, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if text is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    assert last_whole_checkpoint(tmp_path / "nothing") is None
+
+
+def test_the_step_count_can_be_overruled() -> None:
+    found = sft(tiny_model(), TRAINING, steps=6)
+    assert [row["step"] for row in found] == [0, 4, 6]
+    assert "eval_loss" in found[-1]  # 6 is no multiple of eval_every
+
+
+def test_a_global_batch_in_parts_covers_the_same_times(noise: dict[str, list[Any]]) -> None:
+    """One step of 8 rows at once and one of 2 x 4: the same eight times; the loss is the mean of the parts' losses,
+    and both estimates are of one quantity. Over 8 x 21 positions the masks alone leave them about 15% apart (1 sd)."""
+    whole = sft(tiny_model(), replace(TRAINING, steps=1, batch_size=8, eval_every=1))
+    at_once = [t for t in noise["t"] if len(t) == 8][1]  # the first is the evaluation before training
+    assert whole[1]["loss"] == pytest.approx(noise["loss"][1], rel=1e-6)
+    for values in noise.values():
+        values.clear()
+    parts = sft(tiny_model(), replace(TRAINING, steps=1, batch_size=4, gradient_accumulation=2, eval_every=1))
+    first, second = noise["t"][2:4]  # two batches of evaluation come before
+    assert torch.equal(torch.cat([first, second]), at_once)
+    assert not torch.equal(noise["masked"][2], noise["masked"][3])
+    assert parts[1]["loss"] == pytest.approx(sum(noise["loss"][2:4]) / 2, rel=1e-6)
+    assert parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=0.5)
+
+
+def test_an_epochs_last_step_covers_all_times_too(noise: dict[str, list[Any]]) -> None:
+    """12 rows in micro-batches of 4, two a step: an epoch's second step has one micro-batch only. Its four times must
+    cover (0, 1] as evenly as any others: one a quarter."""
+    sft(tiny_model(), replace(TRAINING, steps=2, gradient_accumulation=2, eval_every=2), train=TRAIN[:12])
+    last = noise["t"][4]  # 0, 1: evaluation; 2, 3: the first step
+    assert [math.floor(4 * float(t)) for t in last] == [0, 1, 2, 3]
+
+
+def test_too_few_examples_for_one_global_batch() -> None:
+    with pytest.raises(UserError, match="sft: 3 training examples do not fill one batch of 4"):
+        sft(tiny_model(), train=TRAIN[:3])
+    with pytest.raises(UserError, match="sft: 6 training examples"):
+        sft(tiny_model(), replace(TRAINING, gradient_accumulation=2), train=TRAIN[:6])
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_a_held_out_set_that_does_not_fill_its_batches_is_evaluated_whole(
+    noise: dict[str, list[Any]], count: int
+) -> None:
+    found = sft(tiny_model(), replace(TRAINING, steps=1, eval_every=1), valid=VALID[:count])
+    assert all("eval_loss" in row for row in found)
+    assert sum(len(t) for t in noise["t"]) == 2 * count + 4
+
+
+def test_a_loss_of_nan_names_its_step() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"the loss is nan at step 4\b.*lower learning_rate") as caught:
+        sft(model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_is_what_the_model_computes_in(precision: str, dtype: torch.dtype) -> None:
+    model, seen = tiny_model(), set()
+    projection = model.get_decoder().layers[0].mlp.down_proj
+    projection.register_forward_hook(lambda module, args, output: seen.add(output.dtype) if module.training else None)
+    sft(model, replace(TRAINING, steps=1, precision=precision))
+    assert seen == {dtype}
+    assert projection.weight.dtype == torch.float32
+
+
+def test_curve_merges_by_step_and_drops_timings() -> None:
+    history = [
+        {
+            "eval_loss": 5.0,
+            "eval_runtime": 0.1,
+            "eval_samples_per_second": 80.0,
+            "eval_steps_per_second": 9.0,
+            "step": 0,
+        },
+        {"loss": 4.0, "grad_norm": 1.5, "learning_rate": 1e-3, "epoch": 0.4, "step": 2},
+        {"eval_loss": 3.5, "eval_log_p_chosen": -2.0, "eval_runtime": 0.2, "epoch": 0.4, "step": 2},
+        {"train_runtime": 3.0, "train_loss": 4.0, "total_flos": 12.0, "train_steps_per_second": 1.0, "step": 2},
+    ]
+    assert curve(history) == [
+        {"eval_loss": 5.0, "step": 0},
+        {"loss": 4.0, "grad_norm": 1.5, "learning_rate": 1e-3, "eval_loss": 3.5, "eval_log_p_chosen": -2.0, "step": 2},
+    ]
