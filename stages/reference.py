@@ -2,8 +2,6 @@
 
 import functools
 
-from transformers import Trainer
-
 from dlm.cli import stage_arguments, stage_params
 from dlm.data.splits import read_split
 from dlm.data.tokenizer import load_tokenizer
@@ -16,6 +14,7 @@ from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import CausalCollator
 from dlm.training.run import fit, weights_hash
+from dlm.training.trainers import WholeEvaluation
 
 COLUMNS = ["id", "prompt_ids", "answer_ids"]
 SCORED_TRAINING_RESPONSES = 500
@@ -40,7 +39,7 @@ def main() -> None:
         train = read_split(data, "train", COLUMNS)
         curve = fit(
             "reference",
-            functools.partial(Trainer, data_collator=CausalCollator(tokenizer.eos_token_id)),
+            functools.partial(WholeEvaluation, data_collator=CausalCollator(tokenizer.eos_token_id)),
             model,
             train,
             read_split(data, "valid", COLUMNS),

@@ -137,6 +137,13 @@ def test_tokens_are_padded_after_the_first_eos(lm: DiffusionLM, eos_fill: bool) 
         assert "<|" not in text
 
 
+def test_bfloat16_gives_whole_answers() -> None:
+    lm = DiffusionLM(tiny_model(2), tiny_tokenizer(), precision="bf16")
+    out = lm.generate(PROMPTS, "conv", steps=6, gen_length=12, kernel_size=5)
+    assert (out.tokens != lm.tokenizer.mask_token_id).all() and out.tokens.dtype == torch.int64
+    assert rows(out) == rows(lm.generate(PROMPTS, "conv", steps=6, gen_length=12, kernel_size=5))
+
+
 def test_cut_and_content_by_hand() -> None:
     tokens = torch.tensor([[5, 0, 7, 8], [5, 6, 7, 8], [0, 5, 0, 5]])
     assert cut_at_eos(tokens, 0).tolist() == [[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]]

@@ -53,6 +53,20 @@ def test_a_split_has_its_size_and_uses_its_combinations_evenly(name: str) -> Non
     assert len(counts) == min(SIZES[name], len(SHARES[name]))
 
 
+def test_fewer_topics_leave_each_combination_in_its_split() -> None:
+    few = split_combinations(GRAMMAR, (4, 5), 0.2, 42, topics=3)
+    first = list(GRAMMAR.topics)[:3]
+    assert few == {name: [entry for entry in share if entry[0] in first] for name, share in SHARES.items()}
+    assert sum(len(share) for share in few.values()) == 3 * 126
+    assert split_combinations(GRAMMAR, (4, 5), 0.2, 42, topics=20) == SHARES
+
+
+def test_topics_that_leave_a_split_without_combinations_are_refused() -> None:
+    """Two combinations of 2520 held out, one topic of twenty used: hardly ever is either of them that topic's."""
+    with pytest.raises(UserError):
+        split_combinations(GRAMMAR, (4, 5), 0.001, 42, topics=1)
+
+
 def test_everything_depends_on_the_seed_alone() -> None:
     assert split_combinations(load_grammar(GRAMMAR_FILE), (4, 5), 0.2, 42) == SHARES
     assert generate(GRAMMAR, SHARES["eval"], 200, 42, "eval") == SPLITS["eval"]

@@ -583,5 +583,17 @@ def test_denoiser_sees_both_sides() -> None:
         assert same == causal
 
 
+@torch.inference_mode()
+def test_bfloat16_is_rounding_only() -> None:
+    """The logits stay float32, SUBS stays exact, and nothing moves by more than bfloat16's 8 bits can explain."""
+    canvas = torch.randint(2, 300, (1, 9), generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(1, 9).bool()
+    full, half = Denoiser(tiny_model(1), 1), Denoiser(tiny_model(1), 1, bf16=True)
+    expected, found = (denoiser.logits(denoiser.hidden(canvas, valid)[0].float()) for denoiser in (full, half))
+    assert found.dtype == torch.float32 and (found[:, 1] == -math.inf).all()
+    shift = (found - expected)[:, 2:].abs()
+    assert 0 < shift.max() < 0.1 * expected[:, 2:].std() * 4
+
+
 def test_every_decoder_is_covered() -> None:
     assert {name for name, *_ in CASES} == set(OPTIONS)

@@ -79,6 +79,7 @@ def test_a_decoder_without_a_block_is_named() -> None:
 
 GOOD: list[dict[str, Any]] = [
     {"data.max_records": 1},
+    {"data.builtin.topics": None},
     {"data.window": 128, "decode.gen_length": 128},
     {"model.max_length": 256},  # the canvas is 64 + 128, base.sequence_length 256
     {"model.hidden_size": 128, "model.heads": 64},
@@ -152,6 +153,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"data.builtin.holdout": 1.5}, "params.yaml: data.builtin.holdout ", "1.5", "between 0 and 1"),
     ({"data.builtin.slots": []}, "params.yaml: data.builtin.slots ", "()", "a list of counts from 1"),
     ({"data.builtin.slots": [0]}, "params.yaml: data.builtin.slots ", "(0,)", "a list of counts from 1"),
+    ({"data.builtin.topics": 0}, "params.yaml: data.builtin.topics ", "0", "at least 1"),
     ({"tokenizer.vocab_size": 259}, "params.yaml: tokenizer.vocab_size ", "259", "at least 260"),
     ({"model.layers": 0}, "params.yaml: model.layers ", "0", "at least 1"),
     ({"sft.training.batch_size": 0}, "params.yaml: sft.training.batch_size ", "0", "at least 1"),

@@ -1,11 +1,8 @@
 """Collators, the trainers' losses against full logits, and a run that can be killed at any time."""
 
-import gzip
 import json
-import lzma
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-import zstandard
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from dlm.data.text import pack, read_documents
+from dlm.data.text import pack
 from dlm.data.tokenizer import train_tokenizer
 from dlm.diffusion.losses import mean_log_prob, r2ft_loss, subs_log_probs
 from dlm.errors import UserError
@@ -219,44 +215,6 @@ def test_pack_stops_at_its_limit() -> None:
     many = (f"{i:04d}" for i in range(10_000))
     assert len(pack(TOKENIZER, many, 5, limit=7)) == 7
     assert next(many)  # the rest was never read
-
-
-TEXT = "first line\n  and second \n\n\nanother document\n\nlast, without a newline"
-DOCUMENTS = ["first line\nand second", "another document", "last, without a newline"]
-
-
-@pytest.mark.parametrize(
-    ("name", "pressed"),
-    [("t.txt", bytes), ("t.xz", lzma.compress), ("t.gz", gzip.compress), ("t.zst", zstandard.compress)],
-)
-def test_documents_are_separated_by_blank_lines(tmp_path: Path, name: str, pressed: Callable[[bytes], bytes]) -> None:
-    (tmp_path / name).write_bytes(pressed(TEXT.encode()))
-    assert read_documents(tmp_path / name) == DOCUMENTS
-    assert read_documents(tmp_path / name, limit=2) == DOCUMENTS[:2]
-
-
-HEX = random.Random(0).randbytes(300_000).hex().encode()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("t.txt", "caf\xe9".encode("latin-1"), "not UTF-8"),
-        ("t.txt", b" \n\n\n", "no text"),
-        ("t.xz", lzma.compress(HEX)[:200_000], "truncated"),
-        ("t.gz", gzip.compress(HEX)[:200_000], "truncated"),
-        ("t.zst", zstandard.compress(HEX)[:200_000], "truncated"),
-        ("t.gz", b"plain text", "cannot be read"),
-        ("missing.txt", None, "no such file"),
-    ],
-)
-def test_text_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=says) as caught:
-        read_documents(tmp_path / name)
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 # The losses of the trainers, against full logits

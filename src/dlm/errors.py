@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-
 FULL = "No space left on device"
 KEPT = "nothing half written was kept; mend the cause and run again"
 

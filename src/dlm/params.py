@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import yaml
 
-from dlm.decoding.options import DecoderOptions, decoder_options
+from dlm.decoding.options import DecoderOptions, SemiArOptions, decoder_options
 from dlm.errors import UserError
 from dlm.schema import at_least, build, dotted, require, share
+
+LARGEST_SEED = 2**32 - 1  # what NumPy takes
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,10 @@ class AblationParams:
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["prompts", "long_prompts", "long_steps"])
+        require(bool(self.seeds), dotted(where, "seeds"), "a list of numbers, not empty", self.seeds)
+        require(min(self.blocks, default=1) >= 1, dotted(where, "blocks"), "a list of lengths from 1", self.blocks)
+        for size in self.kernels:
+            require(size >= 1 and size % 2 == 1, dotted(where, "kernels"), "odd and at least 1", size)
 
 
 @dataclass(frozen=True)
@@ -299,9 +305,14 @@ class Params:
     report: ReportParams
 
     def check(self, where: str) -> None:
+        at_least(self, where, 0, ["seed"])
+        require(self.seed <= LARGEST_SEED, dotted(where, "seed"), f"at most {LARGEST_SEED}", self.seed)
         for name, block in self.decoding.items():
             options = decoder_options(name, block, f"{where}decoding.{name}")
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}decoding.{name}")
+        for length in self.ablation.blocks:
+            options = SemiArOptions(block_length=length)
+            options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}ablation.blocks")
         if self.decode.gen_length > self.data.window:
             raise UserError(
                 f"{where}decode.gen_length must be at most data.window ({self.data.window}), "
@@ -324,12 +335,23 @@ class Params:
 def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check the parameter file. Raises UserError in one line for anything that is wrong with it."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the repository's root or pass --params") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return build(Params, raw, f"{Path(path).name}: ")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    return parse_params(text, Path(path).name)
+
+
+def parse_params(text: str, name: str) -> Params:
+    """Check the text of a parameter file; `name` is what errors call it."""
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, a number of thousands of digits
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{name} must be a block of keys, got {' '.join(repr(raw).split())[:80]}")
+    return build(Params, raw, f"{name}: ")
 
 
 def tracked(params: Params, *names: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from dlm.errors import UserError, run_script
 from dlm.files import atomic_path
-from dlm.params import load_params
+from dlm.params import parse_params
 
 DEFAULT = "builtin"
 
@@ -37,6 +37,8 @@ def render(folder: Path, name: str) -> str:
         raise UserError(f"{folder / name}.yaml: not valid YAML: {' '.join(str(error).split())}") from None
     if name == DEFAULT:
         return (folder / f"{DEFAULT}.yaml").read_text(encoding="utf-8")
+    if not isinstance(overlay or {}, dict):
+        raise UserError(f"{folder / name}.yaml must be a block of keys like params.yaml")
     merge(whole, overlay or {})
     text = io.StringIO()
     yaml.dump(whole, text)
@@ -60,9 +62,9 @@ def main() -> None:
     arguments = parser.parse_args()
     text = render(arguments.profiles, arguments.name)
     before = arguments.params.read_text(encoding="utf-8") if arguments.params.is_file() else ""
+    parse_params(text, f"profiles/{arguments.name}.yaml")
     with atomic_path(arguments.params) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        load_params(temporary)
     difference = difflib.unified_diff(
         before.splitlines(True), text.splitlines(True), "params.yaml", arguments.name, n=0
     )

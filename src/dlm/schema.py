@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -66,20 +67,21 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         # YAML 1.1 reads 3e-5 as text: it wants a point.
         hint_text = " (write 3.0e-5, with the point)" if hint is float and isinstance(value, str) else ""
         raise UserError(f"{where} must be {_describe(hint)}, got {value!r}{hint_text}")
-    if hint is float and value not in (float("inf"), float("-inf")) and value != value:
-        raise UserError(f"{where} must be a number, got nan")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{where} must be a finite number, got {value}")
     return value
 
 
 def dotted(where: str, key: Any) -> str:
     """'params.yaml: a' + 'b' -> 'params.yaml: a.b'."""
-    return f"{where}{key}" if where.endswith(" ") else f"{where}.{key}"
+    name = " ".join(str(key).split())
+    return f"{where}{name}" if where.endswith(" ") else f"{where}.{name}"
 
 
 def require(holds: bool, where: str, rule: str, value: Any) -> None:

@@ -46,7 +46,12 @@ def split_combinations(
         )
     used = set(list(grammar.topics)[:topics])
     shares = {"eval": combinations[: held // 2], "valid": combinations[held // 2 : held], "train": combinations[held:]}
-    return {name: [entry for entry in share if entry[0] in used] for name, share in shares.items()}
+    shares = {name: [entry for entry in share if entry[0] in used] for name, share in shares.items()}
+    if not all(shares.values()):
+        raise UserError(
+            f"data.builtin.topics ({topics}) and holdout ({holdout}) leave a split empty; raise one of them"
+        )
+    return shares
 
 
 def generate(grammar: Grammar, combinations: Sequence[Combination], size: int, seed: int, name: str) -> list[Record]:

@@ -68,9 +68,9 @@ def load_grammar(path: Path | str) -> Grammar:
             attributes={name: _attribute(entry) for name, entry in raw["attributes"].items()},
             topics=raw["topics"],
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: a part of the grammar is missing or has the wrong form: {error}") from None
-    _check(grammar, str(path))
+        _check(grammar, str(path))
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise UserError(f"{path}: a part of the grammar is missing or has the wrong form: {error!r}") from None
     return grammar
 
 
@@ -79,8 +79,16 @@ def _attribute(entry: dict[str, Any]) -> Attribute:
 
 
 def _check(grammar: Grammar, where: str) -> None:
+    for name in ("instructions", "intros", "closings", "openers", "attributes", "topics"):
+        if not getattr(grammar, name):
+            raise UserError(f"{where}: {name} is empty; give at least one")
+    for instruction in grammar.instructions:
+        if "{list}" not in instruction.text:
+            raise UserError(f"{where}: the instruction {instruction.text!r} lacks {{list}}")
+        (instruction.text + instruction.input).format(topic="", list="")
     for name, attribute in grammar.attributes.items():
         for sentence in attribute.sentences:
+            sentence.format(topic="", value="")
             if "{value}" not in sentence:
                 raise UserError(f"{where}: attributes.{name}.sentences: {sentence!r} lacks {{value}}")
     phrases = [phrase for attribute in grammar.attributes.values() for phrase in attribute.values.values()]

@@ -97,7 +97,7 @@ OPTIONS: dict[str, type[DecoderOptions]] = {
 }
 
 
-def decoder_options(name: str, block: dict[str, Any] | None, where: str) -> DecoderOptions:
+def decoder_options(name: str, block: Any, where: str) -> DecoderOptions:
     """Check a decoder's options. A block may name its `decoder`; otherwise the block's own name is the decoder's.
 
     Raises:
@@ -107,7 +107,7 @@ def decoder_options(name: str, block: dict[str, Any] | None, where: str) -> Deco
         raise UserError(f"{where} must be a block of options, got {block!r}")
     options = dict(block or {})
     decoder = options.pop("decoder", name)
-    if decoder not in OPTIONS:
+    if not isinstance(decoder, str) or decoder not in OPTIONS:
         raise UserError(f"{where}: {decoder!r} is not a decoder; known: {', '.join(OPTIONS)}")
     return build(OPTIONS[decoder], options, where)
 

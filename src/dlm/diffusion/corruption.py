@@ -115,7 +115,7 @@ RULES: dict[str, Callable[[Ids, int, int, Rule, np.random.Generator], Negative]]
 def _build(
     x0: Ids,
     context: Mask,
-    spans: list[tuple[int, int, Ids]],
+    spans: list[tuple[int, int, np.ndarray]],
     rule: Rule,
     rng: np.random.Generator,
     c: int,

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerState
 
 from dlm.errors import UserError
 from dlm.models.precision import use_bf16
@@ -50,12 +51,14 @@ def fit(
         UserError: fewer examples than one global batch, or a loss that is not finite (the last checkpoint is kept).
     """
     steps = steps or params.steps
-    if len(train) < params.batch_size:
+    if len(train) < params.batch_size * params.gradient_accumulation:
         raise UserError(
-            f"{name}: {len(train)} training examples do not fill one batch of {params.batch_size}; lower it"
+            f"{name}: {len(train)} training examples do not fill one global batch of "
+            f"{params.batch_size} x {params.gradient_accumulation}; lower batch_size"
         )
     key = hashlib.sha256(json.dumps([asdict(params), steps, seed, fingerprint], sort_keys=True).encode()).hexdigest()
     folder = CHECKPOINTS / f"{name}-{key[:16]}"
+    checkpoint = last_whole_checkpoint(folder)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -70,8 +73,9 @@ def fit(
         bf16=use_bf16(params.precision),
         eval_strategy="steps",
         eval_steps=params.eval_every,
-        eval_on_start=True,
-        logging_steps=max(1, min(params.eval_every, 20)),
+        eval_on_start=checkpoint is None,
+        # A logged loss is the mean since the last log: each checkpoint must fall on one, or a resumed curve differs.
+        logging_steps=math.gcd(params.eval_every, params.save_every),
         logging_nan_inf_filter=False,
         save_steps=params.save_every,
         save_total_limit=2,
@@ -89,8 +93,13 @@ def fit(
         eval_dataset=Dataset.from_list(valid),
         callbacks=[StopAtNonFinite()],
     )
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-    if trainer.state.log_history[-1].get("step", 0) < steps or "eval_loss" not in trainer.state.log_history[-2]:
+    if checkpoint is not None and Path(checkpoint).name == f"checkpoint-{steps}":
+        # The Trainer would make one more step from a checkpoint of the last one.
+        model.load_state_dict(load_file(f"{checkpoint}/model.safetensors"), strict=False)
+        trainer.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if not any(entry.get("step") == steps and "eval_loss" in entry for entry in trainer.state.log_history):
         trainer.evaluate()
     shutil.rmtree(folder, ignore_errors=True)
     return curve(trainer.state.log_history)

@@ -28,13 +28,25 @@ def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor) -> Tensor:
     return model.get_output_embeddings()(hidden[where])
 
 
-class OursTrainer(Trainer):
+class WholeEvaluation(Trainer):
+    """Training drops an epoch's partial batch; evaluation must not."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = True
+
+
+class OursTrainer(WholeEvaluation):
     """Common to our objectives: where in the global batch this micro-batch stands, and a mean of side metrics."""
 
     def __init__(self, *args: Any, mask_id: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.mask_id = mask_id
         self.model_accepts_loss_kwargs = False  # the Trainer divides by the accumulation steps itself
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
         self._micro: tuple[int, int] = (-1, 0)
         self._eval_batch = 0
         self.side: dict[str, list[float]] = {}
@@ -47,12 +59,19 @@ class OursTrainer(Trainer):
         step = self.state.global_step
         micro = self._micro[1] + 1 if self._micro[0] == step else 0
         self._micro = (step, micro)
-        total = batch * self.args.gradient_accumulation_steps * self.args.world_size
+        # The last step of an epoch may have fewer micro-batches.
+        total = batch * self.current_gradient_accumulation_steps * self.args.world_size
         offset = (micro * self.args.world_size + self.args.process_index) * batch
         return self._generator("train", step), offset, max(total, offset + batch)
 
     def _generator(self, kind: str, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(step_seed(self.args.seed, kind, number))
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        # accelerate puts autocast around the model's forward, which logits_at does not call.
+        return torch.autocast(
+            self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16, cache_enabled=cache_enabled
+        )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._eval_batch = 0

@@ -1,0 +1,78 @@
+"""Running text: documents from files, and what users see when something is wrong with them."""
+
+import errno
+import gzip
+import lzma
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from dlm.data.text import read_documents
+from dlm.errors import UserError, run_script
+
+TEXT = "First line.\nIts second line.\n\nSecond document.\n \n\nThird, mit Umlaut: ü.\n"
+DOCUMENTS = ["First line.\nIts second line.", "Second document.", "Third, mit Umlaut: ü."]
+PACKED = {
+    "t.txt": lambda raw: raw,
+    "t.txt.xz": lzma.compress,
+    "t.txt.gz": gzip.compress,
+    "t.txt.zst": lambda raw: zstandard.ZstdCompressor().compress(raw),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_documents_are_separated_by_blank_lines(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(PACKED[name](TEXT.encode()))
+    assert read_documents(tmp_path / name) == DOCUMENTS
+
+
+@pytest.mark.parametrize("name", ["t.txt.xz", "t.txt.gz", "t.txt.zst"])
+def test_truncated_text_is_refused(tmp_path: Path, name: str) -> None:
+    packed = PACKED[name]((TEXT * 2000).encode())
+    (tmp_path / name).write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match="truncated"):
+        read_documents(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"), [(b"", "empty"), (b" \n \n", "empty"), (b"ab\xff\xfe", r"not UTF-8 \(byte 2\)")]
+)
+def test_bad_text_is_one_line(tmp_path: Path, raw: bytes, message: str) -> None:
+    (tmp_path / "t.txt").write_bytes(raw)
+    with pytest.raises(UserError, match=message) as caught:
+        read_documents(tmp_path / "t.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        read_documents(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("a value\nis wrong"),
+        OSError(errno.ENOSPC, "No space left on device", "x.bin"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_script_ends_in_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(main)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_script(main)
