@@ -13,8 +13,7 @@ from dlm.models.reference import nucleus_answers
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import CausalCollator
-from dlm.training.run import fit, weights_hash
-from dlm.training.trainers import WholeEvaluation
+from dlm.training.run import WholeEvaluation, fit, weights_hash
 
 COLUMNS = ["id", "prompt_ids", "answer_ids"]
 SCORED_TRAINING_RESPONSES = 500

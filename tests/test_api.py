@@ -178,6 +178,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no kernel": ({"kernel_size": -1}, ["conv.kernel_size", "odd", "-1"]),
     "no candidates": ({"decoder": "top_k", "top_k": 0}, ["top_k.top_k", "at least 1", "0"]),
     "gain": ({"gain": "relu"}, ["conv.gain", "tanh", "'relu'"]),
+    "infinite gain": ({"conv_mult": float("inf")}, ["conv.conv_mult", "finite"]),
     "no gain": ({"conv_mult": 0}, ["conv.conv_mult", "above 0"]),
     "type": ({"decoder": "top_k", "top_k": "five"}, ["top_k.top_k", "whole number", "'five'"]),
     "rule": ({"rule": "categorical"}, ["conv.rule", "top_k", "'categorical'"]),

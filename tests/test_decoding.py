@@ -524,6 +524,14 @@ def test_candidates_by_hand() -> None:
     assert categorical.draw(both, torch.tensor([0.49, 0.76, 0.1]).double()).tolist() == [0, 2, 1]
 
 
+def test_inverse_cdf_at_the_steps() -> None:
+    """The first whose cumulated probability (1/4 1/4 3/4 1) exceeds u, also at a step; weights may sum to 2."""
+    probs = torch.tensor([0.25, 0.0, 0.5, 0.25], dtype=torch.float64).repeat(5, 1)
+    edges = torch.tensor([0.2, 0.25, 0.5, 0.75, 0.8], dtype=torch.float64)
+    for scale in (1, 2):
+        assert propose.inverse_cdf(probs * scale, edges).tolist() == [0, 2, 2, 3, 3]
+
+
 def test_inverse_cdf_never_takes_what_has_no_probability() -> None:
     probs = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0]).double()
     edges = torch.tensor([2.0**-54, 0.29, 0.31, 1 - 2.0**-53], dtype=torch.float64)

@@ -214,8 +214,8 @@ def test_an_impossible_edit_is_one_clear_line(
         ("a: *unknown\n", "not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
         ("a: \x00\n", "not valid YAML"),
-        (b"report: {title: caf\xe9}\n", "not valid YAML"),
-        (b"\xff\xfe\x00\x00", "not valid YAML"),
+        (b"report: {title: caf\xe9}\n", "not UTF-8"),
+        (b"\xff\xfe\x00\x00", "not UTF-8"),
         ("seed: 2024-99-99\n", "not valid YAML"),  # a date, to YAML, and no day of any calendar
         pytest.param("seed: 1" + "0" * 5000 + "\n", "", id="seed of 5001 digits"),
         ("? [a, b]\n: 1\n", "not valid YAML"),

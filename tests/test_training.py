@@ -533,7 +533,7 @@ def test_an_epochs_last_step_covers_all_times_too(noise: dict[str, list[Any]]) -
 
 
 def test_too_few_examples_for_one_global_batch() -> None:
-    with pytest.raises(UserError, match="sft: 3 training examples do not fill one batch of 4"):
+    with pytest.raises(UserError, match="sft: 3 training examples do not fill one global batch of 4 x 1"):
         sft(tiny_model(), train=TRAIN[:3])
     with pytest.raises(UserError, match="sft: 6 training examples"):
         sft(tiny_model(), replace(TRAINING, gradient_accumulation=2), train=TRAIN[:6])

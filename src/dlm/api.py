@@ -117,6 +117,8 @@ class DiffusionLM:
             raise UserError(
                 f"steps, gen_length and batch_size must be at least 1, got {steps}, {gen_length}, {batch_size}"
             )
+        if options and not isinstance(decoder, str):
+            raise UserError(f"options ({', '.join(options)}) go with a decoder's name, not with checked options")
         chosen.check_lengths(gen_length, steps, str(decoder) if isinstance(decoder, str) else "decoder")
         self._check_prompts(ids, gen_length)
         return self._generate(ids, chosen, steps, gen_length, seed, batch_size)

@@ -65,6 +65,10 @@ def _check_columns(columns: dict[str, str], where: str) -> None:
     require(set(columns) == expected, where, "a mapping of instruction, input and output", columns)
 
 
+def _check_seeds(seeds: tuple[int, ...], where: str) -> None:
+    require(bool(seeds) and len(set(seeds)) == len(seeds), where, "a list of different numbers", seeds)
+
+
 @dataclass(frozen=True)
 class DataParams:
     """Where records come from, how many are kept, and how long prompt and window may be (tokens)."""
@@ -236,12 +240,7 @@ class DecodeParams:
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["steps", "gen_length", "batch_size"])
-        require(
-            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
-            dotted(where, "seeds"),
-            "a list of different numbers",
-            self.seeds,
-        )
+        _check_seeds(self.seeds, dotted(where, "seeds"))
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,7 @@ class AblationParams:
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["prompts", "long_prompts", "long_steps"])
-        require(bool(self.seeds), dotted(where, "seeds"), "a list of numbers, not empty", self.seeds)
+        _check_seeds(self.seeds, dotted(where, "seeds"))
         require(min(self.blocks, default=1) >= 1, dotted(where, "blocks"), "a list of lengths from 1", self.blocks)
         for size in self.kernels:
             require(size >= 1 and size % 2 == 1, dotted(where, "kernels"), "odd and at least 1", size)

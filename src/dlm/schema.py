@@ -74,7 +74,7 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         hint_text = " (write 3.0e-5, with the point)" if hint is float and isinstance(value, str) else ""
         raise UserError(f"{where} must be {_describe(hint)}, got {value!r}{hint_text}")
     if hint is float and not math.isfinite(value):
-        raise UserError(f"{where} must be a finite number, got {value}")
+        raise UserError(f"{where} must be a number and finite, got {value}")
     return value
 
 

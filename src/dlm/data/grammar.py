@@ -91,11 +91,17 @@ def _check(grammar: Grammar, where: str) -> None:
             sentence.format(topic="", value="")
             if "{value}" not in sentence:
                 raise UserError(f"{where}: attributes.{name}.sentences: {sentence!r} lacks {{value}}")
+    for name, attribute in grammar.attributes.items():
+        for key, phrase in attribute.values.items():
+            if not isinstance(phrase, str):
+                raise UserError(f"{where}: attributes.{name}.values.{key} must be a phrase, got {phrase!r}")
     phrases = [phrase for attribute in grammar.attributes.values() for phrase in attribute.values.values()]
     for phrase in phrases:
         if sum(phrase in other for other in phrases) > 1:
             raise UserError(f"{where}: the value {phrase!r} occurs twice or inside another; the judge needs it unique")
     for topic, facts in grammar.topics.items():
+        if not isinstance(facts, dict):
+            raise UserError(f"{where}: topics.{topic} must give a value key for each attribute, got {facts!r}")
         for name, attribute in grammar.attributes.items():
             if facts.get(name) not in attribute.values:
                 raise UserError(f"{where}: topics.{topic}.{name} is {facts.get(name)!r}, not a key of its values")

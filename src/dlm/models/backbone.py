@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -61,14 +62,20 @@ def load_checkpoint(path: Path | str, *, causal: bool) -> tuple[PreTrainedModel,
         raise UserError(
             f"{path}: no config.json there; a checkpoint is a folder with config.json and model.safetensors"
         )
+    loaded: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(path), use_safetensors=True, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: no model could be loaded: {' '.join(str(error).split())[:300]}") from None
     except Exception as error:  # safetensors raises its own, undocumented type for a truncated file
         raise UserError(f"{path}: broken weights ({error}); make or download them again") from None
+    model, info = loaded
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info[kind]:
+            some = ", ".join(sorted(map(str, info[kind]))[:3])
+            raise UserError(f"{path}: weights and config.json differ, {kind.replace('_', ' ')}: {some}; mend either")
     if getattr(model.config, "is_causal", True) != causal:
         wanted = "an autoregressive model" if causal else "a masked diffusion model (config.is_causal: false)"
         raise UserError(f"{path}: {wanted} is needed here; give the path of one")

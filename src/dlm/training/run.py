@@ -105,6 +105,17 @@ def fit(
     return curve(trainer.state.log_history)
 
 
+class WholeEvaluation(Trainer):
+    """Training drops an epoch's partial batch; evaluation must not."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = True
+
+
 class StopAtNonFinite(TrainerCallback):
     """A loss of NaN or infinity ends the run with the step; what was saved before it stays."""
 

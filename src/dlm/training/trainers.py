@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from dlm.diffusion.forward import antithetic_t, mask_tokens
 from dlm.diffusion.losses import mean_log_prob, nelbo, r2ft_loss, subs_log_probs
 from dlm.params import R2ftParams
+from dlm.training.run import WholeEvaluation
 
 
 def step_seed(*parts: int | str) -> int:
@@ -26,17 +27,6 @@ def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor) -> Tensor:
     """Logits [positions, V] at the True positions of `where` alone: the head runs nowhere else."""
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     return model.get_output_embeddings()(hidden[where])
-
-
-class WholeEvaluation(Trainer):
-    """Training drops an epoch's partial batch; evaluation must not."""
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        self.args.dataloader_drop_last = False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = True
 
 
 class OursTrainer(WholeEvaluation):
