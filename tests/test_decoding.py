@@ -591,6 +591,12 @@ def test_denoiser_sees_both_sides() -> None:
         assert same == causal
 
 
+def test_denoiser_switches_dropout_off() -> None:
+    model = tiny_model().train()
+    Denoiser(model, 1)
+    assert not any(module.training for module in model.modules())
+
+
 @torch.inference_mode()
 def test_bfloat16_is_rounding_only() -> None:
     """The logits stay float32, SUBS stays exact, and nothing moves by more than bfloat16's 8 bits can explain."""

@@ -62,7 +62,7 @@ class Workspace:
         bin_folder = str(Path(sys.executable).parent)
         dropped = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "DLM_TRACKING", "MLFLOW_TRACKING_URI")
         environment = {key: value for key, value in os.environ.items() if key not in dropped}
-        environment |= {"PATH": f"{bin_folder}:{environment['PATH']}", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "2"}
+        environment |= {"PATH": f"{bin_folder}:{environment['PATH']}", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done

@@ -55,7 +55,7 @@ def test_the_reference_is_splitmix64() -> None:
 
 
 def test_equals_the_reference() -> None:
-    """u = splitmix64(splitmix64(key ^ (4·step + channel)) ^ position) / 2^64, to the bits that a float64 in (0, 1) can hold."""
+    """u = splitmix64(splitmix64(key ^ (4·step + channel)) ^ position) / 2^64, to the bits that fit a float64."""
     for key in (0, 1, -1, 2**62 + 17, -(2**63)):
         for step in (0, 1, 1000):
             for channel in (COMMIT, TOKEN):
