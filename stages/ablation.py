@@ -51,9 +51,8 @@ def main() -> None:
             summary = summarise(
                 score_answers(answers, corpus, scorer, params.decode.batch_size), params.evaluate.bootstrap_samples
             )
-            rows.append(
-                {"checkpoint": arguments.checkpoint, "variant": variant, "steps": steps, **asdict(options), **summary}
-            )
+            head = {"checkpoint": arguments.checkpoint, "variant": variant, "steps": steps}
+            rows.append({**asdict(options), **head, **summary})  # semi-AR has an option `variant` of its own
         out = build / "ablation" / f"{arguments.checkpoint}.json"
         write_json(out, rows)
         run.table("ablation", rows)
