@@ -1,6 +1,10 @@
 """The base checkpoint under build/models/base: an existing one, a random one, or one pretrained here."""
 
 import functools
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from dlm.cli import stage_arguments, stage_params
 from dlm.data.splits import read_split
@@ -9,9 +13,9 @@ from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
 from dlm.files import atomic_directory, content_hash, write_json
 from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
-from dlm.params import tracked
+from dlm.params import BaseParams, tracked
 from dlm.tracking import stage_run
-from dlm.training.batches import PackedCollator
+from dlm.training.batches import PackedCollator, Row, SftCollator
 from dlm.training.run import fit, weights_hash
 from dlm.training.trainers import DiffusionTrainer
 
@@ -34,23 +38,26 @@ def main() -> None:
         else:
             model = new_backbone(params.model, tokenizer, params.seed, causal=False)
         if base.init == "pretrain":
-            needed = base.training.steps * base.training.batch_size * base.training.gradient_accumulation
-            texts = {
-                split: [row["prompt"] + row["output"] for row in read_split(data, split, ["prompt", "output"])]
-                for split in ("train", "valid")
-            }
-            documents = texts["train"] if base.text == "train" else read_documents(base.text)
-            train = pack(tokenizer, documents, base.sequence_length, needed)
-            valid = pack(tokenizer, texts["valid"], base.sequence_length)
+            if base.rows == "records":
+                length = params.data.max_prompt_length + params.data.window
+                collator: Any = SftCollator(length, tokenizer.eos_token_id, supervise_padding=True)
+                train, valid = (read_split(data, split, ["prompt_ids", "answer_ids"]) for split in ("train", "valid"))
+            else:
+                collator = PackedCollator()
+                train, valid = running_text(base, data, tokenizer)
             curve = fit(
                 "base",
-                functools.partial(DiffusionTrainer, mask_id=tokenizer.mask_token_id, data_collator=PackedCollator()),
+                functools.partial(DiffusionTrainer, mask_id=tokenizer.mask_token_id, data_collator=collator),
                 model,
-                [{"ids": ids} for ids in train],
-                [{"ids": ids} for ids in valid],
+                train,
+                valid,
                 base.training,
                 params.seed,
-                {"data": content_hash(data), "text": base.text, "weights": weights_hash(model)},
+                {
+                    "data": content_hash(data),
+                    "rows": [base.rows, base.text, base.sequence_length],
+                    "weights": weights_hash(model),
+                },
             )
         with atomic_directory(out) as folder:
             save_checkpoint(folder, model, tokenizer)
@@ -58,6 +65,21 @@ def main() -> None:
         run.metrics({"parameters": model.num_parameters(), **(curve[-1] if curve else {})})
         run.curve(curve)
         run.outputs([out])
+
+
+def running_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast) -> list[list[Row]]:
+    """Blocks of running text for training (the records' or `base.text`) and for validation (the records')."""
+    needed = base.training.steps * base.training.batch_size * base.training.gradient_accumulation
+    texts = {
+        split: [row["prompt"] + row["output"] for row in read_split(data, split, ["prompt", "output"])]
+        for split in ("train", "valid")
+    }
+    documents = texts["train"] if base.text == "train" else read_documents(base.text)
+    packed = [
+        pack(tokenizer, documents, base.sequence_length, needed),
+        pack(tokenizer, texts["valid"], base.sequence_length),
+    ]
+    return [[{"ids": ids} for ids in rows] for rows in packed]
 
 
 if __name__ == "__main__":

@@ -164,12 +164,15 @@ class BaseParams:
 
     init: Literal["random", "pretrain", "checkpoint"]
     checkpoint: str
+    rows: Literal["text", "records"]
     text: str
     sequence_length: int
     training: TrainingParams
 
     def check(self, where: str) -> None:
         at_least(self, where, 2, ["sequence_length"])
+        ours = self.rows == "text" or self.text == "train"
+        require(ours, dotted(where, "text"), "train where rows is records", self.text)
 
 
 @dataclass(frozen=True)

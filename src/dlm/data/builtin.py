@@ -72,15 +72,15 @@ def _record(grammar: Grammar, topic: str, chosen: tuple[str, ...], rng: random.R
     return Record(
         instruction=frame.text.format(topic=topic, list=wanted),
         input=frame.input.format(topic=topic),
-        output=answer(grammar, topic, chosen, rng),
+        output=answer(grammar, topic, [name for name in grammar.orders[frame.order] if name in chosen], rng),
         meta={"topic": topic, "slots": list(asked)},
     )
 
 
 def answer(grammar: Grammar, topic: str, chosen: Sequence[str], rng: random.Random) -> str:
-    """One answer that states every chosen attribute of the topic once, in random order."""
+    """One answer that states every chosen attribute of the topic once, in the order given."""
     clauses = [rng.choice(grammar.intros)] if rng.random() < INTRO_SHARE else []
-    for name in rng.sample(chosen, len(chosen)):
+    for name in chosen:
         attribute = grammar.attributes[name]
         value = attribute.values[grammar.topics[topic][name]]
         clause = rng.choice(attribute.sentences).replace("{value}", value)

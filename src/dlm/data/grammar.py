@@ -11,9 +11,10 @@ from dlm.errors import UserError
 
 @dataclass(frozen=True)
 class Instruction:
-    """A way to ask: `text` holds {list} and, unless `input` carries it, {topic}."""
+    """A way to ask: `text` holds {list} and, unless `input` carries it, {topic}; `order` names the answer's order."""
 
     text: str
+    order: str
     input: str = ""
 
 
@@ -36,8 +37,14 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Grammar:
-    """The whole grammar; `topics[name][attribute]` is the key of the value that is true there."""
+    """The whole grammar.
 
+    Attributes:
+        orders: name -> every attribute, in the order in which an answer takes them up.
+        topics: `topics[name][attribute]` is the key of the value that is true there.
+    """
+
+    orders: dict[str, tuple[str, ...]]
     instructions: tuple[Instruction, ...]
     intros: tuple[str, ...]
     closings: tuple[str, ...]
@@ -61,6 +68,7 @@ def load_grammar(path: Path | str) -> Grammar:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     try:
         grammar = Grammar(
+            orders={name: tuple(order) for name, order in raw["orders"].items()},
             instructions=tuple(Instruction(**entry) for entry in raw["instructions"]),
             intros=tuple(raw["intros"]),
             closings=tuple(raw["closings"]),
@@ -79,13 +87,20 @@ def _attribute(entry: dict[str, Any]) -> Attribute:
 
 
 def _check(grammar: Grammar, where: str) -> None:
-    for name in ("instructions", "intros", "closings", "openers", "attributes", "topics"):
+    for name in ("orders", "instructions", "intros", "closings", "openers", "attributes", "topics"):
         if not getattr(grammar, name):
             raise UserError(f"{where}: {name} is empty; give at least one")
     for instruction in grammar.instructions:
         if "{list}" not in instruction.text:
             raise UserError(f"{where}: the instruction {instruction.text!r} lacks {{list}}")
         (instruction.text + instruction.input).format(topic="", list="")
+        if instruction.order not in grammar.orders:
+            raise UserError(
+                f"{where}: the instruction {instruction.text!r} follows {instruction.order!r}, which is not among orders"
+            )
+    for name, order in grammar.orders.items():
+        if sorted(order) != sorted(grammar.attributes):
+            raise UserError(f"{where}: orders.{name} must name every attribute once, got {', '.join(order)}")
     for name, attribute in grammar.attributes.items():
         for sentence in attribute.sentences:
             sentence.format(topic="", value="")
