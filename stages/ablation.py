@@ -5,14 +5,11 @@ from typing import Any
 
 from dlm.api import DiffusionLM
 from dlm.cli import stage_arguments, stage_params
-from dlm.data.grammar import load_grammar
-from dlm.data.splits import read_split
 from dlm.decoding.options import DecoderOptions, override
 from dlm.errors import run_script
 from dlm.evaluation.answers import decode_prompts
-from dlm.evaluation.cell import make_corpus, score_answers, summarise
-from dlm.files import read_json, write_json
-from dlm.models.backbone import load_checkpoint
+from dlm.evaluation.cell import load_corpus, score_answers, summarise
+from dlm.files import write_json
 from dlm.params import Params, tracked
 from dlm.tracking import stage_run
 
@@ -26,16 +23,8 @@ def main() -> None:
     with stage_run(
         "ablation", cell=arguments.checkpoint, params=tracked(params, "ablation", "decode", "decoding")
     ) as run:
-        examples = read_split(build / "data", "eval", ["id", "prompt_ids", "meta"])
-        grammar = load_grammar(params.data.builtin.grammar) if params.data.source == "builtin" else None
-        corpus = make_corpus(
-            examples,
-            read_json(build / "data" / "stats.json"),
-            read_json(build / "models" / "reference" / "training_perplexities.json"),
-            grammar,
-            params.evaluate.high_prior_tokens,
-        )
-        scorer, _ = load_checkpoint(build / "models" / "reference", causal=True)
+        corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
+        examples = list(corpus.examples.values())
         lm = DiffusionLM.load(build / "models" / arguments.checkpoint, precision=params.decode.precision)
         rows = []
         for variant, options, prompts, steps in variants(params):
@@ -48,9 +37,8 @@ def main() -> None:
                 gen_length=params.decode.gen_length,
                 batch_size=params.decode.batch_size,
             )
-            summary = summarise(
-                score_answers(answers, corpus, scorer, params.decode.batch_size), params.evaluate.bootstrap_samples
-            )
+            scores = score_answers(answers, corpus, params.decode.batch_size)
+            summary = summarise(scores, params.evaluate.bootstrap_samples)
             head = {"checkpoint": arguments.checkpoint, "variant": variant, "steps": steps}
             rows.append({**asdict(options), **head, **summary})  # semi-AR has an option `variant` of its own
         out = build / "ablation" / f"{arguments.checkpoint}.json"

@@ -11,12 +11,12 @@ from dlm.data.splits import read_split
 from dlm.data.text import pack, read_documents
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
-from dlm.files import atomic_directory, content_hash, write_json
-from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
+from dlm.files import content_hash
+from dlm.models.backbone import load_checkpoint, new_backbone
 from dlm.params import BaseParams, tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import PackedCollator, Row, SftCollator
-from dlm.training.run import fit, weights_hash
+from dlm.training.run import fit, save_trained, weights_hash
 from dlm.training.trainers import DiffusionTrainer
 
 
@@ -59,9 +59,7 @@ def main() -> None:
                     "weights": weights_hash(model),
                 },
             )
-        with atomic_directory(out) as folder:
-            save_checkpoint(folder, model, tokenizer)
-            write_json(folder / "curve.json", curve)
+        save_trained(out, model, tokenizer, curve)
         run.metrics({"parameters": model.num_parameters(), **(curve[-1] if curve else {})})
         run.curve(curve)
         run.outputs([out])

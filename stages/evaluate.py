@@ -1,12 +1,9 @@
 """Metrics of one cell's answers that need no LLM judge, with intervals, as one JSON file."""
 
 from dlm.cli import stage_arguments, stage_params
-from dlm.data.grammar import load_grammar
-from dlm.data.splits import read_split
 from dlm.errors import run_script
-from dlm.evaluation.cell import make_corpus, score_answers, summarise
-from dlm.files import read_json, read_jsonl, write_json
-from dlm.models.backbone import load_checkpoint
+from dlm.evaluation.cell import load_corpus, score_answers, summarise
+from dlm.files import read_jsonl, write_json
 from dlm.params import tracked
 from dlm.tracking import stage_run
 
@@ -22,16 +19,8 @@ def main() -> None:
     cell = f"{arguments.checkpoint}-{arguments.decoder}"
     source = build / "models/reference/answers.jsonl" if is_reference else build / "answers" / f"{cell}.jsonl"
     with stage_run("evaluate", cell=cell, params=tracked(params, "evaluate")) as run:
-        grammar = load_grammar(params.data.builtin.grammar) if params.data.source == "builtin" else None
-        corpus = make_corpus(
-            read_split(build / "data", "eval", ["id", "prompt_ids", "meta"]),
-            read_json(build / "data" / "stats.json"),
-            read_json(build / "models" / "reference" / "training_perplexities.json"),
-            grammar,
-            params.evaluate.high_prior_tokens,
-        )
-        scorer, _ = load_checkpoint(build / "models" / "reference", causal=True)
-        rows = score_answers(read_jsonl(source), corpus, scorer, params.decode.batch_size)
+        corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
+        rows = score_answers(read_jsonl(source), corpus, params.decode.batch_size)
         summary = summarise(rows, params.evaluate.bootstrap_samples)
         result = {
             "checkpoint": arguments.checkpoint,

@@ -2,19 +2,18 @@
 
 import functools
 
-import numpy as np
 import torch
 
 from dlm.cli import stage_arguments, stage_params
-from dlm.data.splits import read_split
+from dlm.data.splits import log_prior, read_split
 from dlm.data.template import Template
 from dlm.errors import UserError, run_script
-from dlm.files import atomic_directory, content_hash, read_json, write_json
-from dlm.models.backbone import load_checkpoint, save_checkpoint
+from dlm.files import content_hash, read_json
+from dlm.models.backbone import load_checkpoint
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import R2ftCollator
-from dlm.training.run import fit, weights_hash
+from dlm.training.run import fit, save_trained, weights_hash
 from dlm.training.trainers import R2ftTrainer
 
 NEGATIVE_COLUMNS = ["example", "context_mask", "rejected_ids", "rejected_mask"]
@@ -35,8 +34,7 @@ def main() -> None:
                 f"{build}/negatives/{split}.parquet is not for a canvas of {length}; run the negatives stage"
             )
         rows[split] = [{**examples[negative["example"]], **negative} for negative in negatives]
-    counts = np.asarray(read_json(build / "data" / "stats.json")["token_counts"], dtype=np.float64)
-    log_prior = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).float()
+    counts = read_json(build / "data" / "stats.json")["token_counts"]
     with stage_run("r2ft", params=tracked(params, "seed", "r2ft")) as run:
         model, tokenizer = load_checkpoint(build / "models" / "sft_answer", causal=False)
         curve = fit(
@@ -44,7 +42,7 @@ def main() -> None:
             functools.partial(
                 R2ftTrainer,
                 objective=params.r2ft,
-                log_prior=log_prior,
+                log_prior=torch.from_numpy(log_prior(counts)).float(),
                 mask_id=tokenizer.mask_token_id,
                 data_collator=R2ftCollator(length, tokenizer.eos_token_id, tokenizer.mask_token_id),
             ),
@@ -56,10 +54,8 @@ def main() -> None:
             {"data": content_hash(build / "data"), "negatives": content_hash(build / "negatives"),
              "weights": weights_hash(model), "objective": tracked(params, "r2ft")},
         )  # fmt: skip
-        with atomic_directory(out) as folder:
-            save_checkpoint(folder, model, tokenizer)
-            Template(params.template.prompt, params.template.prompt_with_input).save(folder)
-            write_json(folder / "curve.json", curve)
+        template = Template(params.template.prompt, params.template.prompt_with_input)
+        save_trained(out, model, tokenizer, curve, template)
         run.metrics(curve[-1])
         run.curve(curve)
         run.outputs([out])

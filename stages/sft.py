@@ -10,12 +10,12 @@ from dlm.cli import stage_arguments, stage_params
 from dlm.data.splits import read_split
 from dlm.data.template import Template
 from dlm.errors import run_script
-from dlm.files import atomic_directory, content_hash, write_json
-from dlm.models.backbone import load_checkpoint, save_checkpoint
+from dlm.files import content_hash
+from dlm.models.backbone import load_checkpoint
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import SftCollator
-from dlm.training.run import fit, weights_hash
+from dlm.training.run import fit, save_trained, weights_hash
 from dlm.training.trainers import DiffusionTrainer
 
 COLUMNS = ["prompt_ids", "answer_ids"]
@@ -48,10 +48,8 @@ def main() -> None:
             {"data": content_hash(data), "weights": weights_hash(model), "padding": supervise_padding},
             steps=steps,
         )
-        with atomic_directory(out) as folder:
-            save_checkpoint(folder, model, tokenizer)
-            Template(params.template.prompt, params.template.prompt_with_input).save(folder)
-            write_json(folder / "curve.json", curve)
+        template = Template(params.template.prompt, params.template.prompt_with_input)
+        save_trained(out, model, tokenizer, curve, template)
         run.metrics(curve[-1])
         run.curve(curve)
         run.outputs([out])

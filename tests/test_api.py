@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_lm, tiny_model, tiny_tokenizer
 
-from dlm.api import DiffusionLM, Generation, content, cut_at_eos
+from dlm.api import DiffusionLM, Generation, cut_at_eos
 from dlm.data.template import Template
 from dlm.decoding.options import OPTIONS, ConvOptions, TopKOptions
 from dlm.errors import UserError
@@ -144,10 +145,9 @@ def test_bfloat16_gives_whole_answers() -> None:
     assert rows(out) == rows(lm.generate(PROMPTS, "conv", steps=6, gen_length=12, kernel_size=5))
 
 
-def test_cut_and_content_by_hand() -> None:
+def test_cut_at_eos_by_hand() -> None:
     tokens = torch.tensor([[5, 0, 7, 8], [5, 6, 7, 8], [0, 5, 0, 5]])
     assert cut_at_eos(tokens, 0).tolist() == [[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]]
-    assert content([5, 0, 7], 0) == [5] and content([5, 6], 0) == [5, 6] and content([0], 0) == []
 
 
 def test_text_prompts(lm: DiffusionLM) -> None:
@@ -158,6 +158,17 @@ def test_text_prompts(lm: DiffusionLM) -> None:
     one = rows(lm.generate(text, steps=4, gen_length=8))
     assert one == rows(lm.generate([text], steps=4, gen_length=8)) == rows(lm.generate([ids], steps=4, gen_length=8))
     assert rows(lm.generate(["", text], steps=4, gen_length=8))[1] == one[0]
+
+
+def test_ids_are_the_same_prompt_in_any_container(lm: DiffusionLM) -> None:
+    plain = rows(lm.generate(PROMPTS, steps=6, gen_length=12))
+    assert plain == rows(lm.generate([torch.tensor(p, dtype=torch.long) for p in PROMPTS], steps=6, gen_length=12))
+    assert plain == rows(lm.generate([np.array(p, dtype=np.int32) for p in PROMPTS], steps=6, gen_length=12))
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(UserError, match="precision must be auto, fp32 or bf16, got 'fp16'"):
+        DiffusionLM(tiny_model(2), tiny_tokenizer(), precision="fp16")
 
 
 def test_defaults(lm: DiffusionLM) -> None:
@@ -192,6 +203,9 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "batch_size": ({"batch_size": 0}, ["batch_size", "at least 1", "0"]),
     "large id": ({"prompts": [[5], [5, 300]]}, ["prompt 1", "vocabulary", "300"]),
     "negative id": ({"prompts": [[-1]]}, ["prompt 0", "vocabulary"]),
+    "ids without a list": ({"prompts": [5, 9]}, ["list of token ids", "5"]),
+    "ids that are numbers with a point": ({"prompts": [[5.0]]}, ["list of token ids", "5.0"]),
+    "unchecked options": ({"decoder": ConvOptions(kernel_size=4)}, ["decoder.kernel_size", "odd", "4"]),
     "options beside options": ({"decoder": ConvOptions(), "kernel_size": 5}, ["kernel_size"]),
 }
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dlm.data.builtin import generate, join_list, sentence, split_combinations
-from dlm.data.grammar import load_grammar
+from dlm.data.grammar import Instruction, load_grammar
 from dlm.data.records import Record
 from dlm.errors import UserError
 
@@ -101,18 +101,33 @@ def test_prompts_ask_for_the_slots_in_their_order_and_name_the_topic() -> None:
         assert not set("{}") & set(record.instruction + record.input + record.output)
 
 
-def test_the_order_of_facts_is_not_the_order_asked() -> None:
-    """Of answers with four facts, 1/24 follow the prompt's order by chance."""
-    same = total = 0
+def frame(record: Record) -> Instruction:
+    """The instruction frame a record was made from: the one whose fixed words it has, in their order."""
+    topic = record.meta["topic"]
+    found = []
+    for entry in GRAMMAR.instructions:
+        before, after = (part.replace("{topic}", topic) for part in entry.text.split("{list}"))
+        if record.instruction.startswith(before) and record.instruction.endswith(after):
+            found.append(entry)
+    assert len(found) == 1, record
+    return found[0]
+
+
+def test_the_order_of_facts_is_that_of_the_way_of_asking() -> None:
+    """Of the lists of four attributes, 1/24 are asked in the answer's order by chance."""
+    asked_so = total = 0
     for record in RECORDS:
-        if len(record.meta["slots"]) == 4:
-            facts = GRAMMAR.topics[record.meta["topic"]]
-            places = [
-                record.output.lower().find(GRAMMAR.attributes[s].values[facts[s]].lower()) for s in record.meta["slots"]
-            ]
-            same, total = same + (places == sorted(places)), total + 1
+        facts = GRAMMAR.topics[record.meta["topic"]]
+        place = {
+            name: record.output.lower().find(GRAMMAR.attributes[name].values[facts[name]].lower())
+            for name in record.meta["slots"]
+        }
+        expected = [name for name in GRAMMAR.orders[frame(record).order] if name in place]
+        assert sorted(place, key=lambda name: place[name]) == expected
+        if len(place) == 4:
+            asked_so, total = asked_so + (list(place) == expected), total + 1
     assert total > 1000
-    assert 0.02 < same / total < 0.07
+    assert 0.02 < asked_so / total < 0.07
 
 
 def test_lengths_are_plausible() -> None:
@@ -172,13 +187,17 @@ def test_an_unchanged_copy_loads(tmp_path: Path) -> None:
         (lambda raw: raw["attributes"]["dish"].pop("values"), "'values'"),
         (lambda raw: raw["attributes"]["dish"].pop("tails"), "'tails'"),
         (lambda raw: raw.pop("intros"), "'intros'"),
+        (lambda raw: raw.pop("orders"), "'orders'"),
+        (lambda raw: raw["orders"]["land"].remove("dish"), "orders.land must name every attribute once"),
+        (lambda raw: raw["orders"]["land"].append("dish"), "orders.land must name every attribute once"),
+        (lambda raw: raw["instructions"][0].update(order="sea"), "'sea', which orders lacks"),
         (lambda raw: raw["instructions"].append({"txt": "Describe {topic}: {list}."}), "txt"),
         (lambda raw: raw.update(attributes=["dish"]), "wrong form"),
         (lambda raw: raw.update(topics=["Velmora"]), "wrong form"),
         (lambda raw: raw["topics"].update(Velmora=None), "Velmora"),
         (lambda raw: raw["attributes"]["dish"]["values"].update(soup=7), "7"),
-        (lambda raw: raw["instructions"].append({"text": "Describe {topic}."}), "list"),
-        (lambda raw: raw["instructions"].append({"text": "Describe {town}: {list}."}), "town"),
+        (lambda raw: raw["instructions"].append({"text": "Describe {topic}.", "order": "land"}), "list"),
+        (lambda raw: raw["instructions"].append({"text": "Describe {town}: {list}.", "order": "land"}), "town"),
         (lambda raw: raw.update(intros=[]), "intros"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,6 +1,7 @@
 """From records to tokenised splits: what is dropped, what is kept together, and that text survives its tokens."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from dlm.data.prepare import SPLITS, deal, load_splits, make_tokenizer, statistics, tokenise
 from dlm.data.records import Record
-from dlm.data.splits import Example, read_split, write_examples
+from dlm.data.splits import Example, log_prior, read_split, write_examples
 from dlm.data.template import Template, load_template
-from dlm.data.tokenizer import EOS, MASK, decode, encode, load_tokenizer, train_tokenizer
+from dlm.data.tokenizer import EOS, MASK, before_eos, decode, encode, load_tokenizer, train_tokenizer
 from dlm.errors import UserError
 from dlm.params import DataParams, TokenizerParams, load_params
 
@@ -124,6 +125,12 @@ def test_special_tokens_are_two_and_apart(tokenizer: PreTrainedTokenizerFast) ->
     assert tokenizer.eos_token_id != tokenizer.mask_token_id
     assert max(tokenizer.eos_token_id, tokenizer.mask_token_id) < len(tokenizer)
     assert tokenizer.convert_ids_to_tokens(tokenizer.mask_token_id) == MASK
+
+
+def test_content_ends_before_the_first_eos() -> None:
+    assert before_eos([5, 0, 7, 0], 0) == [5]
+    assert before_eos([5, 6], 0) == [5, 6]
+    assert before_eos([0], 0) == before_eos([], 0) == []
 
 
 def test_training_keeps_to_the_vocabulary_and_repeats() -> None:
@@ -290,6 +297,11 @@ def test_statistics_by_hand() -> None:
 
 
 # On disk
+
+
+def test_log_prior_by_hand() -> None:
+    """Counts 0, 1, 4 of 8 with one added to each."""
+    assert log_prior([0, 1, 4]) == pytest.approx([math.log(1 / 8), math.log(2 / 8), math.log(5 / 8)])
 
 
 def test_splits_survive_the_disk(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The library's front door: load a masked diffusion LM, generate text."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dlm.data.records import Record
 from dlm.data.template import Template, load_template
+from dlm.data.tokenizer import before_eos, encode
 from dlm.data.tokenizer import decode as decode_text
-from dlm.data.tokenizer import encode
 from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
-from dlm.decoding.options import DecoderOptions, decoder_options
+from dlm.decoding.options import DecoderOptions, decoder_options, override
 from dlm.decoding.presets import make_decoder
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
 from dlm.models.denoiser import Denoiser
 from dlm.models.precision import use_bf16
+from dlm.schema import require
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class DiffusionLM:
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        prompts: str | Sequence[Any],
         decoder: str | DecoderOptions = "conv",
         *,
         steps: int | None = None,
@@ -98,8 +100,8 @@ class DiffusionLM:
         """Generate an answer to every prompt.
 
         Args:
-            prompts: texts, used as they are (see `prompt` for the template), or lists of token ids.
-            decoder: a decoder's name (dlm.decoding.options.OPTIONS), or its checked options.
+            prompts: texts, used as they are (see `prompt` for the template), or token ids (lists, tensors).
+            decoder: a decoder's name (dlm.decoding.options.OPTIONS), or its options.
             steps: denoising steps S; gen_length unless given.
             gen_length: tokens to generate for each prompt.
             seed: of the noise. The same prompt gives the same answer whatever else is in the call.
@@ -110,18 +112,26 @@ class DiffusionLM:
             UserError: an unknown decoder or option, a value it cannot have, or a prompt beyond the model's length.
         """
         steps = gen_length if steps is None else steps
-        texts: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = [encode(self.tokenizer, [p])[0] if isinstance(p, str) else list(p) for p in texts]
-        chosen = decoder_options(decoder, options, decoder) if isinstance(decoder, str) else decoder
-        if steps < 1 or gen_length < 1 or batch_size < 1:
-            raise UserError(
-                f"steps, gen_length and batch_size must be at least 1, got {steps}, {gen_length}, {batch_size}"
-            )
-        if options and not isinstance(decoder, str):
+        for name, number in (("steps", steps), ("gen_length", gen_length), ("batch_size", batch_size)):
+            require(number >= 1, name, "at least 1", number)
+        ids = [self._ids(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        if isinstance(decoder, str):
+            chosen, where = decoder_options(decoder, options, decoder), decoder
+        elif options:
             raise UserError(f"options ({', '.join(options)}) go with a decoder's name, not with checked options")
-        chosen.check_lengths(gen_length, steps, str(decoder) if isinstance(decoder, str) else "decoder")
+        else:
+            chosen, where = override(decoder, "decoder"), "decoder"
+        chosen.check_lengths(gen_length, steps, where)
         self._check_prompts(ids, gen_length)
         return self._generate(ids, chosen, steps, gen_length, seed, batch_size)
+
+    def _ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return encode(self.tokenizer, [prompt])[0]
+        try:
+            return [operator.index(i) for i in prompt]
+        except TypeError:
+            raise UserError(f"a prompt must be a text or a list of token ids, got {str(prompt)[:60]}") from None
 
     def _generate(
         self, ids: list[list[int]], options: DecoderOptions, steps: int, gen_length: int, seed: int, batch_size: int
@@ -150,7 +160,7 @@ class DiffusionLM:
             return torch.cat([getattr(part, name) for part in parts])[back]
 
         tokens = cut_at_eos(gather("tokens"), eos_id)
-        texts = [decode_text(self.tokenizer, content(row, eos_id)) for row in tokens.tolist()]
+        texts = [decode_text(self.tokenizer, before_eos(row, eos_id)) for row in tokens.tolist()]
         return Generation(texts, tokens, gather("nfe"), gather("leftover_masks"), gather("commit_step"))
 
     def _check_prompts(self, ids: list[list[int]], gen_length: int) -> None:
@@ -172,8 +182,3 @@ def cut_at_eos(tokens: Int[Tensor, "batch length"], eos_id: int) -> Int[Tensor, 
     """Everything after a row's first EOS becomes EOS."""
     ended = (tokens == eos_id).cumsum(-1) > 0
     return torch.where(ended, eos_id, tokens)
-
-
-def content(tokens: list[int], eos_id: int) -> list[int]:
-    """The tokens before the first EOS."""
-    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens

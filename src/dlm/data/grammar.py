@@ -95,9 +95,7 @@ def _check(grammar: Grammar, where: str) -> None:
             raise UserError(f"{where}: the instruction {instruction.text!r} lacks {{list}}")
         (instruction.text + instruction.input).format(topic="", list="")
         if instruction.order not in grammar.orders:
-            raise UserError(
-                f"{where}: the instruction {instruction.text!r} follows {instruction.order!r}, which is not among orders"
-            )
+            raise UserError(f"{where}: {instruction.text!r} has order {instruction.order!r}, which orders lacks")
     for name, order in grammar.orders.items():
         if sorted(order) != sorted(grammar.attributes):
             raise UserError(f"{where}: orders.{name} must name every attribute once, got {', '.join(order)}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -37,6 +38,12 @@ def write_examples(path: Path, examples: list[Example]) -> None:
         }
     )
     pq.write_table(table, path, compression="zstd")
+
+
+def log_prior(token_counts: list[int]) -> np.ndarray:
+    """Log relative frequency of every id in the training answers, each count plus one (nats, float64, [V])."""
+    counts = np.asarray(token_counts, dtype=np.float64) + 1
+    return np.log(counts / counts.sum())
 
 
 def read_split(folder: Path | str, split: str, columns: list[str] | None = None) -> list[dict[str, Any]]:

@@ -60,6 +60,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
     return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
+def before_eos(tokens: list[int], eos_id: int) -> list[int]:
+    """The content tokens: everything before the first EOS."""
+    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+
+
 def decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     """The text of content tokens (no special tokens among them expected; any are dropped)."""
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dlm.api import DiffusionLM, content
+from dlm.api import DiffusionLM
+from dlm.data.tokenizer import before_eos
 from dlm.decoding.options import DecoderOptions
 from dlm.files import read_jsonl, write_jsonl
 
@@ -60,7 +61,7 @@ def decode_prompts(
                 "id": row["id"],
                 "seed": seed,
                 "answer": out.texts[i],
-                "tokens": content(out.tokens[i].tolist(), lm.tokenizer.eos_token_id),
+                "tokens": before_eos(out.tokens[i].tolist(), lm.tokenizer.eos_token_id),
                 "nfe": int(out.nfe[i]),
                 "leftover_masks": int(out.leftover_masks[i]),
                 "commit_step": out.commit_step[i].tolist(),

@@ -4,17 +4,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dlm.data.grammar import Grammar
+from dlm.data.grammar import load_grammar
+from dlm.data.splits import log_prior, read_split
 from dlm.errors import UserError
 from dlm.evaluation import metrics
 from dlm.evaluation.bootstrap import bootstrap_ci, jackknife_ci
 from dlm.evaluation.perplexity import response_perplexities
 from dlm.evaluation.slots import SlotJudge
+from dlm.files import read_json
+from dlm.models.backbone import load_checkpoint
+from dlm.params import DataParams
 
 # Means over answers of a value each answer has; `perplexity` is the geometric mean.
 PER_ANSWER = (
@@ -47,6 +52,7 @@ class Corpus:
         inlier_bounds: of the training responses' perplexities.
         eos_id: the end-of-text id.
         judge: the builtin corpus's exact judge, None for other corpora.
+        scorer: the autoregressive reference, for perplexity.
     """
 
     examples: Mapping[int, dict[str, Any]]
@@ -55,30 +61,26 @@ class Corpus:
     inlier_bounds: tuple[float, float]
     eos_id: int
     judge: SlotJudge | None
+    scorer: torch.nn.Module
 
 
-def make_corpus(
-    examples: Sequence[dict[str, Any]],
-    stats: dict[str, Any],
-    training_perplexities: Sequence[float | None],
-    grammar: Grammar | None,
-    high_prior_tokens: int,
-) -> Corpus:
+def load_corpus(build: Path, data: DataParams, high_prior_tokens: int) -> Corpus:
     """Collect a corpus from the artefacts of prepare and reference."""
-    counts = np.asarray(stats["token_counts"], dtype=np.float64)
+    stats = read_json(build / "data" / "stats.json")
+    perplexities = read_json(build / "models" / "reference" / "training_perplexities.json")
+    ranked = np.argsort(-np.asarray(stats["token_counts"]), kind="stable")
     return Corpus(
-        examples={row["id"]: row for row in examples},
-        high_prior=frozenset(np.argsort(-counts, kind="stable")[:high_prior_tokens].tolist()),
-        log_prior=np.log((counts + 1) / (counts + 1).sum()),
-        inlier_bounds=metrics.inlier_bounds([p for p in training_perplexities if p is not None]),
+        examples={row["id"]: row for row in read_split(build / "data", "eval", ["id", "prompt_ids", "meta"])},
+        high_prior=frozenset(ranked[:high_prior_tokens].tolist()),
+        log_prior=log_prior(stats["token_counts"]),
+        inlier_bounds=metrics.inlier_bounds([p for p in perplexities if p is not None]),
         eos_id=stats["eos_id"],
-        judge=SlotJudge(grammar) if grammar is not None else None,
+        judge=SlotJudge(load_grammar(data.builtin.grammar)) if data.source == "builtin" else None,
+        scorer=load_checkpoint(build / "models" / "reference", causal=True)[0],
     )
 
 
-def score_answers(
-    answers: Sequence[dict[str, Any]], corpus: Corpus, scorer: torch.nn.Module, batch_size: int
-) -> list[dict[str, Any]]:
+def score_answers(answers: Sequence[dict[str, Any]], corpus: Corpus, batch_size: int) -> list[dict[str, Any]]:
     """One row of per-answer values (PER_ANSWER, None where a metric does not apply) for every answer.
 
     Raises:
@@ -89,7 +91,7 @@ def score_answers(
         raise UserError(f"answers to unknown prompts ({sorted(unknown)[:5]}); decode again with this evaluation set")
     examples = [corpus.examples[answer["id"]] for answer in answers]
     perplexities = response_perplexities(
-        scorer, [e["prompt_ids"] for e in examples], [a["tokens"] for a in answers], corpus.eos_id, batch_size
+        corpus.scorer, [e["prompt_ids"] for e in examples], [a["tokens"] for a in answers], corpus.eos_id, batch_size
     )
     return [
         _score(answer, example, perplexity, corpus)

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dlm.data.tokenizer import before_eos
+
 
 @torch.no_grad()
 def response_perplexities(
@@ -26,7 +28,7 @@ def response_perplexities(
     Returns:
         One perplexity (at least 1) a row, in the caller's order; None for an empty response.
     """
-    contents = [_content(response, eos_id) for response in responses]
+    contents = [before_eos(response, eos_id) for response in responses]
     rows = [(index, prompt, content) for index, (prompt, content) in enumerate(zip(prompts, contents, strict=True))]
     # The longest rows come first: a batch too large for the memory fails at once, not at the end.
     rows = sorted((row for row in rows if row[2]), key=lambda row: len(row[1]) + len(row[2]), reverse=True)
@@ -65,7 +67,3 @@ def _score(
         for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
     ]
     return torch.stack(nll).double().exp()
-
-
-def _content(response: list[int], eos_id: int) -> list[int]:
-    return response[: response.index(eos_id)] if eos_id in response else response

@@ -34,8 +34,7 @@ def new_backbone(shape: ModelParams, tokenizer: PreTrainedTokenizerFast, seed: i
         tie_word_embeddings=True,
         use_cache=causal,
         eos_token_id=tokenizer.eos_token_id,
-        # Not set for a denoiser: transformers would keep the gradient from a padding id's embedding, and a denoiser reads
-        # EOS as content.
+        # A padding id's embedding gets no gradient from its use as input, and a denoiser reads EOS as content.
         pad_token_id=tokenizer.eos_token_id if causal else None,
         bos_token_id=None,
     )

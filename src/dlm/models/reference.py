@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dlm.data.tokenizer import decode
+from dlm.data.tokenizer import before_eos, decode
 
 
 @torch.inference_mode()
@@ -45,7 +45,7 @@ def nucleus_answers(
                 pad_token_id=eos_id,
             )
             for row, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
-                content = tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+                content = before_eos(tokens, eos_id)
                 answers.append(
                     {
                         "id": row["id"],

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
+from dlm.data.template import Template
 from dlm.errors import UserError
+from dlm.files import atomic_directory, write_json
+from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import use_bf16
 from dlm.params import TrainingParams
 
@@ -103,6 +106,21 @@ def fit(
         trainer.evaluate()
     shutil.rmtree(folder, ignore_errors=True)
     return curve(trainer.state.log_history)
+
+
+def save_trained(
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    curve: list[dict[str, float]],
+    template: Template | None = None,
+) -> None:
+    """A whole checkpoint folder or none: weights, config, tokenizer, curve.json, and the prompt template if any."""
+    with atomic_directory(out) as folder:
+        save_checkpoint(folder, model, tokenizer)
+        if template is not None:
+            template.save(folder)
+        write_json(folder / "curve.json", curve)
 
 
 class WholeEvaluation(Trainer):
