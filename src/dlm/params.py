@@ -125,9 +125,11 @@ class ModelParams:
     heads: int
     intermediate_size: int
     max_length: int
+    init_std: float
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["hidden_size", "layers", "heads", "intermediate_size", "max_length"])
+        require(self.init_std > 0, dotted(where, "init_std"), "above 0", self.init_std)
         if self.hidden_size % (2 * self.heads):
             raise UserError(
                 f"{where}.hidden_size must be an even multiple of {where}.heads, "
@@ -142,6 +144,7 @@ class TrainingParams:
     steps: int
     batch_size: int
     gradient_accumulation: int
+    optimizer: Literal["adamw", "muon"]
     learning_rate: float
     lr_schedule: Literal["constant", "cosine", "linear"]
     warmup_steps: int

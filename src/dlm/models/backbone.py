@@ -31,6 +31,7 @@ def new_backbone(shape: ModelParams, tokenizer: PreTrainedTokenizerFast, seed: i
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.heads,
         max_position_embeddings=shape.max_length,
+        initializer_range=shape.init_std,
         tie_word_embeddings=True,
         use_cache=causal,
         eos_token_id=tokenizer.eos_token_id,

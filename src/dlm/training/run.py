@@ -22,6 +22,7 @@ from dlm.files import atomic_directory, write_json
 from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import use_bf16
 from dlm.params import TrainingParams
+from dlm.training.optimizer import MuonAdamW, muon_groups
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 CHECKPOINTS = Path(".cache/training")
@@ -46,7 +47,8 @@ def fit(
     from the last whole one, and a finished run clears them.
 
     Args:
-        make_trainer: called as make_trainer(model=, args=, train_dataset=, eval_dataset=, callbacks=).
+        make_trainer: called as make_trainer(model=, args=, train_dataset=, eval_dataset=, callbacks=,
+            optimizer_cls_and_kwargs=).
         fingerprint: what besides `params` decides the result (JSON-ready): objective, hashes of data and weights.
         steps: optimizer steps, `params.steps` unless given.
 
@@ -89,12 +91,17 @@ def fit(
         report_to="none",
         disable_tqdm=None,
     )
+    optimizer = None  # the Trainer's own: AdamW
+    if params.optimizer == "muon":
+        groups = muon_groups(model, params.weight_decay)
+        optimizer = (MuonAdamW, {"params": groups, "lr": params.learning_rate})
     trainer = make_trainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(valid),
         callbacks=[StopAtNonFinite()],
+        optimizer_cls_and_kwargs=optimizer,
     )
     if checkpoint is not None and Path(checkpoint).name == f"checkpoint-{steps}":
         # The Trainer would make one more step from a checkpoint of the last one.
