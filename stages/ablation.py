@@ -49,7 +49,7 @@ def main() -> None:
 
 def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
     """(name, options, prompts, steps) of every run: semi-AR over blocks and Conv over kernels at decode.steps; then
-    Conv at long_steps with the cache, without and with EOS-fill."""
+    Conv at long_steps with the cache: without and with EOS-fill (claim 5), and over low_confidence."""
     settings, short = params.ablation, params.decode.steps
     runs: list[tuple[str, DecoderOptions, int, int]] = []
 
@@ -63,8 +63,12 @@ def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
         add("block", "semi_ar", settings.prompts, short, block_length=block_length)
     for kernel_size in settings.kernels:
         add("kernel", "conv", settings.prompts, short, kernel_size=kernel_size)
-    for variant, eos_fill in (("long", False), ("long eos_fill", True)):
-        add(variant, "conv", settings.long_prompts, settings.long_steps, eos_fill=eos_fill, cache=True)
+    for variant, changes in (
+        ("long", {"eos_fill": False}),
+        ("long eos_fill", {"eos_fill": True}),
+        ("long low_confidence", {"eos_fill": True, "rule": "low_confidence"}),
+    ):
+        add(variant, "conv", settings.long_prompts, settings.long_steps, cache=True, **changes)
     return runs
 
 

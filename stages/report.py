@@ -6,7 +6,7 @@ from typing import Any
 from dlm.analysis.claims import judge_claims
 from dlm.analysis.figures import ReportFigure, report_figures
 from dlm.analysis.page import render, side_by_side
-from dlm.analysis.table import build_table, to_markdown
+from dlm.analysis.table import build_table, long_runs, to_markdown
 from dlm.cli import stage_arguments, stage_params
 from dlm.data.splits import read_split
 from dlm.errors import run_script
@@ -39,11 +39,13 @@ def main() -> None:
         figures = report_figures(
             rows, ablation, curves, traced, {decoder: answers[traced, decoder] for decoder in params.decoding}
         )
+        long = long_runs(ablation)
         claims = judge_claims(rows, ablation)
         drawn = write_figures(results / "figures", figures)
         page = render(
             title=params.report.title,
             rows=rows,
+            long=long,
             claims=claims,
             figures=drawn,
             samples=side_by_side(
@@ -63,10 +65,10 @@ def main() -> None:
             params_text=arguments.params.read_text(encoding="utf-8"),
         )
         write_json(results / "table.json", rows)
-        write_text(results / "table.md", to_markdown(rows))
+        write_text(results / "table.md", to_markdown(rows, long))
         write_text(results / "report.html", page)
         log(run, results, rows)
-    print(to_markdown(rows), end="")
+    print(to_markdown(rows, long), end="")
 
 
 def write_figures(folder: Path, figures: list[ReportFigure]) -> list[tuple[ReportFigure, bytes]]:

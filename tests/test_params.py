@@ -60,7 +60,7 @@ def test_values_arrive_as_written() -> None:
     assert params.seed == 42
     assert params.data.builtin.slots == (4, 5)
     assert params.data.max_records is None
-    assert params.base.training.learning_rate == 3e-3
+    assert params.base.training.learning_rate == 1e-2
     assert params.r2ft.training.lr_schedule == "constant"
     assert params.decode.seeds == (0, 1, 2)
     assert params.decoder("conv") == ConvOptions(top_k=5, kernel_size=33, eos_fill=True)
@@ -212,6 +212,8 @@ def test_an_impossible_edit_is_one_clear_line(
         ("data:\n\tsource: builtin\n", "not valid YAML"),
         ("data: {source: builtin\n", "not valid YAML"),
         ("a: *unknown\n", "not valid YAML"),
+        ("seed: 1\ndata: {}\nseed: 2\n", "the key seed stands twice in one block; keep one"),
+        ("decoding: {conv: {top_k: 1, top_k: 2}}\n", "the key top_k stands twice"),
         ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
         ("a: \x00\n", "not valid YAML"),
         (b"report: {title: caf\xe9}\n", "not UTF-8"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from dlm.analysis.claims import Claim, combine, judge_claims, relation
 from dlm.analysis.figures import ReportFigure, report_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.panels import decoder_data, draw_decoders
-from dlm.analysis.table import COLUMNS, build_table, is_best, quality_axes, to_markdown
+from dlm.analysis.table import COLUMNS, build_table, is_best, long_runs, quality_axes, to_markdown
 from dlm.data.records import Record
 from dlm.data.splits import Example, write_examples
 from dlm.evaluation.cell import PER_ANSWER
@@ -73,7 +74,7 @@ def sizes(blocks: dict[int, float], kernels: dict[int, float], checkpoint: str =
     return by_block + by_kernel
 
 
-def long_runs(without: float, with_fill: float, **values: Any) -> list[Row]:
+def slow_runs(without: float, with_fill: float, **values: Any) -> list[Row]:
     return [
         {**cell("sft", "", nfe=without), "variant": "long"},
         {**cell("sft", "", nfe=with_fill, **values), "variant": "long eos_fill"},
@@ -139,6 +140,16 @@ def test_markdown() -> None:
     assert len({len(line) for line in (header, rule, reference, top_k, conv)}) == 1
     assert "16 steps for 128 tokens, 600 answers a row." in text
     assert all(f"- {column.heading}: {column.meaning}." in text for column in COLUMNS.values())
+
+
+def test_markdown_of_the_long_runs() -> None:
+    """One line a run, named by its decoder; the ablation's other rows stay out."""
+    ablation = [*slow_runs(81.0, 40.0, well_formed=0.9), *sizes({64: 0.5}, {33: 0.5})]
+    long = long_runs(ablation)
+    assert [row["decoder"] for row in long] == ["conv", "conv, EOS-fill"]
+    text = to_markdown(build_table(cells(ORDERED)), long)
+    third = text[text.index("Quality when steps are not scarce** (16 steps)") :]
+    assert re.search(r"\| sft +\| conv, EOS-fill \| \*\*0.90\*\* ± 0.01 \|", third)
 
 
 def test_markdown_leaves_out_what_no_row_has() -> None:
@@ -270,13 +281,13 @@ def test_claim_4_is_not_tested() -> None:
 )
 def test_claim_5(with_fill: float, changes: Row, verdict: str) -> None:
     """120 ± 0.01 without: 40 is three times fewer, 80 just under 1.5 at the interval's end, 100 merely fewer."""
-    assert claim(5, ablation=long_runs(120.0, with_fill, **changes)).verdict == verdict
+    assert claim(5, ablation=slow_runs(120.0, with_fill, **changes)).verdict == verdict
 
 
 def test_claim_5_gives_its_figures() -> None:
-    evidence = claim(5, ablation=long_runs(120.0, 40.0)).evidence
+    evidence = claim(5, ablation=slow_runs(120.0, 40.0)).evidence
     assert "NFE 120.0 [120.0, 120.0]" in evidence and "3.00 times fewer [3.00, 3.00]" in evidence
-    assert claim(5, ablation=long_runs(120.0, 40.0)[:1]).verdict == "not tested"
+    assert claim(5, ablation=slow_runs(120.0, 40.0)[:1]).verdict == "not tested"
 
 
 # ------------------------------------------------------------------------------------- a small build, and what it makes
@@ -300,7 +311,7 @@ def build_folder(folder: Path, params: Params) -> None:
         write_json(folder / "evaluation" / f"{row['checkpoint']}-{row['decoder']}.json", row)
     for checkpoint in ("sft", "r2ft"):
         runs = sizes({64: 0.8, 32: 0.6, 16: 0.4}, {65: 0.8, 33: 0.8, 17: 0.8}, checkpoint)
-        runs += [{**run, "checkpoint": checkpoint} for run in long_runs(118.0, 50.0)]
+        runs += [{**run, "checkpoint": checkpoint} for run in slow_runs(118.0, 50.0)]
         write_json(folder / "ablation" / f"{checkpoint}.json", runs)
         for decoder in decoders:
             write_jsonl(folder / "answers" / f"{checkpoint}-{decoder}.jsonl", answers(length))
@@ -341,7 +352,7 @@ def answers(length: int) -> list[Row]:
 
 @pytest.fixture
 def figures() -> list[ReportFigure]:
-    ablation = [*sizes({64: 0.8, 16: 0.4}, {65: 0.8, 17: 0.8}), *long_runs(118.0, 50.0)]
+    ablation = [*sizes({64: 0.8, 16: 0.4}, {65: 0.8, 17: 0.8}), *slow_runs(118.0, 50.0)]
     names = ("loss", "eval_loss", "eval_log_p_chosen", "eval_log_p_rejected", "eval_mean_log_prior")
     curves = {name: curve(*names) for name in ("sft", "sft_answer", "r2ft", "reference")}
     traces = {name: answers(32) for name in ORDERED}
@@ -382,6 +393,7 @@ def page(**changes: Any) -> str:
     values: dict[str, Any] = {
         "title": "A & B",
         "rows": rows,
+        "long": long_runs(slow_runs(81.0, 40.0)),
         "claims": judge_claims(rows, []),
         "figures": [],
         "samples": side_by_side([example], {("sft", "conv"): answers(8)}, answers(8), 0, 3),
@@ -404,7 +416,7 @@ def test_page_without_an_exact_judge() -> None:
     rows = [
         {**row, **{f"{name}{ci}": None for name in exact for ci in ("", "_ci")}} for row in build_table(cells(ORDERED))
     ]
-    text = page(rows=rows, claims=judge_claims(rows, []))
+    text = page(rows=rows, long=[], claims=judge_claims(rows, []))
     assert "slot errors" not in text and "no exact judge" in text
 
 

@@ -28,11 +28,12 @@ from dlm.training.run import curve, fit, last_whole_checkpoint
 from dlm.training.trainers import DiffusionTrainer, R2ftTrainer
 
 LENGTH = 24
-SHAPE = ModelParams(hidden_size=16, layers=1, heads=2, intermediate_size=32, max_length=32)
+SHAPE = ModelParams(hidden_size=16, layers=1, heads=2, intermediate_size=32, max_length=32, init_std=0.02)
 TRAINING = TrainingParams(
     steps=12,
     batch_size=4,
     gradient_accumulation=1,
+    optimizer="adamw",
     learning_rate=1e-2,
     lr_schedule="linear",
     warmup_steps=2,
@@ -397,15 +398,18 @@ def test_r2ft_run_pushes_the_rejected_side_down() -> None:
 
 
 SCHEDULES = [
-    pytest.param(4, 4, id="saved when evaluated"),
-    pytest.param(4, 3, id="saved between evaluations"),
-    pytest.param(5, 4, id="saved between loss entries"),
+    pytest.param(4, 4, "adamw", id="saved when evaluated"),
+    pytest.param(4, 3, "adamw", id="saved between evaluations"),
+    pytest.param(5, 4, "adamw", id="saved between loss entries"),
+    pytest.param(4, 3, "muon", id="muon"),
 ]
 
 
-@pytest.mark.parametrize(("eval_every", "save_every"), SCHEDULES)
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(eval_every: int, save_every: int) -> None:
-    params = replace(TRAINING, eval_every=eval_every, save_every=save_every)
+@pytest.mark.parametrize(("eval_every", "save_every", "optimizer"), SCHEDULES)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    eval_every: int, save_every: int, optimizer: Any
+) -> None:
+    params = replace(TRAINING, eval_every=eval_every, save_every=save_every, optimizer=optimizer)
     whole = tiny_model()
     expected = sft(whole, params)
     with pytest.raises(Crash):

@@ -18,7 +18,7 @@ SENTENCES = [
     "Describe the harbour, its trade and its weather.",
     "The fog comes from the north, the boats come from the south.",
 ]
-SHAPE = ModelParams(hidden_size=32, layers=2, heads=2, intermediate_size=48, max_length=64)
+SHAPE = ModelParams(hidden_size=32, layers=2, heads=2, intermediate_size=48, max_length=64, init_std=0.02)
 
 
 @lru_cache
@@ -30,8 +30,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(seed: int = 0, *, causal: bool = False, eos_scale: float = 1.0) -> PreTrainedModel:
     """A random Llama of 2 layers, its weights scaled up: fresh ones give flat logits that hardly see the context.
 
-    The end-of-text embedding is fresh (transformers leaves the padding token's at zero); `eos_scale` stretches it and
-    so its logits: at 2 an end comes up every few positions.
+    The end-of-text embedding is drawn by itself; `eos_scale` stretches it and so its logits: at 2 an end comes up every
+    few positions.
     """
     tokenizer = tiny_tokenizer()
     model = new_backbone(SHAPE, tokenizer, seed, causal=causal)

@@ -348,10 +348,24 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     return parse_params(text, Path(path).name)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """SafeLoader keeps the last of two equal keys in silence; here the second is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} stands twice in one block; keep one", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def parse_params(text: str, name: str) -> Params:
     """Check the text of a parameter file; `name` is what errors call it."""
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _UniqueKeys)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, a number of thousands of digits
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

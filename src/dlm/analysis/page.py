@@ -36,6 +36,7 @@ def render(
     *,
     title: str,
     rows: Sequence[table.Row],
+    long: Sequence[table.Row],
     claims: Sequence[Claim],
     figures: Sequence[tuple[ReportFigure, bytes]],
     samples: Sequence[dict[str, Any]],
@@ -47,6 +48,7 @@ def render(
     Args:
         title: of the page.
         rows: of build_table.
+        long: of long_runs.
         claims: of judge_claims.
         figures: each with its PNG.
         samples: of side_by_side.
@@ -66,7 +68,10 @@ def render(
     return environment.get_template("report.html.j2").render(
         title=title,
         rows=rows,
-        groups=[(name, table.used(rows, columns)) for name, columns in table.GROUPS.items()],
+        groups=[
+            *((name, rows, table.used(rows, columns)) for name, columns in table.GROUPS.items()),
+            (table.LONG_TITLE, long, table.used(long, table.LONG_COLUMNS)),
+        ],
         exact=table.quality_axes(rows)[0].name == "well_formed",
         bold=table.BOLD,
         claims=claims,

@@ -62,6 +62,14 @@ STRUCTURE = (
     Column("leftover_masks", "leftover", "positions still masked after the last step, filled greedily", "lower"),
 )
 GROUPS = {"Quality and speed": QUALITY, "Structure and degeneration": STRUCTURE}
+# The ablation's runs with about as many steps as tokens: variant -> what stands in the decoder's column.
+LONG_RUNS = {
+    "long": "conv",
+    "long eos_fill": "conv, EOS-fill",
+    "long low_confidence": "conv over low_confidence, EOS-fill",
+}
+LONG_COLUMNS = tuple(column for column in QUALITY if column.name != "tokens_per_step")
+LONG_TITLE = "Quality when steps are not scarce"
 COLUMNS = {column.name: column for group in GROUPS.values() for column in group}
 BOLD = (
     "Bold: the best diffusion value of a column. A column without an arrow has no good end: the reference is its mark."
@@ -116,6 +124,11 @@ def _tokens_per_step(cell: Row, shared_length: float | None) -> Row:
     return {"tokens_per_step": shared_length / cell["nfe"], "tokens_per_step_ci": inverted}
 
 
+def long_runs(ablation: Sequence[Row]) -> list[Row]:
+    """The ablation's rows at long_steps, as rows of a table of their own."""
+    return [{**row, "decoder": LONG_RUNS[row["variant"]]} for row in ablation if row["variant"] in LONG_RUNS]
+
+
 def is_reference(row: Row) -> bool:
     return bool(row["checkpoint"] == "reference")
 
@@ -161,13 +174,16 @@ def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
     return len(printed) > 1 and number(row[column.name], column) == number(best, column)
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """Two tables (quality and speed; structure) with the footnotes that define their columns."""
+def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
+    """Two tables (quality and speed; structure) with the footnotes that define their columns; `long` makes a third."""
     parts = []
     for title, columns in GROUPS.items():
         shown = used(rows, columns)
         if shown:
             parts += [f"**{title}**", _grid(rows, shown), "\n".join(f"- {c.heading}: {c.meaning}." for c in shown)]
+    if long:
+        steps = " / ".join(str(steps) for steps in dict.fromkeys(row["steps"] for row in long))
+        parts += [f"**{LONG_TITLE}** ({steps} steps)", _grid(long, used(long, LONG_COLUMNS))]
     settings = dict.fromkeys((r["steps"], r["gen_length"], r["n"]) for r in rows if not is_reference(r))
     counts = [f"{steps} steps for {length} tokens, {n} answers a row." for steps, length, n in settings]
     return "\n\n".join([*parts, " ".join([*counts, PLUS_MINUS, BOLD])]) + "\n"
