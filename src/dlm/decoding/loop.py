@@ -156,7 +156,6 @@ class _Canvas:
         if again.any():
             self.tokens[again] = self.denoiser.mask_id
             self.masked |= again
-            self.steps[again] = -1
             self.dirty |= again.any(-1)
             self._fill_after_eos()
 
@@ -166,7 +165,6 @@ class _Canvas:
         ended = self.is_response & (self.tokens == self.eos_id)
         after = ((ended.cumsum(-1) - ended.long()) > 0) & self.is_response
         changed = after & (self.tokens != self.eos_id)
-        self.dirty |= changed.any(-1)
         self.tokens[after] = self.eos_id
         self.masked &= ~after
         self.steps[changed] = -1
