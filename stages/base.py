@@ -28,7 +28,7 @@ def main() -> None:
     with stage_run("base", params=tracked(params, "seed", "model", "base")) as run:
         tokenizer = load_tokenizer(data / "tokenizer")
         curve: list[dict[str, float]] = []
-        if base.init == "checkpoint":
+        if base.init in ("checkpoint", "continue"):
             model, own_tokenizer = load_checkpoint(base.checkpoint, causal=False)
             if own_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise UserError(
@@ -37,7 +37,7 @@ def main() -> None:
                 )
         else:
             model = new_backbone(params.model, tokenizer, params.seed, causal=False)
-        if base.init == "pretrain":
+        if base.init in ("pretrain", "continue"):
             if base.rows == "records":
                 length = params.data.max_prompt_length + params.data.window
                 collator: Any = SftCollator(length, tokenizer.eos_token_id, supervise_padding=True)
@@ -47,7 +47,13 @@ def main() -> None:
                 train, valid = running_text(base, data, tokenizer)
             curve = fit(
                 "base",
-                functools.partial(DiffusionTrainer, mask_id=tokenizer.mask_token_id, data_collator=collator),
+                functools.partial(
+                    DiffusionTrainer,
+                    mask_id=tokenizer.mask_token_id,
+                    data_collator=collator,
+                    suffix_share=base.suffix_share,
+                    eos_id=tokenizer.eos_token_id,
+                ),
                 model,
                 train,
                 valid,
@@ -55,7 +61,7 @@ def main() -> None:
                 params.seed,
                 {
                     "data": content_hash(data),
-                    "rows": [base.rows, base.text, base.sequence_length],
+                    "rows": [base.rows, base.text, base.sequence_length, base.suffix_share],
                     "weights": weights_hash(model),
                 },
             )

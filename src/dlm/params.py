@@ -163,17 +163,21 @@ class TrainingParams:
 
 @dataclass(frozen=True)
 class BaseParams:
-    """The base checkpoint: random, pretrained here on `text`, or one that exists."""
+    """The base checkpoint: random, pretrained here (from scratch, or on from `checkpoint`), or one that exists."""
 
-    init: Literal["random", "pretrain", "checkpoint"]
+    init: Literal["random", "pretrain", "continue", "checkpoint"]
     checkpoint: str
     rows: Literal["text", "records"]
     text: str
     sequence_length: int
+    suffix_share: float
     training: TrainingParams
 
     def check(self, where: str) -> None:
         at_least(self, where, 2, ["sequence_length"])
+        share(self, where, ["suffix_share"])
+        cuts = self.rows == "records" or not self.suffix_share
+        require(cuts, dotted(where, "suffix_share"), "0 where rows is text", self.suffix_share)
         ours = self.rows == "text" or self.text == "train"
         require(ours, dotted(where, "text"), "train where rows is records", self.text)
 

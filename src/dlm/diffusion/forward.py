@@ -33,3 +33,24 @@ def mask_tokens(
     draw = torch.rand(x0.shape, generator=generator).to(x0.device)
     masked = (draw < t.to(x0.device)[:, None]) & maskable
     return torch.where(masked, mask_id, x0), masked
+
+
+def mask_suffix(
+    x0: Int[Tensor, "batch length"], maskable: Bool[Tensor, "batch length"], eos_id: int, generator: torch.Generator
+) -> tuple[Bool[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+    """Mask everything after a cut, as decoding from left to right meets it; ours, not the paper's.
+
+    Random masks hardly ever show a small model a whole beginning with nothing after it, so it does not learn there that
+    an answer is complete. The cut is uniform over the answer's beginnings, the whole answer included.
+
+    Args:
+        maskable: one run of positions a row, an answer and its padding of EOS.
+
+    Returns:
+        Where to mask, and the part of it that counts: up to the answer's first EOS.
+    """
+    order = maskable.cumsum(-1)
+    content = (maskable & (x0 != eos_id)).sum(-1, keepdim=True)
+    draw = torch.rand(len(x0), 1, generator=generator).to(x0.device)
+    masked = maskable & (order > (draw * (content + 1)).long())
+    return masked, masked & (order <= content + 1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlm.diffusion.forward import antithetic_t, mask_tokens
+from dlm.diffusion.forward import antithetic_t, mask_suffix, mask_tokens
 from dlm.diffusion.losses import mean_log_prob, nelbo, r2ft_loss, subs_log_probs
 from dlm.params import R2ftParams
 from dlm.training.run import WholeEvaluation
@@ -84,7 +84,15 @@ class OursTrainer(WholeEvaluation):
 
 
 class DiffusionTrainer(OursTrainer):
-    """NELBO on {x0, maskable} (paper Eq. 3), for pretraining and SFT."""
+    """NELBO on {x0, maskable} (paper Eq. 3), for pretraining and SFT.
+
+    Args:
+        suffix_share: share of the training rows that are masked by `mask_suffix` instead; needs `eos_id`.
+    """
+
+    def __init__(self, *args: Any, suffix_share: float = 0.0, eos_id: int = -1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.suffix_share, self.eos_id = suffix_share, eos_id
 
     def compute_loss(
         self,
@@ -98,9 +106,17 @@ class DiffusionTrainer(OursTrainer):
         t = antithetic_t(len(x0), offset, total, generator)
         generator.manual_seed(step_seed(self.args.seed, generator.initial_seed(), offset))
         xt, masked = mask_tokens(x0, t, maskable, self.mask_id, generator)
-        log_probs = subs_log_probs(logits_at(model, xt, masked), self.mask_id)
-        nll = F.nll_loss(log_probs, x0[masked], reduction="none")
-        row = masked.nonzero()[:, 0]
+        scored = masked
+        if self.suffix_share and model.training:
+            after_cut, counted = mask_suffix(x0, maskable, self.eos_id, generator)
+            chosen = (torch.rand(len(x0), generator=generator) < self.suffix_share).to(x0.device)[:, None]
+            xt = torch.where(chosen, torch.where(after_cut, self.mask_id, x0), xt)
+            scored = torch.where(chosen, counted, masked)
+            # A cut row's loss is a mean over what counts, at the scale of the NELBO's rows.
+            t = torch.where(chosen[:, 0], counted.sum(-1) / maskable.sum(-1), t.to(x0.device))
+        log_probs = subs_log_probs(logits_at(model, xt, scored), self.mask_id)
+        nll = F.nll_loss(log_probs, x0[scored], reduction="none")
+        row = scored.nonzero()[:, 0]
         return nelbo(nll, row, t.to(nll.device), int(maskable.sum()))
 
 
