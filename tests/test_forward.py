@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlm.diffusion.forward import T_MIN, antithetic_t, mask_tokens
+from dlm.diffusion.forward import T_MIN, antithetic_t, mask_suffix, mask_tokens
 
 MASK = 1
 
@@ -118,3 +118,26 @@ def test_masks_depend_on_the_generator_alone() -> None:
     torch.manual_seed(123)
     assert torch.equal(first, mask_tokens(x0, t, maskable, MASK, generator(1))[0])
     assert not torch.equal(first, mask_tokens(x0, t, maskable, MASK, generator(2))[0])
+
+
+def test_mask_suffix_by_hand() -> None:
+    """Prompt of 2, answer of 3, padding of 3. A cut after 0 to 3 tokens, each about as often; what counts ends with the
+    answer's first EOS, and the padding behind it is masked without counting."""
+    eos = 0
+    x0 = torch.tensor([[7, 8, 4, 5, 6, eos, eos, eos]]).repeat(4000, 1)
+    maskable = (torch.arange(8) >= 2).expand(4000, 8)
+    masked, counted = mask_suffix(x0, maskable, eos, generator(0))
+    cuts = 8 - masked.sum(-1)
+    assert sorted(set(cuts.tolist())) == [2, 3, 4, 5]
+    assert all(900 < int((cuts == cut).sum()) < 1100 for cut in (2, 3, 4, 5))
+    position = torch.arange(8)
+    assert torch.equal(masked, position >= cuts[:, None])
+    assert torch.equal(counted, masked & (position <= 5))
+
+
+def test_mask_suffix_of_an_answer_that_fills_its_canvas() -> None:
+    """No EOS: the cut falls before one of the tokens or after the last, where nothing is left to count."""
+    x0 = torch.tensor([[7, 4, 5]]).repeat(300, 1)
+    masked, counted = mask_suffix(x0, torch.tensor([[False, True, True]]).expand(300, 3), 0, generator(1))
+    assert torch.equal(masked, counted)
+    assert sorted(set(masked.sum(-1).tolist())) == [0, 1, 2]

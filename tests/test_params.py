@@ -172,6 +172,8 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"decoding.top_k.top_k": 0}, "params.yaml: decoding.top_k.top_k ", "0", "at least 1"),
     ({"decoding.conv.conv_mult": 0}, "params.yaml: decoding.conv.conv_mult ", "0.0", "above 0"),
     # What cannot go together.
+    ({"base.rows": "text", "base.suffix_share": 0.1}, "params.yaml: base.suffix_share ", "0.1", "0 where rows is text"),
+    ({"base.text": "data/input/a.txt"}, "params.yaml: base.text ", "data/input/a.txt", "train where rows is records"),
     ({"data.source": "file"}, "params.yaml: data.file.path ", "None", "must name a file"),
     ({"data.file.columns": {"instruction": "q"}}, "data.file.columns ", "{'instruction': 'q'}", "input and output"),
     ({"template.prompt": "Q: {question}"}, "params.yaml: template.prompt ", "'Q: {question}'", "{instruction} in it"),

@@ -279,6 +279,34 @@ def test_diffusion_loss_is_the_nelbo_on_full_logits(noise: dict[str, list[Any]],
     assert bool(loss.requires_grad)
 
 
+def test_cut_rows_weigh_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """suffix_share 1: each row has its mean -log p over what counts, times its maskable positions; evaluation not."""
+    drawn: list[tuple[Tensor, Tensor]] = []
+
+    def mask_suffix(*args: Any) -> tuple[Tensor, Tensor]:
+        drawn.append(real(*args))
+        return drawn[-1]
+
+    real = trainers.mask_suffix
+    monkeypatch.setattr(trainers, "mask_suffix", mask_suffix)
+    model = tiny_model().train()
+    collator = SftCollator(LENGTH, EOS, supervise_padding=True)
+    made = DiffusionTrainer(
+        model=model, args=arguments(), mask_id=MASK, data_collator=collator, suffix_share=1.0, eos_id=EOS
+    )
+    batch = collator(TRAIN[:5])
+    loss = made.compute_loss(model, batch)
+    masked, counted = drawn[0]
+    x0, maskable = batch["x0"], batch["maskable"]
+    log_probs = subs_log_probs(model(input_ids=torch.where(masked, MASK, x0)).logits, MASK)
+    means = [
+        -log_probs[b][counted[b]].gather(-1, x0[b][counted[b]][:, None]).mean() * maskable[b].sum() for b in range(5)
+    ]
+    assert loss.item() == pytest.approx(float(sum(means) / maskable.sum()), rel=1e-5)
+    made.compute_loss(model.eval(), batch)
+    assert len(drawn) == 1
+
+
 def test_diffusion_noise_is_that_of_the_step_and_not_of_global_state(noise: dict[str, list[Any]]) -> None:
     model = tiny_model().train()
     collator = SftCollator(LENGTH, EOS, supervise_padding=True)
