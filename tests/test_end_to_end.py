@@ -16,7 +16,7 @@ TINY = {
     "data": {"valid_size": 8, "eval_size": 4, "builtin": {"train_size": 60}},
     "tokenizer": {"source": "train", "vocab_size": 700},
     "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16},
-    "base": {"init": "pretrain", "training": {"steps": 2, "batch_size": 4}},
+    "base": {"init": "pretrain", "rows": "text", "training": {"steps": 2, "batch_size": 4}},
     "reference": {"init": "random", "training": {"steps": 2, "batch_size": 4}},
     "sft": {"training": {"steps": 3, "batch_size": 4}},
     "negatives": {"examples": 8},
