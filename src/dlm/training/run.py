@@ -172,7 +172,8 @@ def curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
         values = {k: v for k, v in entry.items() if not any(noise in k for noise in CURVE_NOISE)}
         if "loss" in values or "eval_loss" in values:
             rows.setdefault(int(values["step"]), {}).update(values)
-    return [rows[step] for step in sorted(rows)]
+    # A resumed run reads its earlier entries back in another order of keys.
+    return [dict(sorted(rows[step].items())) for step in sorted(rows)]
 
 
 def weights_hash(model: PreTrainedModel) -> str:
