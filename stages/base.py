@@ -39,8 +39,7 @@ def main() -> None:
             model = new_backbone(params.model, tokenizer, params.seed, causal=False)
         if base.init in ("pretrain", "continue"):
             if base.rows == "records":
-                length = params.data.max_prompt_length + params.data.window
-                collator: Any = SftCollator(length, tokenizer.eos_token_id, supervise_padding=True)
+                collator: Any = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, supervise_padding=True)
                 train, valid = (read_split(data, split, ["prompt_ids", "answer_ids"]) for split in ("train", "valid"))
             else:
                 collator = PackedCollator()

@@ -17,7 +17,7 @@ def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = stage_params(arguments)
     settings, data = params.negatives, arguments.build / "data"
-    length = params.data.max_prompt_length + params.data.window
+    length = params.data.canvas_length
     stats = read_json(data / "stats.json")
     counts = np.asarray(stats["token_counts"])
     frequent = np.argsort(-counts, kind="stable")[: params.evaluate.high_prior_tokens]

@@ -24,7 +24,7 @@ def main() -> None:
     params = stage_params(arguments)
     build = arguments.build
     out = build / "models" / "r2ft"
-    length = params.data.max_prompt_length + params.data.window
+    length = params.data.canvas_length
     rows = {}
     for split in ("train", "valid"):
         examples = read_split(build / "data", split, ["prompt_ids", "answer_ids"])

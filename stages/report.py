@@ -40,6 +40,7 @@ def main() -> None:
             rows, ablation, curves, traced, {decoder: answers[traced, decoder] for decoder in params.decoding}
         )
         long = long_runs(ablation)
+        markdown = to_markdown(rows, long)
         claims = judge_claims(rows, ablation)
         drawn = write_figures(results / "figures", figures)
         page = render(
@@ -65,10 +66,10 @@ def main() -> None:
             params_text=arguments.params.read_text(encoding="utf-8"),
         )
         write_json(results / "table.json", rows)
-        write_text(results / "table.md", to_markdown(rows, long))
+        write_text(results / "table.md", markdown)
         write_text(results / "report.html", page)
         log(run, results, rows)
-    print(to_markdown(rows, long), end="")
+    print(markdown, end="")
 
 
 def write_figures(folder: Path, figures: list[ReportFigure]) -> list[tuple[ReportFigure, bytes]]:

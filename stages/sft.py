@@ -32,11 +32,7 @@ def main() -> None:
     steps = params.sft.training.steps + (params.r2ft.training.steps if supervise_padding else 0)
     with stage_run("sft", cell=arguments.variant, params=tracked(params, "seed", "sft")) as run:
         model, tokenizer = load_checkpoint(arguments.build / "models" / "base", causal=False)
-        collator = SftCollator(
-            params.data.max_prompt_length + params.data.window,
-            tokenizer.eos_token_id,
-            supervise_padding=supervise_padding,
-        )
+        collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, supervise_padding=supervise_padding)
         curve = fit(
             arguments.variant,
             functools.partial(DiffusionTrainer, mask_id=tokenizer.mask_token_id, data_collator=collator),

@@ -83,6 +83,11 @@ class DataParams:
     file: FileParams
     hub: HubParams
 
+    @property
+    def canvas_length(self) -> int:
+        """Tokens of a training canvas: the longest prompt and the window."""
+        return self.max_prompt_length + self.window
+
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["max_records", "valid_size", "eval_size", "max_prompt_length"])
         at_least(self, where, 2, ["window"])
@@ -327,10 +332,10 @@ class Params:
                 f"{where}decode.gen_length must be at most data.window ({self.data.window}), "
                 f"got {self.decode.gen_length}"
             )
-        canvas = self.data.max_prompt_length + self.data.window
-        if max(canvas, self.base.sequence_length) > self.model.max_length:
+        longest = max(self.data.canvas_length, self.base.sequence_length)
+        if longest > self.model.max_length:
             raise UserError(
-                f"{where}model.max_length must be at least {max(canvas, self.base.sequence_length)} "
+                f"{where}model.max_length must be at least {longest} "
                 f"(data.max_prompt_length + data.window, base.sequence_length), got {self.model.max_length}"
             )
 

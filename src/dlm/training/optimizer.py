@@ -21,10 +21,10 @@ class MuonAdamW(Optimizer):
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
-        groups = [dict(group) for group in groups]
+        groups = list(groups)
         super().__init__(groups, {"lr": lr})
-        matrices = [{k: v for k, v in group.items() if k != "muon"} for group in groups if group.get("muon")]
-        others = [{k: v for k, v in group.items() if k != "muon"} for group in groups if not group.get("muon")]
+        matrices = [group for group in groups if group.get("muon")]
+        others = [group for group in groups if not group.get("muon")]
         self.parts: list[Optimizer] = [Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"), AdamW(others, lr=lr)]
         self._link()
 
