@@ -5,7 +5,7 @@ from typing import Any
 
 from dlm.api import DiffusionLM
 from dlm.cli import stage_arguments, stage_params
-from dlm.decoding.options import DecoderOptions, override
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import run_script
 from dlm.evaluation.answers import decode_prompts
 from dlm.evaluation.cell import load_corpus, score_answers, summarise
@@ -54,9 +54,8 @@ def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
     runs: list[tuple[str, DecoderOptions, int, int]] = []
 
     def add(variant: str, decoder: str, prompts: int, steps: int, **changes: Any) -> None:
-        where = f"params.yaml: ablation ({decoder})"
-        options = override(params.decoder(decoder), where, **changes)
-        options.check_lengths(params.decode.gen_length, steps, where)
+        options = params.decoder(decoder, **changes)
+        options.check_lengths(params.decode.gen_length, steps, f"params.yaml: ablation ({decoder})")
         runs.append((variant, options, prompts, steps))
 
     for block_length in settings.blocks:

@@ -11,7 +11,8 @@ from tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 from dlm.api import DiffusionLM, Generation, cut_at_eos
 from dlm.data.template import Template
-from dlm.decoding.options import OPTIONS, ConvOptions, TopKOptions
+from dlm.decoding.options import DECODERS as NAMES
+from dlm.decoding.options import TopKOptions
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 
@@ -80,7 +81,7 @@ def test_an_empty_prompt(lm: DiffusionLM, name: str) -> None:
 
 
 def test_every_decoder_is_tested() -> None:
-    assert {name for name, _ in DECODERS} == set(OPTIONS)
+    assert {name for name, _ in DECODERS} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", ["categorical", "top_k", "conv", "semi_ar"])
@@ -174,7 +175,7 @@ def test_an_unknown_precision_is_refused() -> None:
 def test_defaults(lm: DiffusionLM) -> None:
     """conv with its own options; as many steps as tokens."""
     plain = lm.generate([[5, 9]], gen_length=8)
-    assert rows(plain) == rows(lm.generate([[5, 9]], ConvOptions(), steps=8, gen_length=8))
+    assert rows(plain) == rows(lm.generate([[5, 9]], TopKOptions(kernel_size=33), steps=8, gen_length=8))
     checked = lm.generate([[5, 9]], TopKOptions(top_k=3), steps=5, gen_length=8)
     assert rows(checked) == rows(lm.generate([[5, 9]], "top_k", top_k=3, steps=5, gen_length=8))
 
@@ -205,8 +206,8 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "negative id": ({"prompts": [[-1]]}, ["prompt 0", "vocabulary"]),
     "ids without a list": ({"prompts": [5, 9]}, ["list of token ids", "5"]),
     "ids that are numbers with a point": ({"prompts": [[5.0]]}, ["list of token ids", "5.0"]),
-    "unchecked options": ({"decoder": ConvOptions(kernel_size=4)}, ["decoder.kernel_size", "odd", "4"]),
-    "options beside options": ({"decoder": ConvOptions(), "kernel_size": 5}, ["kernel_size"]),
+    "unchecked options": ({"decoder": TopKOptions(kernel_size=4)}, ["decoder.kernel_size", "odd", "4"]),
+    "options beside options": ({"decoder": TopKOptions(kernel_size=33), "kernel_size": 5}, ["kernel_size"]),
 }
 
 

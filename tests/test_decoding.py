@@ -13,13 +13,14 @@ from tiny import TableDenoiser, chi_square_p, tiny_lm, tiny_model
 from torch import Tensor
 
 from dlm.decoding import commit, plans, propose, windows
-from dlm.decoding.commit import Open, Rates
+from dlm.decoding.commit import Open
 from dlm.decoding.loop import Decoded, decode
 from dlm.decoding.noise import COMMIT, TOKEN, row_keys, uniforms
-from dlm.decoding.options import OPTIONS, decoder_options
+from dlm.decoding.options import DECODERS, decoder_options
 from dlm.decoding.plans import Phase
 from dlm.decoding.presets import make_decoder
-from dlm.decoding.propose import Candidates
+from dlm.decoding.propose import Candidates, Source
+from dlm.decoding.schedules import Rates, log_linear
 from dlm.models.denoiser import Denoiser
 
 Network = Callable[[list[int]], list[list[float]]]  # a canvas -> p_ij of every position, the mask's 0 (SUBS)
@@ -141,7 +142,7 @@ def slow_decode(network: Network, prompt: list[int], task: Task, key: Tensor) ->
     left = [i for i, token in enumerate(canvas) if token == task.mask_id]
     if left:
         p = network(canvas)
-        nfe, nfe_uncached = nfe + changed, nfe_uncached + changed
+        nfe, nfe_uncached = nfe + changed, nfe_uncached + 1
         write({i: p[i].index(max(p[i])) for i in left})
     return Slow(canvas[first:], stamp, len(left), nfe, nfe_uncached)
 
@@ -401,7 +402,15 @@ def offered(log_mass: list[float], rows: list[int] | None = None, log_s: list[fl
     weights = torch.tensor(log_s or [0.0] * n)
     mass = torch.tensor(log_mass)
     open_ = Open(int(row.max()) + 1, row, torch.arange(n), weights, torch.bincount(row))
-    return open_, Candidates(mass, mass, lambda chosen, uniform: chosen)
+    return open_, Candidates(mass, mass, lambda chosen: (chosen, mass[chosen]))
+
+
+def source(logits: Tensor, uniforms: Tensor | None = None) -> Source:
+    """Open positions with known logits [n, vocab] and known uniform numbers."""
+    numbers = torch.full((len(logits),), 0.5, dtype=torch.float64) if uniforms is None else uniforms
+    return Source(
+        len(logits), logits.shape[1], logits.device, lambda chosen: logits[chosen], lambda chosen: numbers[chosen]
+    )
 
 
 def commit_probability(open_: Open, candidates: Candidates, rates: Rates) -> Tensor:
@@ -418,7 +427,7 @@ def test_categorical_commits_at_the_rate_of_the_schedule() -> None:
     """Eq. 4 with alpha_t = 1 - t: from t to s a mask is filled with probability (t - s)/t = 1/(steps left)."""
     open_, candidates = offered([0.0] * 3, rows=[0, 0, 1])
     for step in range(5):
-        found = commit_probability(open_, candidates, Rates(step, 5))
+        found = commit_probability(open_, candidates, log_linear(step, 5))
         assert found.tolist() == pytest.approx([1 / (5 - step)] * 3)
 
 
@@ -428,13 +437,15 @@ def test_top_k_keeps_the_mean_rate() -> None:
     rows = [0] * 5 + [1] * 7
     open_, candidates = offered(mass.tolist(), rows)
     for step in range(5):
-        p = commit_probability(open_, candidates, Rates(step, 6))
+        p = commit_probability(open_, candidates, log_linear(step, 6))
         odds = p / (1 - p) * (5 - step)
         assert odds[:5].mean().item() == pytest.approx(1) and odds[5:].mean().item() == pytest.approx(1)
         assert torch.equal(p[:5].argsort(), mass[:5].argsort())
     even, candidates = offered([math.log(0.3)] * 4)
-    assert commit_probability(even, candidates, Rates(2, 6)).tolist() == pytest.approx([1 / 4] * 4)
-    assert commit_probability(open_, offered(mass.tolist(), rows)[1], Rates(5, 6)).tolist() == pytest.approx([1] * 12)
+    assert commit_probability(even, candidates, log_linear(2, 6)).tolist() == pytest.approx([1 / 4] * 4)
+    assert commit_probability(open_, offered(mass.tolist(), rows)[1], log_linear(5, 6)).tolist() == pytest.approx(
+        [1] * 12
+    )
 
 
 def test_s_norm_by_hand() -> None:
@@ -446,8 +457,8 @@ def test_s_norm_by_hand() -> None:
     mass = torch.tensor([0.9, 0.6, 0.2]).log()
     log_s = torch.tensor([1.0, 0.5, 0.25]).log()
     open_ = Open(1, torch.tensor([0, 0, 0]), torch.tensor([4, 5, 7]), log_s, torch.tensor([4]))
-    candidates = Candidates(mass, mass, lambda chosen, uniform: chosen)
-    found = commit_probability(open_, candidates, Rates(1, 4))
+    candidates = Candidates(mass, mass, lambda chosen: (chosen, mass[chosen]))
+    found = commit_probability(open_, candidates, log_linear(1, 4))
     assert found.tolist() == pytest.approx([2.88 / 4.88, 0.96 / 2.96, 0.16 / 2.16])
 
 
@@ -489,14 +500,14 @@ def test_fixed_count_by_hand() -> None:
     row = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 3])
     log_p = torch.tensor(p).log()
     open_ = Open(4, row, torch.arange(10), torch.tensor(s).log(), torch.tensor([5, 2, 2, 3]))
-    candidates = Candidates(log_p, log_p, lambda chosen, uniform: chosen)
-    found = commit.fixed_count(open_, candidates, Rates(1, 3), torch.zeros(10).double())
+    candidates = Candidates(log_p, log_p, lambda chosen: (chosen, log_p[chosen]))
+    found = commit.fixed_count(open_, candidates, log_linear(1, 3), torch.zeros(10).double())
     assert found.tolist() == [True, True, False, False, True, False, True, False, True, True]
 
 
 def test_many_ties_go_to_the_left() -> None:
     open_, candidates = offered([-1.0] * 200, rows=[0] * 150 + [1] * 50)
-    found = commit.fixed_count(open_, candidates, Rates(0, 4), torch.zeros(200).double())
+    found = commit.fixed_count(open_, candidates, log_linear(0, 4), torch.zeros(200).double())
     assert found.nonzero()[:, 0].tolist() == [*range(38), *range(150, 163)]
 
 
@@ -504,24 +515,28 @@ def test_candidates_by_hand() -> None:
     """p = 1/2 1/4 1/8 1/8 0: k = 2 keeps 3/4, of which the best is two thirds."""
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125, 0.0], [0.0, 0.125, 0.5, 0.125, 0.25]]).log() + 3
 
-    def at(chosen: Tensor) -> Tensor:
-        return logits[chosen]
-
-    device = torch.device("cpu")
     both = torch.tensor([0, 0, 1])
     low, high = 0.6666, 0.6667
-    best = propose.top_k(2)(at, 2, device)
+
+    def drawn(proposal: propose.Propose, *uniform: float) -> list[int]:
+        """Tokens of the three positions under those uniform numbers, and their log p beside them."""
+        three = source(logits[both], torch.tensor(uniform).double())
+        tokens, log_p = proposal(three).draw(torch.arange(3))
+        torch.testing.assert_close(log_p, logits[both].log_softmax(-1)[torch.arange(3), tokens])
+        return tokens.tolist()
+
+    best = propose.top_k(2)(source(logits))
     assert best.log_mass.exp().tolist() == pytest.approx([0.75, 0.75])
     assert best.log_confidence.exp().tolist() == pytest.approx([0.5, 0.5])
-    assert best.draw(both, torch.tensor([low, high, high]).double()).tolist() == [0, 1, 4]
-    everything = propose.top_k(99)(at, 2, device)
+    assert drawn(propose.top_k(2), low, high, high) == [0, 1, 4]
+    everything = propose.top_k(99)(source(logits))
     assert everything.log_mass.tolist() == pytest.approx([0, 0], abs=1e-6)
-    greedy = propose.greedy(at, 2, device)
+    greedy = propose.greedy(source(logits))
     assert greedy.log_confidence.exp().tolist() == pytest.approx([0.5, 0.5])
-    assert greedy.draw(both, torch.tensor([low, high, high]).double()).tolist() == [0, 0, 2]
-    categorical = propose.categorical(at, 2, device)
+    assert drawn(propose.greedy, low, high, high) == [0, 0, 2]
+    categorical = propose.categorical(source(logits))
     assert categorical.log_mass.tolist() == [0.0, 0.0]
-    assert categorical.draw(both, torch.tensor([0.49, 0.76, 0.1]).double()).tolist() == [0, 2, 1]
+    assert drawn(propose.categorical, 0.49, 0.76, 0.1) == [0, 2, 1]
 
 
 def test_inverse_cdf_at_the_steps() -> None:
@@ -544,14 +559,20 @@ def test_inverse_cdf_never_takes_what_has_no_probability() -> None:
 
 
 def test_plans_by_hand() -> None:
-    assert plans.whole(12, 7) == [Phase(7, 0, 12, 12)]
-    assert plans.restrict(12, 6, 4) == [Phase(2, 0, 4, 12), Phase(2, 4, 8, 12), Phase(2, 8, 12, 12)]
-    assert plans.stride(12, 6, 4) == [Phase(2, 0, 12, 4), Phase(2, 4, 12, 8), Phase(2, 8, 12, 12)]
+    assert plans.whole(12, 7) == [Phase(7, 0, 12, 12, total=7)]
+    assert plans.restrict(12, 6, 4) == [Phase(2, start, start + 4, 12, total=2) for start in (0, 4, 8)]
+    assert plans.stride(12, 6, 4) == [Phase(2, start, 12, start + 4, total=2) for start in (0, 4, 8)]
+    # 7 positions in 3 steps: all before 3, 5, 7 must commit, and two behind them may.
+    assert plans.sliding(7, 3, 2) == [
+        Phase(1, 0, 5, 7, must=3, first=0, total=3),
+        Phase(1, 0, 7, 7, must=5, first=1, total=3),
+        Phase(1, 0, 7, 7, must=7, first=2, total=3),
+    ]
 
 
 def test_rates_by_hand() -> None:
     """t : s is (steps left) : (steps left - 1); the last step ends at s = 0 exactly."""
-    assert [(rates.move, rates.stay, rates.steps_left) for rates in (Rates(i, 3) for i in range(3))] == [
+    assert [(rates.move, rates.stay, rates.steps_left) for rates in (log_linear(i, 3) for i in range(3))] == [
         (1.0, 2.0, 3),
         (1.0, 1.0, 2),
         (1.0, 0.0, 1),
@@ -610,4 +631,4 @@ def test_bfloat16_is_rounding_only() -> None:
 
 
 def test_every_decoder_is_covered() -> None:
-    assert {name for name, *_ in CASES} == set(OPTIONS)
+    assert {name for name, *_ in CASES} == set(DECODERS)

@@ -10,7 +10,7 @@ from tiny import Recorder, TableDenoiser
 
 from dlm.decoding.loop import Decoded, decode
 from dlm.decoding.noise import row_keys
-from dlm.decoding.options import OPTIONS, decoder_options
+from dlm.decoding.options import DECODERS, decoder_options
 from dlm.decoding.presets import make_decoder
 from dlm.models.denoiser import Denoiser
 
@@ -50,7 +50,7 @@ def prompt_lists(least: int = 0, most_rows: int = 3) -> st.SearchStrategy[list[l
 
 
 @st.composite
-def jobs(draw: st.DrawFn, names: tuple[str, ...] = tuple(OPTIONS), rows: int = 3, rules: tuple[str, ...] = ()) -> Job:
+def jobs(draw: st.DrawFn, names: tuple[str, ...] = tuple(DECODERS), rows: int = 3, rules: tuple[str, ...] = ()) -> Job:
     name = draw(st.sampled_from(names))
     options: dict[str, Any] = {"eos_fill": draw(st.booleans())}
     gen_length, steps = draw(st.integers(1, 10)), draw(st.integers(1, 14))
@@ -113,7 +113,7 @@ def test_the_prompt_never_changes(job: Job) -> None:
 
 
 @quick
-@given(jobs(names=tuple(name for name in OPTIONS if name != "semi_ar"), rows=1))
+@given(jobs(names=tuple(name for name in DECODERS if name != "semi_ar"), rows=1))
 def test_every_position_commits_once(job: Job) -> None:
     """Masked up to its commit_step, its final token ever after (-1: EOS-fill set it, maybe over a token)."""
     recorder = Recorder(job.denoiser)

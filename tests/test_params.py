@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlm.decoding.options import ConvOptions, SemiArOptions
+from dlm.decoding.options import TopKOptions
 from dlm.errors import UserError
 from dlm.params import Params, load_params, tracked
 
@@ -63,8 +63,8 @@ def test_values_arrive_as_written() -> None:
     assert params.base.training.learning_rate == 1e-2
     assert params.r2ft.training.lr_schedule == "constant"
     assert params.decode.seeds == (0, 1, 2)
-    assert params.decoder("conv") == ConvOptions(top_k=5, kernel_size=33, eos_fill=True)
-    assert params.decoder("semi_ar") == SemiArOptions(top_k=5, block_length=32, eos_fill=True)
+    assert params.decoder("conv") == TopKOptions(top_k=5, kernel_size=33, eos_fill=True)
+    assert params.decoder("semi_ar") == TopKOptions(top_k=5, block_length=32, eos_fill=True)
     assert tracked(params, "seed", "decoding.conv", "decode") == {
         "seed": 42,
         "decoding.conv": RAW["decoding"]["conv"],

@@ -66,10 +66,14 @@ class TableDenoiser(Denoiser):
     def width(self) -> int:
         return len(self.left)
 
-    def hidden(self, canvas: Tensor, valid: Tensor) -> Tensor:
+    @property
+    def vocab_size(self) -> int:
+        return len(self.left)
+
+    def hidden(self, canvas: Tensor, visible: Tensor) -> Tensor:
         hidden = torch.zeros(*canvas.shape, self.width)
-        hidden[:, 1:] += self.left[canvas[:, :-1]]
-        hidden[:, :-1] += self.right[canvas[:, 1:]] * valid[:, 1:, None]
+        hidden[:, 1:] += self.left[canvas[:, :-1]] * visible[:, :-1, None]
+        hidden[:, :-1] += self.right[canvas[:, 1:]] * visible[:, 1:, None]
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -85,6 +89,7 @@ class Recorder(Denoiser):
         self.inner = inner
         self.mask_id = inner.mask_id
         self.canvases: list[Tensor] = []
+        self.visible: list[Tensor] = []
 
     @property
     def device(self) -> torch.device:
@@ -94,9 +99,14 @@ class Recorder(Denoiser):
     def width(self) -> int:
         return self.inner.width
 
-    def hidden(self, canvas: Tensor, valid: Tensor) -> Tensor:
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.vocab_size
+
+    def hidden(self, canvas: Tensor, visible: Tensor) -> Tensor:
         self.canvases.append(canvas.clone())
-        return self.inner.hidden(canvas, valid)
+        self.visible.append(visible.clone())
+        return self.inner.hidden(canvas, visible)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.inner.logits(hidden)

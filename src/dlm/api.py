@@ -1,7 +1,8 @@
-"""The library's front door: load a masked diffusion LM, generate text."""
+"""The library's front door: load a masked diffusion LM, generate text, fill gaps."""
 
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from dlm.data.records import Record
 from dlm.data.template import Template, load_template
 from dlm.data.tokenizer import before_eos, encode
 from dlm.data.tokenizer import decode as decode_text
-from dlm.decoding.loop import decode
+from dlm.decoding.canvas import Trace
+from dlm.decoding.loop import Decoded, Watch, decode, fill
 from dlm.decoding.noise import row_keys
 from dlm.decoding.options import DecoderOptions, decoder_options, override
 from dlm.decoding.presets import make_decoder
@@ -24,6 +26,8 @@ from dlm.models.backbone import load_checkpoint
 from dlm.models.denoiser import Denoiser
 from dlm.models.precision import use_bf16
 from dlm.schema import require
+
+GAP = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Generation:
         nfe: forward passes that each row took (S* in the paper).
         leftover_masks: positions the decoder left masked and one extra greedy pass filled.
         commit_step: at which step each position took its token (-1: set by EOS-fill).
+        trace: every change of the canvas, with `trace=True`.
     """
 
     texts: list[str]
@@ -43,6 +48,29 @@ class Generation:
     nfe: Int[Tensor, " batch"]
     leftover_masks: Int[Tensor, " batch"]
     commit_step: Int[Tensor, "batch gen_length"]
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Infilling:
+    """What `DiffusionLM.infill` returns; everything in the order of the canvases.
+
+    Attributes:
+        texts: each canvas as text, its gaps filled.
+        gaps: the text of each gap of each canvas, from left to right.
+        tokens: each canvas as ids [length].
+        nfe, leftover_masks: as in `Generation`.
+        commit_step: at which step each position took its token (-1: context).
+        trace: every change, with `trace=True`; offsets count from the canvas's first position.
+    """
+
+    texts: list[str]
+    gaps: list[list[str]]
+    tokens: list[Tensor]
+    nfe: Int[Tensor, " batch"]
+    leftover_masks: Int[Tensor, " batch"]
+    commit_step: list[Tensor]
+    trace: Trace | None = None
 
 
 class DiffusionLM:
@@ -50,6 +78,7 @@ class DiffusionLM:
 
     lm = DiffusionLM.load("build/models/r2ft")
     out = lm.generate([lm.prompt("Describe Velmora: its trade and its weather.")], decoder="conv", steps=16)
+    out = lm.infill("Velmora lives from [MASK:8], and the winter there is short.", steps=8)
     """
 
     def __init__(
@@ -69,8 +98,8 @@ class DiffusionLM:
     def load(cls, path: Path | str, device: str | None = None, precision: str = "fp32") -> "DiffusionLM":
         """Load a checkpoint (folder or hub name; safetensors, no remote code) onto `device` (default: CUDA if any).
 
-        `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 where the hardware has
-        it): faster, and equal up to rounding.
+        `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 on a GPU that has it):
+        faster, and equal up to rounding.
 
         Raises:
             UserError: nothing there, not a masked diffusion model, or broken weights.
@@ -95,35 +124,114 @@ class DiffusionLM:
         gen_length: int = 128,
         seed: int = 0,
         batch_size: int = 32,
+        trace: bool = False,
+        watch: Watch | None = None,
         **options: Any,
     ) -> Generation:
         """Generate an answer to every prompt.
 
         Args:
             prompts: texts, used as they are (see `prompt` for the template), or token ids (lists, tensors).
-            decoder: a decoder's name (dlm.decoding.options.OPTIONS), or its options.
+            decoder: a decoder's name (dlm.decoding.options.DECODERS), or its options.
             steps: denoising steps S; gen_length unless given.
             gen_length: tokens to generate for each prompt.
             seed: of the noise. The same prompt gives the same answer whatever else is in the call.
             batch_size: rows that go through the model at once; it does not change the result.
+            trace: record every commit with its step and confidence.
+            watch: called as watch(step, tokens [rows, gen_length]) after every step of every batch, the masks still in.
             **options: the decoder's options, as in params.yaml (kernel_size=33, top_k=5, eos_fill=True, ...).
 
         Raises:
             UserError: an unknown decoder or option, a value it cannot have, or a prompt beyond the model's length.
         """
         steps = gen_length if steps is None else steps
-        for name, number in (("steps", steps), ("gen_length", gen_length), ("batch_size", batch_size)):
-            require(number >= 1, name, "at least 1", number)
+        _at_least_one(steps=steps, gen_length=gen_length, batch_size=batch_size)
         ids = [self._ids(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
-        if isinstance(decoder, str):
-            chosen, where = decoder_options(decoder, options, decoder), decoder
-        elif options:
-            raise UserError(f"options ({', '.join(options)}) go with a decoder's name, not with checked options")
-        else:
-            chosen, where = override(decoder, "decoder"), "decoder"
+        chosen, where = _checked(decoder, options)
         chosen.check_lengths(gen_length, steps, where)
-        self._check_prompts(ids, gen_length)
-        return self._generate(ids, chosen, steps, gen_length, seed, batch_size)
+        self._check_ids(ids, gen_length)
+        eos_id, keys = self.tokenizer.eos_token_id, row_keys(ids, seed)
+
+        def run(batch: list[int]) -> Decoded:
+            return decode(
+                self.denoiser,
+                [ids[i] for i in batch],
+                make_decoder(chosen),
+                gen_length=gen_length,
+                steps=steps,
+                keys=keys[batch],
+                eos_id=eos_id,
+                trace=trace,
+                watch=watch,
+            )
+
+        parts = _in_batches(ids, batch_size, run)
+        tokens = cut_at_eos(torch.stack(parts.tokens), eos_id)
+        texts = [decode_text(self.tokenizer, before_eos(row, eos_id)) for row in tokens.tolist()]
+        return Generation(texts, tokens, parts.nfe, parts.leftover_masks, torch.stack(parts.commit_step), parts.trace)
+
+    def infill(
+        self,
+        canvases: str | Sequence[Any],
+        decoder: str | DecoderOptions = "conv",
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        trace: bool = False,
+        watch: Watch | None = None,
+        **options: Any,
+    ) -> Infilling:
+        """Fill the gaps of every canvas from the context on all their sides.
+
+        Args:
+            canvases: texts with gaps written `[MASK]` (one token) or `[MASK:40]` (40 tokens), or token ids with the
+                tokenizer's mask id wherever a token is wanted.
+            steps: denoising steps S; as many as the fullest canvas has masks unless given.
+            decoder, seed, batch_size, trace, watch, options: as in `generate`.
+
+        Raises:
+            UserError: as in `generate`; a canvas without a gap; EOS-fill or hard blocks, which go from left to right.
+        """
+        ids = [self._canvas(canvas) for canvas in ([canvases] if isinstance(canvases, str) else canvases)]
+        self._check_ids(ids, 0)
+        mask_id = self.denoiser.mask_id
+        for number, canvas in enumerate(ids):
+            require(mask_id in canvas, f"canvas {number}", "a text with a gap such as [MASK:8]", canvases[number])
+        steps = max(canvas.count(mask_id) for canvas in ids) if steps is None else steps
+        _at_least_one(steps=steps, batch_size=batch_size)
+        chosen, where = _checked(decoder, options)
+        chosen.check_infilling(where)
+        keys = row_keys(ids, seed)
+
+        def run(batch: list[int]) -> Decoded:
+            return fill(
+                self.denoiser,
+                [ids[i] for i in batch],
+                make_decoder(chosen),
+                gen_length=max(map(len, ids)),
+                steps=steps,
+                keys=keys[batch],
+                eos_id=self.tokenizer.eos_token_id,
+                trace=trace,
+                watch=watch,
+            )
+
+        parts = _in_batches(ids, batch_size, run)
+        tokens = [row[: len(canvas)] for row, canvas in zip(parts.tokens, ids, strict=True)]
+        gaps = [
+            [decode_text(self.tokenizer, row[start:end].tolist()) for start, end in _runs(canvas, mask_id)]
+            for row, canvas in zip(tokens, ids, strict=True)
+        ]
+        return Infilling(
+            [decode_text(self.tokenizer, row.tolist()) for row in tokens],
+            gaps,
+            tokens,
+            parts.nfe,
+            parts.leftover_masks,
+            [row[: len(canvas)] for row, canvas in zip(parts.commit_step, ids, strict=True)],
+            parts.trace,
+        )
 
     def _ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
@@ -133,41 +241,22 @@ class DiffusionLM:
         except TypeError:
             raise UserError(f"a prompt must be a text or a list of token ids, got {str(prompt)[:60]}") from None
 
-    def _generate(
-        self, ids: list[list[int]], options: DecoderOptions, steps: int, gen_length: int, seed: int, batch_size: int
-    ) -> Generation:
-        eos_id = self.tokenizer.eos_token_id
-        # Rows of like length share a batch: less padding. The noise follows the row, not its place.
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        keys = row_keys(ids, seed)
-        parts = []
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            parts.append(
-                decode(
-                    self.denoiser,
-                    [ids[i] for i in chosen],
-                    make_decoder(options),
-                    gen_length=gen_length,
-                    steps=steps,
-                    keys=keys[chosen],
-                    eos_id=eos_id,
-                )
-            )
-        back = torch.tensor(order).argsort()
+    def _canvas(self, canvas: Any) -> list[int]:
+        """A text's ids, its gaps as mask ids; ids as they are."""
+        if not isinstance(canvas, str):
+            return self._ids(canvas)
+        ids: list[int] = []
+        end = 0
+        for gap in GAP.finditer(canvas):
+            ids += self._ids(canvas[end : gap.start()]) + [self.denoiser.mask_id] * int(gap[1] or 1)
+            end = gap.end()
+        return ids + self._ids(canvas[end:])
 
-        def gather(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])[back]
-
-        tokens = cut_at_eos(gather("tokens"), eos_id)
-        texts = [decode_text(self.tokenizer, before_eos(row, eos_id)) for row in tokens.tolist()]
-        return Generation(texts, tokens, gather("nfe"), gather("leftover_masks"), gather("commit_step"))
-
-    def _check_prompts(self, ids: list[list[int]], gen_length: int) -> None:
+    def _check_ids(self, ids: list[list[int]], gen_length: int) -> None:
         if not ids:
             raise UserError("no prompts were given; pass at least one")
         limit = self.denoiser.model.config.max_position_embeddings
-        vocab = self.denoiser.model.config.vocab_size
+        vocab = self.denoiser.vocab_size
         for number, prompt in enumerate(ids):
             if len(prompt) + gen_length > limit:
                 raise UserError(
@@ -176,6 +265,65 @@ class DiffusionLM:
                 )
             if any(not 0 <= i < vocab for i in prompt):
                 raise UserError(f"prompt {number} has a token id outside the vocabulary of {vocab}")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Rows of all batches, in the caller's order."""
+
+    tokens: list[Tensor]
+    nfe: Int[Tensor, " batch"]
+    leftover_masks: Int[Tensor, " batch"]
+    commit_step: list[Tensor]
+    trace: Trace | None
+
+
+def _in_batches(ids: list[list[int]], batch_size: int, run: Callable[[list[int]], Decoded]) -> _Parts:
+    """Rows of like length share a batch: less padding. The noise follows the row, not its place."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    done = [run(batch) for batch in batches]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    tokens = [row for part in done for row in part.tokens]
+    stamps = [row for part in done for row in part.commit_step]
+    traces = [(torch.tensor(batch), part.trace) for batch, part in zip(batches, done, strict=True) if part.trace]
+    trace = None
+    if traces:
+        trace = Trace(
+            row=torch.cat([batch[part.row] for batch, part in traces]),
+            **{
+                name: torch.cat([getattr(part, name) for _, part in traces])
+                for name in ("step", "offset", "token", "confidence")
+            },
+        )
+    return _Parts(
+        [tokens[i] for i in back],
+        torch.cat([part.nfe for part in done])[back],
+        torch.cat([part.leftover_masks for part in done])[back],
+        [stamps[i] for i in back],
+        trace,
+    )
+
+
+def _checked(decoder: str | DecoderOptions, options: dict[str, Any]) -> tuple[DecoderOptions, str]:
+    """The options of a decoder, and what errors call it."""
+    if isinstance(decoder, str):
+        return decoder_options(decoder, options, decoder), decoder
+    if options:
+        raise UserError(f"options ({', '.join(options)}) go with a decoder's name, not with checked options")
+    return override(decoder, "decoder"), "decoder"
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        require(number >= 1, name, "at least 1", number)
+
+
+def _runs(ids: list[int], value: int) -> list[tuple[int, int]]:
+    """[start, end) of every unbroken run of `value`."""
+    starts = [i for i, x in enumerate(ids) if x == value and (i == 0 or ids[i - 1] != value)]
+    ends = [i + 1 for i, x in enumerate(ids) if x == value and (i + 1 == len(ids) or ids[i + 1] != value)]
+    return list(zip(starts, ends, strict=True))
 
 
 def cut_at_eos(tokens: Int[Tensor, "batch length"], eos_id: int) -> Int[Tensor, "batch length"]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from dlm.decoding.options import DecoderOptions, SemiArOptions, decoder_options
+from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.errors import UserError
 from dlm.schema import at_least, build, dotted, require, share
 
@@ -325,7 +325,7 @@ class Params:
             options = decoder_options(name, block, f"{where}decoding.{name}")
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}decoding.{name}")
         for length in self.ablation.blocks:
-            options = SemiArOptions(block_length=length)
+            options = decoder_options("semi_ar", {"block_length": length}, f"{where}ablation.blocks")
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}ablation.blocks")
         if self.decode.gen_length > self.data.window:
             raise UserError(
@@ -339,11 +339,13 @@ class Params:
                 f"(data.max_prompt_length + data.window, base.sequence_length), got {self.model.max_length}"
             )
 
-    def decoder(self, name: str) -> DecoderOptions:
-        """The options of `decoding.<name>`. Raises UserError for a name without a block."""
+    def decoder(self, name: str, **changes: Any) -> DecoderOptions:
+        """The options of `decoding.<name>`, some of them changed. Raises UserError for a name without a block."""
         if name not in self.decoding:
             raise UserError(f"params.yaml: decoding.{name} is missing; known: {', '.join(self.decoding)}")
-        return decoder_options(name, self.decoding[name], f"params.yaml: decoding.{name}")
+        block = self.decoding[name]
+        changed = {**(block or {}), **changes} if changes else block
+        return decoder_options(name, changed, f"params.yaml: decoding.{name}")
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

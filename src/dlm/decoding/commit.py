@@ -1,5 +1,6 @@
-"""Which of the open positions commit at a step."""
+"""Which of the open positions commit at a step, and which committed ones are masked again."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,28 +9,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dlm.decoding.propose import Candidates
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Where time stands in a phase: from t to s = t - dt (log-linear schedule, dt = 1 / steps)."""
-
-    step: int
-    steps: int
-
-    @property
-    def move(self) -> float:
-        """t - s, in units of dt."""
-        return 1.0
-
-    @property
-    def stay(self) -> float:
-        """s, in units of dt."""
-        return float(self.steps - self.step - 1)
-
-    @property
-    def steps_left(self) -> int:
-        return self.steps - self.step
+from dlm.decoding.schedules import Rates
 
 
 @dataclass(frozen=True)
@@ -49,7 +29,9 @@ class Open:
     quota_base: Int[Tensor, " batch"]
 
 
-Commit = Callable[[Open, Candidates, Rates, Float64[Tensor, " n"]], Bool[Tensor, " n"]]
+Uniform = Float64[Tensor, " n"]
+Commit = Callable[[Open, Candidates, Rates, Uniform], Bool[Tensor, " n"]]
+Revoke = Callable[[Int[Tensor, " n"], Float[Tensor, " n"], Rates], Float64[Tensor, " n"]]
 
 
 def ancestral(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
@@ -70,8 +52,58 @@ def fixed_count(open_: Open, candidates: Candidates, rates: Rates, uniform: Floa
 
     Ties go to the left. Positions of weight 0 never commit.
     """
-    score = candidates.log_confidence + open_.log_weight
-    quota = -(-open_.quota_base // rates.steps_left)
+    return _rank(open_, candidates.log_confidence + open_.log_weight) < _quota(open_, rates)
+
+
+def at_random(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
+    """Commit ceil(masks left / steps left) positions a row, chosen at random in proportion to s_i.
+
+    LLaDA's random order. One position a step is first-hitting sampling (Zheng et al. 2024; bd3lms), whose hitting times
+    a network that does not see t needs no more.
+    """
+    # Gumbel keys: the largest n are a draw of n without replacement.
+    keys = open_.log_weight.double() - (-uniform.log()).log()
+    return _rank(open_, keys) < _quota(open_, rates)
+
+
+def threshold(confidence: float) -> Commit:
+    """Commit every position with confidence·s_i of at least `confidence` (Fast-dLLM, arXiv 2505.22618).
+
+    At least the schedule's number commits: one, where there are as many steps as tokens.
+    """
+    bar = math.log(confidence) if confidence else -math.inf
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        score = candidates.log_confidence + open_.log_weight
+        return (score >= bar) | (_rank(open_, score) < _quota(open_, rates))
+
+    return rule
+
+
+def factor(bound: float) -> Commit:
+    """Commit the n most confident of a row, n the last rank before (n + 1)(1 - c_(n)) < bound fails (Fast-dLLM).
+
+    c is confidence·s_i. At least the schedule's number commits, as in `threshold`.
+    """
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        score = candidates.log_confidence + open_.log_weight
+        rank = _rank(open_, score)
+        fails = (rank + 2) * (1 - score.double().exp()) >= bound
+        first = torch.full((open_.batch,), len(rank), device=rank.device)
+        first = first.scatter_reduce(0, open_.row[fails], rank[fails], "amin")
+        return (rank < first[open_.row]) | (rank < _quota(open_, rates))
+
+    return rule
+
+
+def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
+    """ceil(masks left / steps left) of each position's row."""
+    return (-(-open_.quota_base // rates.steps_left))[open_.row]
+
+
+def _rank(open_: Open, score: Tensor) -> Int[Tensor, " n"]:
+    """Each position's place in its row by falling score, from 0; ties go to the left."""
     # Stable sorts from the last key to the first: position (as given), score, row.
     order = torch.argsort(score, descending=True, stable=True)
     order = order[torch.argsort(open_.row[order], stable=True)]
@@ -79,4 +111,16 @@ def fixed_count(open_: Open, candidates: Candidates, rates: Rates, uniform: Floa
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device) - starts[open_.row[order]]
-    return rank < quota[open_.row]
+    return rank
+
+
+def uniformly(row: Tensor, log_confidence: Tensor, rates: Rates) -> Tensor:
+    """ReMDM: every committed token is masked again with probability σ_t."""
+    return torch.full(row.shape, rates.revoke, dtype=torch.float64, device=row.device)
+
+
+def by_confidence(row: Tensor, log_confidence: Tensor, rates: Rates) -> Tensor:
+    """ReMDM-conf: σ_t times the softmax, over a row's committed tokens, of minus their p when they were committed."""
+    weight = (-log_confidence.double().exp()).exp()
+    total = torch.zeros(int(row.max()) + 1 if len(row) else 0, dtype=torch.float64, device=row.device)
+    return rates.revoke * weight / total.index_add_(0, row, weight)[row]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-COMMIT, TOKEN = 0, 1
+COMMIT, TOKEN, REVOKE, DROP = range(4)  # channels: what a number is drawn for
 _MIX = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1))  # splitmix64's constants, as signed 64-bit
 _GOLDEN = -0x61C8864680B583EB
 

@@ -1,75 +1,97 @@
 """The decoders: each a row of parts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from dlm.decoding import commit, plans, propose, windows
+from dlm.decoding import commit, plans, propose, schedules, windows
+from dlm.decoding.commit import Commit, Revoke
 from dlm.decoding.options import (
     CategoricalOptions,
-    ConvOptions,
     DecoderOptions,
+    FactorOptions,
+    FirstHittingOptions,
     LowConfidenceOptions,
-    SemiArOptions,
+    RemdmOptions,
+    SlidingAnnealingOptions,
+    ThresholdOptions,
     TopKOptions,
 )
+from dlm.decoding.plans import Plan
+from dlm.decoding.propose import Propose
+from dlm.decoding.schedules import Schedule
+from dlm.decoding.windows import Window
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """The parts that the loop (loop.py) puts together.
+class Rule:
+    """What tells one decoder from another.
 
     Attributes:
         propose: which token each open position would take.
         commit: which open positions take theirs now.
-        window: how much each position may go first.
+        schedule: how much is committed, and masked again, at each step.
+        revoke: how probable it is for each committed token to be masked again, None for never.
         plan: (gen_length, steps) -> phases.
-        eos_fill, cache: as in DecoderOptions.
     """
 
-    propose: propose.Propose
-    commit: commit.Commit
-    window: windows.Window
-    plan: Callable[[int, int], list[plans.Phase]]
-    eos_fill: bool
-    cache: bool
+    propose: Propose
+    commit: Commit
+    schedule: Schedule = schedules.log_linear
+    revoke: Revoke | None = None
+    plan: Plan = plans.whole
 
 
-def _rule(name: str, top_k: int) -> tuple[propose.Propose, commit.Commit]:
-    return {
-        "categorical": (propose.categorical, commit.ancestral),
-        "top_k": (propose.top_k(top_k), commit.ancestral),
-        "low_confidence": (propose.greedy, commit.fixed_count),
-    }[name]
+@dataclass(frozen=True)
+class Decoder:
+    """The parts that the loop (loop.py) puts together: a rule, its window, and what any rule can be given.
+
+    `options` are read for what is a number or a switch (penalty, guidance, suffix, EOS-fill, caches).
+    """
+
+    rule: Rule
+    window: Window
+    options: DecoderOptions
 
 
-def _single(name: str, options: DecoderOptions, top_k: int = 1, window: windows.Window = windows.flat) -> Decoder:
-    return Decoder(*_rule(name, top_k), window, plans.whole, options.eos_fill, options.cache)
+def _remdm(options: RemdmOptions) -> Rule:
+    schedule = {
+        "loop": schedules.remdm_loop(options.eta, options.t_on, options.t_off, options.alpha_on),
+        "cap": schedules.remdm_cap(options.eta),
+        "rescale": schedules.remdm_rescale(options.eta),
+        "conf": schedules.remdm_conf,
+    }[options.schedule]
+    revoke = commit.by_confidence if options.schedule == "conf" else commit.uniformly
+    return Rule(propose.top_k(options.top_k), commit.ancestral, schedule, revoke)
 
 
-def _semi_ar(options: SemiArOptions) -> Decoder:
-    cut = {"stride": plans.stride, "restrict": plans.restrict}[options.variant]
-
-    def plan(gen_length: int, steps: int) -> list[plans.Phase]:
-        return cut(gen_length, steps, options.block_length)
-
-    return Decoder(*_rule(options.rule, options.top_k), windows.flat, plan, options.eos_fill, options.cache)
+def _low_confidence(options: LowConfidenceOptions) -> Rule:
+    chosen = commit.at_random if options.confidence == "random" else commit.fixed_count
+    return Rule(propose.single(options.confidence, options.temperature), chosen)
 
 
-def _conv(options: ConvOptions) -> Decoder:
-    window = windows.conv(options.kernel_size, options.gain, options.conv_mult)
-    return _single(options.rule, options, options.top_k, window)
-
-
-BUILDERS: dict[type[DecoderOptions], Callable[[Any], Decoder]] = {
-    CategoricalOptions: lambda options: _single("categorical", options),
-    TopKOptions: lambda options: _single("top_k", options, options.top_k),
-    LowConfidenceOptions: lambda options: _single("low_confidence", options),
-    SemiArOptions: _semi_ar,
-    ConvOptions: _conv,
+BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
+    CategoricalOptions: lambda options: Rule(propose.categorical, commit.ancestral),
+    TopKOptions: lambda options: Rule(propose.top_k(options.top_k), commit.ancestral),
+    LowConfidenceOptions: _low_confidence,
+    ThresholdOptions: lambda options: Rule(propose.greedy, commit.threshold(options.threshold)),
+    FactorOptions: lambda options: Rule(propose.greedy, commit.factor(options.factor)),
+    FirstHittingOptions: lambda options: Rule(propose.categorical, commit.at_random),
+    RemdmOptions: _remdm,
+    SlidingAnnealingOptions: lambda options: Rule(
+        propose.top_k(options.top_k), commit.ancestral, plan=partial(plans.sliding, reach=options.reach)
+    ),
 }
 
 
 def make_decoder(options: DecoderOptions) -> Decoder:
     """The decoder that checked options describe."""
-    return BUILDERS[type(options)](options)
+    rule = BUILDERS[type(options)](options)
+    if options.block_length is not None:
+        cut = {"stride": plans.stride, "restrict": plans.restrict}[options.variant]
+        rule = replace(rule, plan=partial(cut, block_length=options.block_length))
+    window: Window = windows.flat
+    if options.kernel_size is not None:
+        window = windows.conv(options.kernel_size, options.gain, options.conv_mult, options.kernel)
+    return Decoder(rule, window, options)

@@ -3,16 +3,45 @@
 Deciding to commit and choosing the token factor exactly: a joint draw over {k tokens, stay masked} is a draw to commit
 with probability weight / (weight + stay), then a draw of the token. So a proposal is asked for scores at all open
 positions, and for tokens only at those that commit.
+
+A [positions, vocabulary] tensor exists for some positions at a time only (`chunks`): for a vocabulary of 50,000 it
+would be nearly all of the memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-LogitsAt = Callable[[Tensor], Tensor]
+from dlm.decoding.options import Confidence
+
+Indices = Int[Tensor, " m"]
+Draw = Callable[[Indices], tuple[Int[Tensor, " m"], Float[Tensor, " m"]]]
+CHUNK = {"cpu": 2**24, "cuda": 2**27}  # numbers in a [positions, vocabulary] tensor; float64 ones take half as many
+
+
+@dataclass(frozen=True)
+class Source:
+    """The open positions of a step, flat: `count` of them.
+
+    Attributes:
+        logits: indices [m] into them -> float32 logits [m, vocab].
+        uniforms: indices [m] -> the numbers in (0, 1) that the positions' token draws use, float64 [m].
+    """
+
+    count: int
+    vocab: int
+    device: torch.device
+    logits: Callable[[Indices], Float[Tensor, "m vocab"]]
+    uniforms: Callable[[Indices], Float64[Tensor, " m"]]
+
+    def chunks(self, indices: Indices | None = None, bytes_each: int = 4) -> Iterator[Indices]:
+        """`indices` (all positions unless given) in pieces whose logits fit the budget."""
+        every = torch.arange(self.count, device=self.device) if indices is None else indices
+        size = max(CHUNK.get(self.device.type, CHUNK["cpu"]) * 4 // bytes_each // self.vocab, 1)
+        return iter(every.split(size)) if len(every) else iter(())
 
 
 @dataclass(frozen=True)
@@ -21,51 +50,98 @@ class Candidates:
 
     Attributes:
         log_mass: log Σ_kept p, the share of probability that the kept candidates hold.
-        log_confidence: log p of the best candidate.
-        draw: (indices [m] into the n positions, uniforms [m]) -> tokens [m].
+        log_confidence: log of what ranks the positions, in (0, 1]: the proposed token's probability unless a rule says
+            otherwise.
+        draw: indices [m] into the n positions -> (tokens [m], their log-probabilities [m]).
     """
 
     log_mass: Float[Tensor, " n"]
     log_confidence: Float[Tensor, " n"]
-    draw: Callable[[Int[Tensor, " m"], Float64[Tensor, " m"]], Int[Tensor, " m"]]
+    draw: Draw
 
 
-Propose = Callable[[LogitsAt, int, torch.device], Candidates]
+Propose = Callable[[Source], Candidates]
 
 
-def categorical(logits_at: LogitsAt, count: int, device: torch.device) -> Candidates:
+def categorical(source: Source) -> Candidates:
     """The whole vocabulary (paper Eq. 4). Scores are constant, so logits are asked for where a token is drawn only."""
 
-    def draw(chosen: Tensor, uniform: Tensor) -> Tensor:
-        return inverse_cdf(torch.softmax(logits_at(chosen).double(), dim=-1), uniform)
+    def draw(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [_sampled(source, piece, 1.0) for piece in source.chunks(chosen, bytes_each=24)]
+        return _joined(parts, source.device)
 
-    zeros = torch.zeros(count, device=device)
+    zeros = torch.zeros(source.count, device=source.device)
     return Candidates(zeros, zeros, draw)
 
 
 def top_k(k: int) -> Propose:
     """The k most probable candidates (paper §A.3)."""
 
-    def propose(logits_at: LogitsAt, count: int, device: torch.device) -> Candidates:
-        logits = logits_at(torch.arange(count, device=device))
-        best, ids = logits.topk(min(k, logits.shape[-1]), dim=-1)
-        log_probs = best - logits.logsumexp(-1, keepdim=True)
+    def propose(source: Source) -> Candidates:
+        kept = min(k, source.vocab)
+        log_probs = torch.empty(source.count, kept, device=source.device)
+        ids = torch.empty(source.count, kept, dtype=torch.long, device=source.device)
+        for piece in source.chunks():
+            logits = source.logits(piece)
+            best, ids[piece] = logits.topk(kept, dim=-1)
+            log_probs[piece] = best - logits.logsumexp(-1, keepdim=True)
 
-        def draw(chosen: Tensor, uniform: Tensor) -> Tensor:
-            rank = inverse_cdf(torch.softmax(log_probs[chosen].double(), dim=-1), uniform)
-            return ids[chosen, rank]
+        def draw(chosen: Tensor) -> tuple[Tensor, Tensor]:
+            rank = inverse_cdf(torch.softmax(log_probs[chosen].double(), dim=-1), source.uniforms(chosen))
+            return ids[chosen, rank], log_probs[chosen, rank]
 
         return Candidates(log_probs.logsumexp(-1), log_probs[:, 0], draw)
 
     return propose
 
 
-def greedy(logits_at: LogitsAt, count: int, device: torch.device) -> Candidates:
-    """The single best candidate (temperature 0)."""
-    logits = logits_at(torch.arange(count, device=device))
-    best, ids = logits.max(-1)
-    log_confidence = best - logits.logsumexp(-1)
-    return Candidates(log_confidence, log_confidence, lambda chosen, uniform: ids[chosen])
+def single(confidence: Confidence, temperature: float) -> Propose:
+    """One token a position: the best, or at a temperature T > 0 one drawn from p^(1/T) (LLaDA's Gumbel draw).
+
+    What ranks (LLaDA; Dream), each as the log of a number in (0, 1]: `probability`, the token's own p; `margin`, the
+    best p minus the second; `entropy`, exp(-H) of the position; `random` leaves the ranking to the commit rule.
+    """
+
+    def propose(source: Source) -> Candidates:
+        tokens = torch.empty(source.count, dtype=torch.long, device=source.device)
+        log_p = torch.empty(source.count, device=source.device)
+        rank = torch.empty(source.count, device=source.device)
+        for piece in source.chunks(bytes_each=24 if temperature else 8):
+            logits = source.logits(piece)
+            if temperature:
+                tokens[piece], log_p[piece] = _sampled(source, piece, temperature, logits)
+            else:
+                best, tokens[piece] = logits.max(-1)
+                log_p[piece] = best - logits.logsumexp(-1)
+            if confidence == "margin":
+                two = torch.softmax(logits, dim=-1).topk(2, dim=-1).values
+                rank[piece] = (two[:, 0] - two[:, 1]).log()
+            elif confidence == "entropy":
+                log_probs = torch.log_softmax(logits, dim=-1)
+                rank[piece] = (log_probs.exp() * log_probs).nan_to_num().sum(-1)
+        if confidence not in ("margin", "entropy"):
+            rank = log_p if confidence == "probability" else torch.zeros_like(log_p)
+        return Candidates(log_p, rank, lambda chosen: (tokens[chosen], log_p[chosen]))
+
+    return propose
+
+
+greedy = single("probability", 0.0)
+
+
+def _sampled(source: Source, piece: Tensor, temperature: float, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A draw from p^(1/temperature) at some positions, and its log p, computed in float64."""
+    logits = (source.logits(piece) if logits is None else logits).double()
+    tokens = inverse_cdf(torch.softmax(logits / temperature, dim=-1), source.uniforms(piece))
+    log_p = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens, log_p.float()
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
+    if not parts:
+        return torch.empty(0, dtype=torch.long, device=device), torch.empty(0, device=device)
+    tokens, log_p = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(log_p)
 
 
 def inverse_cdf(probs: Float64[Tensor, "m k"], uniform: Float64[Tensor, " m"]) -> Int[Tensor, " m"]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dlm.decoding.options import Gain
+from dlm.decoding.options import Gain, Kernel
 
 Window = Callable[[Bool[Tensor, "batch length"]], Float[Tensor, "batch length"]]
 
@@ -17,15 +17,17 @@ def flat(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length
     return torch.zeros(committed.shape, device=committed.device)
 
 
-def conv(kernel_size: int, gain: Gain, conv_mult: float) -> Window:
+def conv(kernel_size: int, gain: Gain, conv_mult: float, kernel: Kernel = "box") -> Window:
     """Convolutional decoding (paper §4.1): s_i = g(u_i), u_i = unmasked positions within the kernel centred at i.
 
-    u is a 1-D convolution of the committed positions with `kernel_size` ones, zero padding. The gains g, with u's share
-    of the kernel for `linear`:
+    u is a 1-D convolution of the committed positions with the kernel, zero padding. The kernel is `kernel_size` ones
+    (box, the paper's) or exp(-2·distance / (kernel_size // 2)) (exponential). The gains g, with u's share of the kernel
+    for `linear`:
         tanh(conv_mult·u), the paper's; min(1, conv_mult·u / kernel_size); sigmoid(conv_mult·u), which leaves 1/2 where
         there is no context; step, 1 where there is any.
     Returns log s: -inf where s = 0, a position that cannot commit yet.
     """
+    reach = kernel_size // 2
     gains: dict[str, Callable[[Tensor], Tensor]] = {
         "tanh": lambda u: torch.tanh(conv_mult * u),
         "linear": lambda u: (conv_mult * u / kernel_size).clamp(max=1),
@@ -33,10 +35,12 @@ def conv(kernel_size: int, gain: Gain, conv_mult: float) -> Window:
         "step": lambda u: (u > 0).float(),
     }
     apply = gains[gain]
+    distance = torch.arange(-reach, reach + 1).abs()
+    weights = {"box": torch.ones(kernel_size), "exponential": torch.exp(-2.0 * distance / max(reach, 1))}[kernel]
 
     def window(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
-        ones = torch.ones(1, 1, kernel_size, device=committed.device)
-        unmasked = F.conv1d(committed.float()[:, None], ones, padding=kernel_size // 2)[:, 0]
+        shape = weights.to(committed.device).view(1, 1, -1)
+        unmasked = F.conv1d(committed.float()[:, None], shape, padding=reach)[:, 0]
         return apply(unmasked).log()
 
     return window

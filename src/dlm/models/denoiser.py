@@ -1,9 +1,14 @@
 """The denoiser that the decode loop sees: hidden states of a canvas, and the head only where it is asked for."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+
+KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, [batch, heads, length, head width], positions already rotated
 
 
 class Denoiser:
@@ -26,13 +31,59 @@ class Denoiser:
     def width(self) -> int:
         return self.model.config.hidden_size
 
+    @property
+    def vocab_size(self) -> int:
+        return self.model.config.vocab_size
+
     def hidden(
-        self, canvas: Int[Tensor, "batch length"], valid: Bool[Tensor, "batch length"]
+        self, canvas: Int[Tensor, "batch length"], visible: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, "batch length width"]:
-        """Final hidden states; positions that are not `valid` (right padding) are not attended to."""
+        """Final hidden states. What is not `visible` (padding, or masks left out) does not exist for the model, costs
+        nothing beyond the fullest row's count, and gets states of no meaning; the others keep their position ids."""
+        counts = visible.sum(-1)
+        most = int(counts.max())
+        place = torch.arange(most, device=canvas.device)
+        shown = None if int(counts.min()) == most else place < counts[:, None]
+        # The visible positions of each row in order, then others up to the fullest row's count.
+        places = torch.argsort(~visible, dim=-1, stable=True)[:, :most]
+        moved = bool((places != place).any())
+        output = self._forward(canvas.gather(1, places), shown, places if moved else None).last_hidden_state
+        if not moved and most == canvas.shape[1]:
+            return output
+        whole = output.new_zeros(*canvas.shape, output.shape[-1])
+        return whole.scatter_(1, places[..., None].expand_as(output), output)
+
+    def hidden_with_keys(
+        self, canvas: Int[Tensor, "batch length"], valid: Bool[Tensor, "batch length"]
+    ) -> tuple[Float[Tensor, "batch length width"], KeysValues]:
+        """Final hidden states of a whole canvas, and every layer's keys and values."""
+        cache = DynamicCache()
+        output = self._forward(canvas, None if valid.all() else valid, None, cache)
+        layers: list[Any] = cache.layers
+        return output.last_hidden_state, [(layer.keys, layer.values) for layer in layers]
+
+    def hidden_at(
+        self,
+        tokens: Int[Tensor, "batch some"],
+        positions: Int[Tensor, "batch some"],
+        keys: KeysValues,
+        kept: Bool[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch some width"]:
+        """Hidden states of some positions, which see each other and the `kept` positions' earlier keys and values."""
+        shown = torch.cat([kept, torch.ones_like(positions, dtype=torch.bool)], dim=1)
+        return self._forward(tokens, shown, positions, DynamicCache(keys)).last_hidden_state
+
+    def _forward(
+        self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None
+    ) -> Any:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.model.get_decoder()(input_ids=canvas, attention_mask=valid.long(), use_cache=False)
-        return output.last_hidden_state
+            return self.model.get_decoder()(
+                input_ids=tokens,
+                attention_mask=None if shown is None else shown.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
 
     def logits(self, hidden: Float[Tensor, "n width"]) -> Float[Tensor, "n vocab"]:
         """Float32 logits of some positions; the mask token's is -inf."""
@@ -41,3 +92,8 @@ class Denoiser:
         logits = logits.float()
         logits[:, self.mask_id] = float("-inf")
         return logits
+
+
+def rows_of(keys: Sequence[tuple[Tensor, Tensor]], rows: Int[Tensor, " n"]) -> KeysValues:
+    """Some rows' keys and values."""
+    return [(key[rows], value[rows]) for key, value in keys]

@@ -1,0 +1,224 @@
+"""State of a batch while it is decoded: what stands on each canvas, what is masked, what has been computed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dlm.decoding.noise import DROP, uniforms
+from dlm.decoding.options import DecoderOptions
+from dlm.decoding.plans import Phase
+from dlm.models.denoiser import Denoiser, KeysValues, rows_of
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Every change of the canvas by a decoder, in order: n of them.
+
+    Attributes:
+        step: when, counted over all phases.
+        row, offset: where; offsets count from the first response position.
+        token: what was written; the mask where a token was masked again.
+        confidence: the written token's probability at that step, 0 for a mask.
+    """
+
+    step: Int[Tensor, " n"]
+    row: Int[Tensor, " n"]
+    offset: Int[Tensor, " n"]
+    token: Int[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+
+
+class Canvas:
+    """Rows of context and masks, right padding to the longest row.
+
+    A row's hidden states are kept until one of its tokens changes ("dirty"); `refresh` runs the backbone for the rows
+    that are dirty and still need it, and for no others.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        keys: Int[Tensor, " batch"],
+        eos_id: int,
+        options: DecoderOptions,
+    ) -> None:
+        device = denoiser.device
+        lengths = torch.tensor([len(row) for row in rows])
+        size = (len(rows), int(lengths.max()))
+        place = torch.arange(size[1])
+        self.denoiser, self.options, self.eos_id = denoiser, options, eos_id
+        self.keys = keys.to(device)
+        self.offset: Int[Tensor, "batch length"] = (place - torch.tensor(starts)[:, None]).to(device)
+        self.valid: Bool[Tensor, "batch length"] = (place < lengths[:, None]).to(device)
+        tokens = torch.full(size, eos_id)
+        for b, row in enumerate(rows):
+            tokens[b, : len(row)] = torch.tensor(row, dtype=torch.long)
+        self.tokens = tokens.to(device)
+        self.masked: Bool[Tensor, "batch length"] = (self.tokens == denoiser.mask_id) & self.valid & (self.offset >= 0)
+        self.response = self.masked.clone()
+        self.context = self.valid & ~self.response
+        self.steps: Int[Tensor, "batch length"] = torch.full(size, -1, device=device)
+        self.log_p: Float[Tensor, "batch length"] = torch.zeros(size, device=device)
+        self.nfe = torch.zeros(size[0], dtype=torch.long, device=device)
+        self.dirty = torch.ones(size[0], dtype=torch.bool, device=device)
+        self.hidden: Float[Tensor, "batch length width"] = torch.zeros(*size, denoiser.width, device=device)
+        # Without the context, for guidance.
+        self.unguided = torch.zeros_like(self.hidden) if options.cfg_scale else None
+        self.events: list[tuple[Tensor, ...]] | None = None
+        self.phases = 0
+        self._block: tuple[KeysValues, Tensor] | None = None  # key-value cache, and each row's place in it
+
+    # --- What may happen now ------------------------------------------------------------------------------------
+
+    def start_phase(self) -> None:
+        """Approximations look anew: other masks may commit now, so other masks are on the canvas."""
+        self.phases += 1
+        self._block = None
+        if self.options.suffix != "full" or self.options.kv_cache != "none":
+            self.dirty[:] = True
+
+    def in_phase(self, phase: Phase) -> Bool[Tensor, "batch length"]:
+        return self.masked & (self.offset >= phase.start) & (self.offset < phase.end)
+
+    def revocable(self, phase: Phase) -> Bool[Tensor, "batch length"]:
+        """Committed response positions of the phase; with EOS-fill an end, and what follows it, is final."""
+        committed = self.response & ~self.masked & (self.offset >= phase.start) & (self.offset < phase.end)
+        if self.options.eos_fill:
+            committed &= (self.response & (self.tokens == self.eos_id)).cumsum(-1) == 0
+        return committed
+
+    def visible(self, open_: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
+        """What the model is shown: everything, or without (some of) the masks that cannot commit now.
+
+        DPad (arXiv 2508.14148): the j-th mask behind those that can is kept with probability a·φ(k·j / (W - 1)), j < W;
+        drawn once a phase.
+        """
+        options = self.options
+        if options.suffix == "full":
+            return self.valid
+        far = self.masked & ~open_
+        if options.suffix == "dropout":
+            place = torch.arange(far.shape[1], device=far.device)
+            left = torch.where(open_, place, -far.shape[1]).cummax(-1).values
+            right = torch.where(open_, place, 2 * far.shape[1]).flip(-1).cummin(-1).values.flip(-1)
+            j = torch.minimum(place - left, right - place) - 1
+            x = options.suffix_sigma * j / max(options.suffix_window - 1, 1)
+            density = options.suffix_scale * torch.exp(-x.double().square() / 2) / math.sqrt(2 * math.pi)
+            drawn = uniforms(self.keys[:, None].expand_as(far), self.phases, DROP, self.offset)
+            far &= (drawn >= density) | (j >= options.suffix_window)
+        return self.valid & ~far
+
+    # --- The model ----------------------------------------------------------------------------------------------
+
+    def refresh(self, needed: Bool[Tensor, " batch"], visible: Bool[Tensor, "batch length"], phase: Phase) -> None:
+        """Run the backbone for the rows that need it now and have changed since they last ran."""
+        rows = (needed & self.dirty if self.options.cache else needed).nonzero()[:, 0]
+        if not len(rows):
+            return
+        if self.options.kv_cache != "none":
+            self._refresh_block(rows, phase)
+        else:
+            self._store(self.hidden, rows, self.denoiser.hidden(self.tokens[rows], visible[rows]))
+        if self.unguided is not None:
+            hushed = torch.where(self.context, self.denoiser.mask_id, self.tokens)[rows]
+            self._store(self.unguided, rows, self.denoiser.hidden(hushed, visible[rows]))
+        self.nfe[rows] += 1 if self.unguided is None else 2
+        self.dirty[rows] = False
+
+    def _refresh_block(self, rows: Tensor, phase: Phase) -> None:
+        """Fast-dLLM (arXiv 2505.22618): a whole pass when a block starts, then the block against what was kept of it.
+
+        `prefix` keeps what stands before the block and computes all behind it; `dual` keeps both sides.
+        """
+        if self._block is None:
+            hidden, keys = self.denoiser.hidden_with_keys(self.tokens[rows], self.valid[rows])
+            self._store(self.hidden, rows, hidden)
+            place = torch.full_like(self.nfe, -1)
+            place[rows] = torch.arange(len(rows), device=rows.device)
+            self._block = keys, place
+            return
+        keys, place = self._block
+        offset = self.offset[rows]
+        fresh = self.valid[rows] & (offset >= phase.start)
+        if self.options.kv_cache == "dual":
+            fresh &= offset < phase.end
+        positions = fresh.nonzero()[:, 1].view(len(rows), -1)  # as many in every row: the response is as long in each
+        tokens = self.tokens[rows].gather(1, positions)
+        hidden = self.denoiser.hidden_at(tokens, positions, rows_of(keys, place[rows]), self.valid[rows] & ~fresh)
+        self.hidden[rows[:, None], positions] = hidden.to(self.hidden.dtype)
+
+    @staticmethod
+    def _store(states: Tensor, rows: Tensor, hidden: Tensor) -> None:
+        states[rows] = hidden.to(states.dtype)
+
+    def logits(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
+        """Logits at some positions, guided and penalised as the options say; the mask's is -inf."""
+        logits = self.denoiser.logits(self.hidden[row, position])
+        if self.unguided is not None:
+            without = self.denoiser.logits(self.unguided[row, position])
+            logits = without + (self.options.cfg_scale + 1) * (logits - without)
+            logits[:, self.denoiser.mask_id] = -math.inf
+        if self.options.penalty != 1:
+            penalty = self.options.penalty
+            shrunk = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(self._present()[row], shrunk, logits)
+        return logits
+
+    def _present(self) -> Bool[Tensor, "batch vocab"]:
+        """Which tokens stand on each row's canvas."""
+        present = torch.zeros(len(self.tokens), self.denoiser.vocab_size, dtype=torch.bool, device=self.tokens.device)
+        row, position = (self.valid & ~self.masked).nonzero(as_tuple=True)
+        present[row, self.tokens[row, position]] = True
+        return present
+
+    # --- Changes ------------------------------------------------------------------------------------------------
+
+    def commit(self, row: Tensor, position: Tensor, tokens: Tensor, log_p: Tensor, clock: int) -> None:
+        self.tokens[row, position] = tokens
+        self.masked[row, position] = False
+        self.steps[row, position] = clock
+        self.log_p[row, position] = log_p
+        self.dirty[row] = True
+        self._note(clock, row, position, tokens, log_p.exp())
+        self._fill_after_eos()
+
+    def revoke(self, row: Tensor, position: Tensor, clock: int) -> None:
+        """Mask committed tokens again."""
+        masks = torch.full_like(row, self.denoiser.mask_id)
+        self.tokens[row, position] = masks
+        self.masked[row, position] = True
+        self.steps[row, position] = -1
+        self.dirty[row] = True
+        self._note(clock, row, position, masks, torch.zeros(len(row), device=row.device))
+        self._fill_after_eos()
+
+    def remask(self, keep: int, clock: int) -> None:
+        """Mask every response position from `keep` on again (semi-AR, stride), but not what follows a kept EOS."""
+        row, position = (self.response & ~self.masked & (self.offset >= keep)).nonzero(as_tuple=True)
+        if len(row):
+            self.revoke(row, position, clock)
+
+    def _note(self, clock: int, row: Tensor, position: Tensor, tokens: Tensor, confidence: Tensor) -> None:
+        if self.events is not None:
+            self.events.append((torch.full_like(row, clock), row, self.offset[row, position], tokens, confidence))
+
+    def trace(self) -> Trace | None:
+        if self.events is None:
+            return None
+        return Trace(*(torch.cat(parts).cpu() for parts in zip(*self.events, strict=True)))
+
+    def _fill_after_eos(self) -> None:
+        if not self.options.eos_fill:
+            return
+        ended = self.response & (self.tokens == self.eos_id)
+        after = ((ended.cumsum(-1) - ended.long()) > 0) & self.response
+        changed = after & (self.tokens != self.eos_id)
+        self.tokens[after] = self.eos_id
+        self.masked &= ~after
+        self.steps[changed] = -1
