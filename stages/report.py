@@ -25,7 +25,7 @@ def main() -> None:
     params = stage_params(arguments)
     build, results = arguments.build, arguments.results or Path(params.report.results)
     with stage_run("report", params=tracked(params, "report")) as run:
-        cells = [(checkpoint, decoder) for checkpoint in CHECKPOINTS for decoder in params.decoding]
+        cells = [(checkpoint, decoder) for checkpoint in CHECKPOINTS for decoder in params.report.decoders]
         rows = build_table(
             [read_json(build / "evaluation" / f"{c}-{d}.json") for c, d in [("reference", "nucleus"), *cells]]
         )
@@ -37,7 +37,7 @@ def main() -> None:
 
         traced = CHECKPOINTS[-1]
         figures = report_figures(
-            rows, ablation, curves, traced, {decoder: answers[traced, decoder] for decoder in params.decoding}
+            rows, ablation, curves, traced, {decoder: answers[traced, decoder] for decoder in params.report.decoders}
         )
         long = long_runs(ablation)
         markdown = to_markdown(rows, long)

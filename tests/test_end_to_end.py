@@ -82,7 +82,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_everything_is_there(workspace: Workspace) -> None:
     rows = json.loads((workspace.folder / "results/table.json").read_text())
     cells = {(row["checkpoint"], row["decoder"]) for row in rows}
-    decoders = workspace.params["decoding"]
+    decoders = workspace.params["report"]["decoders"]
     assert cells == {("reference", "nucleus")} | {(c, d) for c in ("sft", "r2ft") for d in decoders}
     for row in rows:
         assert row["n"] == 8

@@ -73,8 +73,8 @@ def test_values_arrive_as_written() -> None:
 
 
 def test_a_decoder_without_a_block_is_named() -> None:
-    with pytest.raises(UserError, match=r"decoding\.remdm is missing; known: categorical, top_k"):
-        load_params(SHIPPED).decoder("remdm")
+    with pytest.raises(UserError, match=r"decoding\.duo is missing; known: categorical, top_k"):
+        load_params(SHIPPED).decoder("duo")
 
 
 GOOD: list[dict[str, Any]] = [
@@ -94,7 +94,9 @@ GOOD: list[dict[str, Any]] = [
     {"decoding.categorical": None},
     {"decoding.conv.kernel_size": 1},
     {"decoding.semi_ar.block_length": 8},  # 16 blocks of one step each
-    {"decoding": {}},
+    {"decoding": {}, "report.decoders": []},
+    {"decoding.top_k.kernel_size": 3},
+    {"decoding.conv.rule": "categorical"},
 ]
 
 
@@ -109,8 +111,9 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"decod": 1}, "params.yaml: decod ", "", "did you mean decode?"),
     ({"data.windw": 128}, "params.yaml: data.windw ", "", "did you mean window?"),
     ({"sft.training.lr": 1e-3}, "params.yaml: sft.training.lr ", "", "learning_rate"),
-    ({"decoding.conv.kernel": 3}, "params.yaml: decoding.conv.kernel ", "", "did you mean kernel_size?"),
-    ({"decoding.top_k.kernel_size": 3}, "params.yaml: decoding.top_k.kernel_size ", "", "known here: "),
+    ({"decoding.conv.kernel_sise": 3}, "params.yaml: decoding.conv.kernel_sise ", "", "did you mean kernel_size?"),
+    ({"decoding.threshold.top_k": 3}, "params.yaml: decoding.threshold.top_k ", "", "known here: "),
+    ({"report.decoders": ["conv", "comb"]}, "params.yaml: report.decoders ", "'comb'", "among decoding's"),
     ({"decoding.convolution": {}}, "params.yaml: decoding.convolution", "'convolution'", "known: categorical"),
     ({"decoding.x": {"decoder": "y"}}, "params.yaml: decoding.x", "'y'", "known: categorical"),
     ({"decoding.x": {"decoder": ["conv"]}}, "params.yaml: decoding.x", "['conv']", "known: categorical"),
@@ -144,7 +147,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"negatives.rule": "random"}, "negatives.rule ", "'random'", "one of continuation, inside, outside"),
     ({"decoding.conv.gain": "relu"}, "decoding.conv.gain ", "'relu'", "one of tanh, linear, sigmoid, step"),
     ({"decoding.semi_ar.variant": "hop"}, "decoding.semi_ar.variant ", "'hop'", "one of stride, restrict"),
-    ({"decoding.conv.rule": "categorical"}, "decoding.conv.rule ", "'categorical'", "one of top_k, low_confidence"),
+    ({"decoding.conv.rule": "conv"}, "decoding.conv.rule ", "'conv'", "one of categorical, top_k"),
     # Ranges.
     ({"seed": -1}, "params.yaml: seed ", "-1", "at least 0"),
     ({"seed": 2**32}, "params.yaml: seed ", str(2**32), "at most 4294967295"),

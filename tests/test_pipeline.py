@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dlm.decoding.options import DECODERS
+
 ROOT = Path(__file__).parent.parent
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -88,7 +90,14 @@ def test_matrix_covers_params() -> None:
     """Every decoder of the matrix has its block, and decode and evaluate run over the same cells."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert PIPELINE["decode"]["matrix"] == PIPELINE["evaluate"]["matrix"]
-    assert set(PIPELINE["decode"]["matrix"]["decoder"]) <= set(params["decoding"])
+    assert PIPELINE["decode"]["matrix"]["decoder"] == params["report"]["decoders"]
+    assert set(params["report"]["decoders"]) <= set(params["decoding"])
+
+
+def test_every_decoder_has_its_block() -> None:
+    """So that it can be a cell: a name on the axes is all that is missing."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(DECODERS) == set(params["decoding"])
 
 
 def test_report_depends_on_every_cell() -> None:

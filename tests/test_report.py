@@ -305,7 +305,7 @@ def curve(*names: str) -> list[dict[str, float]]:
 
 def build_folder(folder: Path, params: Params) -> None:
     """Everything the report reads, for every decoder of params.yaml; one answer is an attack on the page."""
-    length, decoders = params.decode.gen_length, list(params.decoding)
+    length, decoders = params.decode.gen_length, list(params.report.decoders)
     rows = [cell(c, d, well_formed=0.5 + i / 20) for c in ("sft", "r2ft") for i, d in enumerate(decoders)]
     for row in [cell("reference", "nucleus", nfe=65.0), *rows]:
         write_json(folder / "evaluation" / f"{row['checkpoint']}-{row['decoder']}.json", row)

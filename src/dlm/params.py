@@ -291,9 +291,10 @@ class EvaluateParams:
 
 @dataclass(frozen=True)
 class ReportParams:
-    """The report page."""
+    """The report page; `decoders` are the cells it shows, the decoder axes of dvc.yaml."""
 
     results: str
+    decoders: tuple[str, ...]
     title: str
     samples: int
 
@@ -324,6 +325,8 @@ class Params:
         for name, block in self.decoding.items():
             options = decoder_options(name, block, f"{where}decoding.{name}")
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}decoding.{name}")
+        for name in self.report.decoders:
+            require(name in self.decoding, f"{where}report.decoders", f"among decoding's {list(self.decoding)}", name)
         for length in self.ablation.blocks:
             options = decoder_options("semi_ar", {"block_length": length}, f"{where}ablation.blocks")
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}ablation.blocks")
