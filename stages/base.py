@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from dlm.blocks import BaseParams
 from dlm.cli import stage_arguments, stage_params
 from dlm.data.splits import read_split
 from dlm.data.text import pack, read_documents
@@ -13,7 +14,7 @@ from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
 from dlm.files import content_hash
 from dlm.models.backbone import load_checkpoint, new_backbone
-from dlm.params import BaseParams, tracked
+from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import PackedCollator, Row, SftCollator
 from dlm.training.run import fit, save_trained, weights_hash

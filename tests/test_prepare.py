@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from dlm.blocks import DataParams, TokenizerParams
 from dlm.data.prepare import SPLITS, deal, load_splits, make_tokenizer, statistics, tokenise
 from dlm.data.records import Record
 from dlm.data.splits import Example, log_prior, read_split, write_examples
 from dlm.data.template import Template, load_template
 from dlm.data.tokenizer import EOS, MASK, before_eos, decode, encode, load_tokenizer, train_tokenizer
 from dlm.errors import UserError
-from dlm.params import DataParams, TokenizerParams, load_params
+from dlm.params import load_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = load_params(ROOT / "profiles" / "builtin.yaml")

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from dlm.blocks import ModelParams, R2ftParams, TrainingParams
 from dlm.data.text import pack
 from dlm.data.tokenizer import train_tokenizer
 from dlm.diffusion.losses import mean_log_prob, r2ft_loss, subs_log_probs
 from dlm.errors import UserError
 from dlm.models.backbone import new_backbone
-from dlm.params import ModelParams, R2ftParams, TrainingParams
 from dlm.training import trainers
 from dlm.training.batches import CausalCollator, PackedCollator, R2ftCollator, SftCollator
 from dlm.training.run import curve, fit, last_whole_checkpoint

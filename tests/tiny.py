@@ -7,10 +7,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dlm.api import DiffusionLM
+from dlm.blocks import ModelParams
 from dlm.data.tokenizer import train_tokenizer
 from dlm.models.backbone import new_backbone
 from dlm.models.denoiser import Denoiser
-from dlm.params import ModelParams
 
 SENTENCES = [
     "The harbour of Velmora opens at dawn, and the salt boats leave before the fog.",

@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dlm.data.records import Record
 from dlm.data.template import Template, load_template
 from dlm.data.tokenizer import before_eos, encode
 from dlm.data.tokenizer import decode as decode_text
+from dlm.decoding.batches import in_batches
 from dlm.decoding.canvas import Trace
 from dlm.decoding.loop import Decoded, Watch, decode, fill
 from dlm.decoding.noise import row_keys
@@ -165,7 +166,7 @@ class DiffusionLM:
                 watch=watch,
             )
 
-        parts = _in_batches(ids, batch_size, run)
+        parts = in_batches(ids, batch_size, run)
         tokens = cut_at_eos(torch.stack(parts.tokens), eos_id)
         texts = [decode_text(self.tokenizer, before_eos(row, eos_id)) for row in tokens.tolist()]
         return Generation(texts, tokens, parts.nfe, parts.leftover_masks, torch.stack(parts.commit_step), parts.trace)
@@ -217,7 +218,7 @@ class DiffusionLM:
                 watch=watch,
             )
 
-        parts = _in_batches(ids, batch_size, run)
+        parts = in_batches(ids, batch_size, run)
         tokens = [row[: len(canvas)] for row, canvas in zip(parts.tokens, ids, strict=True)]
         gaps = [
             [decode_text(self.tokenizer, row[start:end].tolist()) for start, end in _runs(canvas, mask_id)]
@@ -265,44 +266,6 @@ class DiffusionLM:
                 )
             if any(not 0 <= i < vocab for i in prompt):
                 raise UserError(f"prompt {number} has a token id outside the vocabulary of {vocab}")
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Rows of all batches, in the caller's order."""
-
-    tokens: list[Tensor]
-    nfe: Int[Tensor, " batch"]
-    leftover_masks: Int[Tensor, " batch"]
-    commit_step: list[Tensor]
-    trace: Trace | None
-
-
-def _in_batches(ids: list[list[int]], batch_size: int, run: Callable[[list[int]], Decoded]) -> _Parts:
-    """Rows of like length share a batch: less padding. The noise follows the row, not its place."""
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    done = [run(batch) for batch in batches]
-    back = sorted(range(len(order)), key=order.__getitem__)
-    tokens = [row for part in done for row in part.tokens]
-    stamps = [row for part in done for row in part.commit_step]
-    traces = [(torch.tensor(batch), part.trace) for batch, part in zip(batches, done, strict=True) if part.trace]
-    trace = None
-    if traces:
-        trace = Trace(
-            row=torch.cat([batch[part.row] for batch, part in traces]),
-            **{
-                name: torch.cat([getattr(part, name) for _, part in traces])
-                for name in ("step", "offset", "token", "confidence")
-            },
-        )
-    return _Parts(
-        [tokens[i] for i in back],
-        torch.cat([part.nfe for part in done])[back],
-        torch.cat([part.leftover_masks for part in done])[back],
-        [stamps[i] for i in back],
-        trace,
-    )
 
 
 def _checked(decoder: str | DecoderOptions, options: dict[str, Any]) -> tuple[DecoderOptions, str]:

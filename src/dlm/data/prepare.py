@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from dlm.blocks import DataParams, TokenizerParams
 from dlm.data.builtin import generate, split_combinations
 from dlm.data.grammar import load_grammar
 from dlm.data.records import Record
@@ -16,7 +17,6 @@ from dlm.data.splits import Example
 from dlm.data.template import Template
 from dlm.data.tokenizer import encode, load_tokenizer, train_tokenizer
 from dlm.errors import UserError
-from dlm.params import DataParams, TokenizerParams
 
 SPLITS = ("train", "valid", "eval")
 

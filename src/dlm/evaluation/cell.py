@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dlm.blocks import DataParams
 from dlm.data.grammar import load_grammar
 from dlm.data.splits import log_prior, read_split
 from dlm.errors import UserError
@@ -19,7 +20,6 @@ from dlm.evaluation.perplexity import response_perplexities
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import read_json
 from dlm.models.backbone import load_checkpoint
-from dlm.params import DataParams
 
 # Means over answers of a value each answer has; `perplexity` is the geometric mean.
 PER_ANSWER = (

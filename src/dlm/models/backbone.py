@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from dlm.blocks import ModelParams
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
-from dlm.params import ModelParams
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
+from dlm.blocks import TrainingParams
 from dlm.data.template import Template
 from dlm.errors import UserError
 from dlm.files import atomic_directory, write_json
 from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import use_bf16
-from dlm.params import TrainingParams
 from dlm.training.optimizer import MuonAdamW, muon_groups
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)

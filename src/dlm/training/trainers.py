@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dlm.blocks import R2ftParams
 from dlm.diffusion.forward import antithetic_t, mask_suffix, mask_tokens
 from dlm.diffusion.losses import mean_log_prob, nelbo, r2ft_loss, subs_log_probs
-from dlm.params import R2ftParams
 from dlm.training.run import WholeEvaluation
 
 

@@ -1,0 +1,291 @@
+"""The blocks of params.yaml as frozen dataclasses, one for each stage; what each one refuses (params.py reads them)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dlm.errors import UserError
+from dlm.schema import at_least, dotted, require, share
+
+LARGEST_SEED = 2**32 - 1  # what NumPy takes
+
+
+@dataclass(frozen=True)
+class BuiltinParams:
+    """The builtin corpus (src/dlm/data/builtin.py)."""
+
+    grammar: str
+    train_size: int
+    slots: tuple[int, ...]
+    topics: int | None
+    holdout: float
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["train_size", "topics"])
+        share(self, where, ["holdout"])
+        require(
+            bool(self.slots) and min(self.slots) >= 1, dotted(where, "slots"), "a list of counts from 1", self.slots
+        )
+
+
+@dataclass(frozen=True)
+class FileParams:
+    """Records in files of the user's own (src/dlm/data/sources.py); `eval_path: null` holds prompts out of `path`."""
+
+    path: str | None
+    eval_path: str | None
+    columns: dict[str, str]
+
+    def check(self, where: str) -> None:
+        _check_columns(self.columns, dotted(where, "columns"))
+
+
+@dataclass(frozen=True)
+class HubParams:
+    """A dataset of the Hugging Face hub."""
+
+    name: str
+    config: str | None
+    split: str
+    columns: dict[str, str]
+
+    def check(self, where: str) -> None:
+        _check_columns(self.columns, dotted(where, "columns"))
+
+
+def _check_columns(columns: dict[str, str], where: str) -> None:
+    expected = {"instruction", "input", "output"}
+    require(set(columns) == expected, where, "a mapping of instruction, input and output", columns)
+
+
+def _check_seeds(seeds: tuple[int, ...], where: str) -> None:
+    require(bool(seeds) and len(set(seeds)) == len(seeds), where, "a list of different numbers", seeds)
+
+
+@dataclass(frozen=True)
+class DataParams:
+    """Where records come from, how many are kept, and how long prompt and window may be (tokens)."""
+
+    source: Literal["builtin", "file", "hub"]
+    max_records: int | None
+    valid_size: int
+    eval_size: int
+    max_prompt_length: int
+    window: int
+    builtin: BuiltinParams
+    file: FileParams
+    hub: HubParams
+
+    @property
+    def canvas_length(self) -> int:
+        """Tokens of a training canvas: the longest prompt and the window."""
+        return self.max_prompt_length + self.window
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["max_records", "valid_size", "eval_size", "max_prompt_length"])
+        at_least(self, where, 2, ["window"])
+        if self.source == "file" and not self.file.path:
+            raise UserError(f"{where}.file.path must name a file when {where}.source is file, got {self.file.path!r}")
+
+
+@dataclass(frozen=True)
+class TemplateParams:
+    """The prompt around an instruction; {instruction} and {input} are filled in."""
+
+    prompt: str
+    prompt_with_input: str
+
+    def check(self, where: str) -> None:
+        for name, wanted in (("prompt", ["instruction"]), ("prompt_with_input", ["instruction", "input"])):
+            text = getattr(self, name)
+            for field in wanted:
+                require("{" + field + "}" in text, dotted(where, name), f"a text with {{{field}}} in it", text)
+
+
+@dataclass(frozen=True)
+class TokenizerParams:
+    """`train`: a byte-level BPE on the training records; `given`: a saved tokenizer (folder or hub name)."""
+
+    source: Literal["train", "given"]
+    vocab_size: int
+    path: str
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 260, ["vocab_size"])
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    """Shape of the models that are made here (base and reference alike): Llama blocks, tied embeddings."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    max_length: int
+    init_std: float
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["hidden_size", "layers", "heads", "intermediate_size", "max_length"])
+        require(self.init_std > 0, dotted(where, "init_std"), "above 0", self.init_std)
+        if self.hidden_size % (2 * self.heads):
+            raise UserError(
+                f"{where}.hidden_size must be an even multiple of {where}.heads, "
+                f"got {self.hidden_size} and {self.heads}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingParams:
+    """One training run. `batch_size` sequences go through the model at once, times `gradient_accumulation` a step."""
+
+    steps: int
+    batch_size: int
+    gradient_accumulation: int
+    optimizer: Literal["adamw", "muon"]
+    learning_rate: float
+    lr_schedule: Literal["constant", "cosine", "linear"]
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    precision: Literal["auto", "fp32", "bf16"]
+    eval_every: int
+    save_every: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["steps", "batch_size", "gradient_accumulation", "eval_every", "save_every"])
+        at_least(self, where, 0, ["warmup_steps", "weight_decay"])
+        require(self.learning_rate > 0, dotted(where, "learning_rate"), "above 0", self.learning_rate)
+        require(self.max_grad_norm > 0, dotted(where, "max_grad_norm"), "above 0", self.max_grad_norm)
+
+
+@dataclass(frozen=True)
+class BaseParams:
+    """The base checkpoint: random, pretrained here (from scratch, or on from `checkpoint`), or one that exists."""
+
+    init: Literal["random", "pretrain", "continue", "checkpoint"]
+    checkpoint: str
+    rows: Literal["text", "records"]
+    text: str
+    sequence_length: int
+    suffix_share: float
+    training: TrainingParams
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 2, ["sequence_length"])
+        share(self, where, ["suffix_share"])
+        cuts = self.rows == "records" or not self.suffix_share
+        require(cuts, dotted(where, "suffix_share"), "0 where rows is text", self.suffix_share)
+        ours = self.rows == "text" or self.text == "train"
+        require(ours, dotted(where, "text"), "train where rows is records", self.text)
+
+
+@dataclass(frozen=True)
+class ReferenceParams:
+    """The autoregressive reference: same shape, same SFT data; it answers by nucleus sampling and scores perplexity."""
+
+    init: Literal["random", "checkpoint"]
+    checkpoint: str
+    top_p: float
+    temperature: float
+    training: TrainingParams
+
+    def check(self, where: str) -> None:
+        share(self, where, ["top_p"])
+        require(self.temperature > 0, dotted(where, "temperature"), "above 0", self.temperature)
+
+
+@dataclass(frozen=True)
+class SftParams:
+    """Supervised fine-tuning (METHOD §2); the SFT-only model trains `r2ft.training.steps` longer."""
+
+    training: TrainingParams
+
+
+@dataclass(frozen=True)
+class NegativesParams:
+    """Rule-made rejected continuations (paper §A.1.1, Algorithm 1)."""
+
+    rule: Literal["continuation", "inside", "outside"]
+    per_example: int
+    examples: int | None
+    g_max: int
+    z_min: int
+    z_max: int
+    eos_probability: float
+    at_least_answer: bool
+    high_prior_share: float
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["per_example", "examples", "g_max", "z_min"])
+        share(self, where, ["eos_probability", "high_prior_share"])
+        require(self.z_max >= self.z_min, dotted(where, "z_max"), f"at least z_min ({self.z_min})", self.z_max)
+
+
+@dataclass(frozen=True)
+class R2ftParams:
+    """The R2FT objective (paper Eq. 5) and its short training."""
+
+    beta_w: float
+    beta_l: float
+    margin: float
+    gamma: float
+    training: TrainingParams
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 0, ["beta_w", "beta_l", "gamma"])
+
+
+@dataclass(frozen=True)
+class DecodeParams:
+    """What every cell of the decoder x checkpoint matrix shares."""
+
+    seeds: tuple[int, ...]
+    steps: int
+    gen_length: int
+    batch_size: int
+    precision: Literal["auto", "fp32", "bf16"]
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["steps", "gen_length", "batch_size"])
+        _check_seeds(self.seeds, dotted(where, "seeds"))
+
+
+@dataclass(frozen=True)
+class AblationParams:
+    """Claims 3 and 5: quality over block and kernel size, and NFE with EOS-fill and cache."""
+
+    prompts: int
+    seeds: tuple[int, ...]
+    blocks: tuple[int, ...]
+    kernels: tuple[int, ...]
+    long_prompts: int
+    long_steps: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["prompts", "long_prompts", "long_steps"])
+        _check_seeds(self.seeds, dotted(where, "seeds"))
+        require(min(self.blocks, default=1) >= 1, dotted(where, "blocks"), "a list of lengths from 1", self.blocks)
+        for size in self.kernels:
+            require(size >= 1 and size % 2 == 1, dotted(where, "kernels"), "odd and at least 1", size)
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """Metrics and their intervals."""
+
+    high_prior_tokens: int
+    bootstrap_samples: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["high_prior_tokens"])
+        at_least(self, where, 10, ["bootstrap_samples"])
+
+
+@dataclass(frozen=True)
+class ReportParams:
+    """The report page; `decoders` are the cells it shows, the decoder axes of dvc.yaml."""
+
+    results: str
+    decoders: tuple[str, ...]
+    title: str
+    samples: int
