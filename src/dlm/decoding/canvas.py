@@ -47,6 +47,8 @@ class Canvas:
         keys: Int[Tensor, " batch"],
         eos_id: int,
         options: DecoderOptions,
+        *,
+        tracing: bool = False,
     ) -> None:
         device = denoiser.device
         lengths = torch.tensor([len(row) for row in rows])
@@ -70,7 +72,7 @@ class Canvas:
         self.hidden: Float[Tensor, "batch length width"] = torch.zeros(*size, denoiser.width, device=device)
         # Without the context, for guidance.
         self.unguided = torch.zeros_like(self.hidden) if options.cfg_scale else None
-        self.events: list[tuple[Tensor, ...]] | None = None
+        self.events: list[tuple[Tensor, ...]] | None = [] if tracing else None
         self.phases = 0
         self._block: tuple[KeysValues, Tensor] | None = None  # key-value cache, and each row's place in it
 

@@ -105,8 +105,7 @@ def fill(
         starts: where each row's response begins (0 unless given): masks before it are context.
         watch: called after every step.
     """
-    canvas = Canvas(denoiser, canvases, starts or [0] * len(canvases), keys, eos_id, decoder.options)
-    canvas.events = [] if trace else None
+    canvas = Canvas(denoiser, canvases, starts or [0] * len(canvases), keys, eos_id, decoder.options, tracing=trace)
     clock = 0
     for phase in decoder.rule.plan(gen_length, steps):
         canvas.start_phase()
@@ -139,16 +138,9 @@ def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, in_phase: Tensor, ra
     open_ = in_phase & (log_weight > float("-inf"))
     canvas.refresh(in_phase.any(-1), canvas.visible(open_), phase)
     row, position = open_.nonzero(as_tuple=True)
-    keys, offset = canvas.keys[row], canvas.offset[row, position]
-    source = Source(
-        count=len(row),
-        vocab=canvas.denoiser.vocab_size,
-        device=row.device,
-        logits=lambda chosen: canvas.logits(row[chosen], position[chosen]),
-        uniforms=lambda chosen: uniforms(keys[chosen], clock, TOKEN, offset[chosen]),
-    )
+    offset = canvas.offset[row, position]
     must = offset < phase.must
-    candidates = decoder.rule.propose(source)
+    candidates = decoder.rule.propose(_source(canvas, row, position, clock))
     flat = Open(
         batch=len(in_phase),
         row=row,
@@ -156,9 +148,20 @@ def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, in_phase: Tensor, ra
         log_weight=log_weight[row, position].masked_fill(must, float("-inf")),
         quota_base=(in_phase & (canvas.offset >= phase.must)).sum(-1),
     )
-    chosen = decoder.rule.commit(flat, candidates, rates, uniforms(keys, clock, COMMIT, offset)) | must
+    chosen = decoder.rule.commit(flat, candidates, rates, uniforms(canvas.keys[row], clock, COMMIT, offset)) | must
     committed = chosen.nonzero()[:, 0]
     canvas.commit(row[committed], position[committed], *candidates.draw(committed), clock)
+
+
+def _source(canvas: Canvas, row: Tensor, position: Tensor, clock: int) -> Source:
+    keys, offset = canvas.keys[row], canvas.offset[row, position]
+    return Source(
+        count=len(row),
+        vocab=canvas.denoiser.vocab_size,
+        device=row.device,
+        logits=lambda chosen: canvas.logits(row[chosen], position[chosen]),
+        uniforms=lambda chosen: uniforms(keys[chosen], clock, TOKEN, offset[chosen]),
+    )
 
 
 def _revoked(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock: int) -> tuple[Tensor, Tensor] | None:
@@ -174,15 +177,7 @@ def _revoked(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock
 def _fill_greedily(canvas: Canvas, clock: int, gen_length: int) -> None:
     """One extra pass over the whole canvas, the best token everywhere."""
     canvas.start_phase()
-    everything = Phase(1, 0, gen_length, gen_length)
-    canvas.refresh(canvas.masked.any(-1), canvas.valid, everything)
+    canvas.refresh(canvas.masked.any(-1), canvas.valid, Phase(1, 0, gen_length, gen_length))
     row, position = canvas.masked.nonzero(as_tuple=True)
-    source = Source(
-        count=len(row),
-        vocab=canvas.denoiser.vocab_size,
-        device=row.device,
-        logits=lambda chosen: canvas.logits(row[chosen], position[chosen]),
-        uniforms=lambda chosen: torch.zeros(len(chosen), dtype=torch.float64, device=row.device),
-    )
-    tokens, log_p = greedy(source).draw(torch.arange(len(row), device=row.device))
-    canvas.commit(row, position, tokens, log_p, clock)
+    best = greedy(_source(canvas, row, position, clock))
+    canvas.commit(row, position, *best.draw(torch.arange(len(row), device=row.device)), clock)
