@@ -1,0 +1,1 @@
+"""The `dlm` command: decoders, generate, infill."""
