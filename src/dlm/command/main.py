@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import dlm
 from dlm.command import decoders, request
-from dlm.errors import fail, run_script
+from dlm.errors import fail
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -21,16 +21,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message} ({self.prog} --help says what it takes)")
-
-
-def cli() -> None:
-    """The console script: a mistake is one line and status 2; Ctrl-C ends with 130, a closed pipe with 141, quietly."""
-    if sys.stdout is None:
-        fail("stdout is closed; there is nowhere to write to")
-    try:
-        run_script(_to_the_end)
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.run(arguments)
 
 
-def _to_the_end() -> None:
-    """Everything that was printed has left, or its failure is known."""
+def main_to_the_end() -> None:
+    """`main`, until everything that was printed has left or its failure is known."""
+    if sys.stdout is None:
+        fail("stdout is closed; there is nowhere to write to")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     try:
@@ -158,7 +150,3 @@ def _add_shared(parser: Parser, steps: str) -> None:
     output.add_argument("--json", action="store_true", help="one JSON object a line")
     output.add_argument("--watch", action="store_true", help="see one text being filled in (on a terminal)")
     output.add_argument("--trace", metavar="FILE", type=Path, help="write every change of the canvas as JSON lines")
-
-
-if __name__ == "__main__":
-    cli()
