@@ -28,7 +28,8 @@ class DecoderOptions:
         cache: a step that committed nothing leaves its logits to the next (paper §B.2); exact.
         kernel_size: a Conv window of so many positions (paper §4.1; odd), None for no window.
         kernel: box (the paper's) or exponential: weights exp(-2·distance / reach), reach = kernel_size // 2.
-        gain: g of the window; conv_mult stands inside it.
+        gain: g of the window's weights g(conv_mult·u), u the committed tokens within the kernel.
+        conv_mult: the factor inside g.
         block_length: hard blocks of so many positions from left to right (semi-AR), None for the whole window at once.
         variant: of the blocks: stride (the paper's baseline) or restrict (LLaDA).
         penalty: logits of tokens already on the canvas shrink by this factor (CTRL; paper §4.2); 1 is off.
@@ -112,7 +113,11 @@ class CategoricalOptions(DecoderOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TopKOptions(DecoderOptions):
-    """The k best candidates per position, one global rescaling (paper §A.3)."""
+    """The k best candidates per position, one global rescaling (paper §A.3).
+
+    Attributes:
+        top_k: k, how many candidates each position keeps.
+    """
 
     top_k: int = 20
 
@@ -140,7 +145,11 @@ class LowConfidenceOptions(DecoderOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdOptions(DecoderOptions):
-    """Every position whose best token passes a confidence, at least the schedule's number (Fast-dLLM)."""
+    """Every position whose best token passes a confidence, at least the schedule's number (Fast-dLLM).
+
+    Attributes:
+        threshold: the probability from which a position commits.
+    """
 
     threshold: float = 0.9
 
@@ -151,7 +160,11 @@ class ThresholdOptions(DecoderOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FactorOptions(DecoderOptions):
-    """The n most confident positions with (n + 1)(1 - confidence of the n-th) < factor (Fast-dLLM)."""
+    """The n most confident positions with (n + 1)(1 - confidence of the n-th) < factor (Fast-dLLM).
+
+    Attributes:
+        factor: f of the rule; the larger it is, the more positions commit at a step.
+    """
 
     factor: float = 1.0
 
@@ -201,7 +214,11 @@ class RemdmOptions(TopKOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingAnnealingOptions(TopKOptions):
-    """Every step commits the next gen_length / steps positions, and samples the `reach` behind them (paper §E.1.1)."""
+    """Every step commits the next gen_length / steps positions, and samples the `reach` behind them (paper §E.1.1).
+
+    Attributes:
+        reach: how many positions behind those that must commit may do so too.
+    """
 
     reach: int = 32
 

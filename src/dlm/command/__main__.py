@@ -1,0 +1,5 @@
+"""`python -m dlm.command` is `dlm`."""
+
+from dlm.command import cli
+
+cli()

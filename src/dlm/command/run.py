@@ -1,0 +1,113 @@
+"""`dlm generate` and `dlm infill`: load the checkpoint, decode, write."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+
+from dlm.api import DiffusionLM, Generation, Infilling
+from dlm.command.output import print_generation, print_infilling, write_trace
+from dlm.command.prompts import Prompt
+from dlm.command.request import Request
+from dlm.command.watch import watched
+from dlm.decoding.loop import Watch
+from dlm.errors import UserError
+
+Result = TypeVar("Result", Generation, Infilling)
+
+
+def generate(arguments: argparse.Namespace, request: Request) -> None:
+    """Decode, write the trace, print."""
+    lm = _load(arguments)
+    prompts = [whole_prompt(lm, prompt, arguments.template, arguments.checkpoint) for prompt in request.prompts]
+    steps = arguments.gen_length if arguments.steps is None else arguments.steps
+
+    def run(watch: Watch | None) -> Generation:
+        return lm.generate(
+            prompts,
+            request.options,
+            steps=steps,
+            gen_length=arguments.gen_length,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            trace=arguments.trace is not None,
+            watch=watch,
+        )
+
+    canvas = [lm.denoiser.mask_id] * arguments.gen_length
+    out = _decoded(arguments, lm, canvas, steps, run)
+    if not _watching(arguments):
+        print_generation(out, prompts, [prompt.text for prompt in request.prompts], json=arguments.json)
+
+
+def infill(arguments: argparse.Namespace, request: Request) -> None:
+    """As `generate`, for texts with gaps."""
+    lm = _load(arguments)
+    texts = [prompt.text for prompt in request.prompts]
+    canvas = lm._canvas(texts[0])
+    steps = canvas.count(lm.denoiser.mask_id) if arguments.steps is None and arguments.watch else arguments.steps
+
+    def run(watch: Watch | None) -> Infilling:
+        return lm.infill(
+            texts,
+            request.options,
+            steps=steps,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            trace=arguments.trace is not None,
+            watch=watch,
+        )
+
+    out = _decoded(arguments, lm, canvas, steps, run)
+    if not _watching(arguments):
+        print_infilling(out, texts, json=arguments.json)
+
+
+def whole_prompt(lm: DiffusionLM, prompt: Prompt, template: bool | None, checkpoint: str) -> str:
+    """What the model is given. Raises UserError for an instruction that has no template to go into."""
+    as_instruction = prompt.kind == "instruction" or lm.template is not None if template is None else template
+    if prompt.kind == "prompt" or not as_instruction:
+        if prompt.input:
+            raise UserError(f"{prompt.where}: has an `input`, which --raw has no place for; write both into `prompt`")
+        return prompt.text
+    if lm.template is None:
+        raise UserError(f"{checkpoint}: carries no prompt template; give whole prompts (--raw, or `prompt` in a file)")
+    if not prompt.text.strip():
+        raise UserError(f"{prompt.where}: the instruction is empty; write one")
+    return lm.prompt(prompt.text, prompt.input)
+
+
+def _load(arguments: argparse.Namespace) -> DiffusionLM:
+    device = arguments.device
+    try:
+        if device is not None:
+            torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device!r} cannot be used ({reason}); name another, such as cpu") from None
+    return DiffusionLM.load(arguments.checkpoint, device, arguments.precision)
+
+
+def _watching(arguments: argparse.Namespace) -> bool:
+    return arguments.watch and sys.stdout.isatty()
+
+
+def _decoded(
+    arguments: argparse.Namespace,
+    lm: DiffusionLM,
+    canvas: list[int],
+    steps: int | None,
+    run: Callable[[Watch | None], Result],
+) -> Result:
+    """Decode, on the terminal where it is to be seen, and write the trace."""
+    try:
+        shown = _watching(arguments)
+        out = watched(Console(highlight=False), lm, canvas, steps or 0, run) if shown else run(None)
+    except torch.OutOfMemoryError:
+        raise UserError("the device is out of memory; take a smaller --batch-size or --gen-length") from None
+    if arguments.trace is not None and out.trace is not None:
+        write_trace(arguments.trace, lm, out.trace)
+    return out
