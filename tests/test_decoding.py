@@ -1,266 +1,21 @@
 """Every decoder against a slow, obvious one: the paper's formulas in loops over one row, and numbers by hand."""
 
-import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from tiny import TableDenoiser, chi_square_p, tiny_lm, tiny_model
+from enumeration import ROWS, exact_distribution, p_values
+from slow import PROMPTS, Task, assert_token_for_token, case_id, fast_decode, network_of_table
+from tiny import TableDenoiser, tiny_lm, tiny_model
 from torch import Tensor
 
 from dlm.decoding import commit, plans, propose, windows
 from dlm.decoding.commit import Open
-from dlm.decoding.loop import Decoded, decode
-from dlm.decoding.noise import COMMIT, TOKEN, row_keys, uniforms
-from dlm.decoding.options import DECODERS, decoder_options
 from dlm.decoding.plans import Phase
-from dlm.decoding.presets import make_decoder
 from dlm.decoding.propose import Candidates, Source
 from dlm.decoding.schedules import Rates, log_linear
 from dlm.models.denoiser import Denoiser
-
-Network = Callable[[list[int]], list[list[float]]]  # a canvas -> p_ij of every position, the mask's 0 (SUBS)
-Offers = dict[int, list[tuple[int, float]]]  # position -> (token, weight) of each candidate
-State = tuple[tuple[int, ...], tuple[int, ...]]  # canvas, commit step of every response position
-
-
-# --- The slow decoder ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to decode with: a decoder's name and options as in params.yaml, and the lengths."""
-
-    name: str
-    options: dict[str, Any]
-    gen_length: int
-    steps: int
-    eos_id: int
-    mask_id: int
-
-    @property
-    def rule(self) -> str:
-        return self.options.get("rule", "top_k") if self.name in ("conv", "semi_ar") else self.name
-
-    @property
-    def phases(self) -> list[tuple[int, int, int, int]]:
-        """(steps, first and last offset that may commit, offset from where all is masked again afterwards)."""
-        if self.name != "semi_ar":
-            return [(self.steps, 0, self.gen_length, self.gen_length)]
-        size = self.options["block_length"]
-        starts = range(0, self.gen_length, size)
-        each = self.steps // len(starts)
-        if self.options["variant"] == "restrict":
-            return [(each, start, start + size, self.gen_length) for start in starts]
-        return [(each, start, self.gen_length, start + size) for start in starts]
-
-    def window(self, canvas: list[int], i: int) -> float:
-        """s_i."""
-        if self.name != "conv":
-            return 1.0
-        kernel, mult = self.options["kernel_size"], self.options.get("conv_mult", 1.0)
-        u = 0
-        for j in range(i - (kernel - 1) // 2, i + (kernel - 1) // 2 + 1):
-            if 0 <= j < len(canvas) and canvas[j] != self.mask_id:
-                u += 1
-        return {
-            "tanh": math.tanh(mult * u),
-            "linear": min(1.0, mult * u / kernel),
-            "sigmoid": 1 / (1 + math.exp(-mult * u)),
-            "step": 1.0 if u > 0 else 0.0,
-        }[self.options.get("gain", "tanh")]
-
-    def offers(self, canvas: list[int], p: list[list[float]], here: list[int], steps: int) -> Offers:
-        """p_ij·s_i·s_norm·(t - s) of the kept candidates j at the masked positions i (`here`)."""
-        kept = {}
-        for i in here:
-            kept[i] = list(enumerate(p[i]))
-            if self.rule == "top_k":
-                kept[i].sort(key=lambda pair: -pair[1])
-                kept[i] = kept[i][: self.options["top_k"]]
-        s = {i: self.window(canvas, i) for i in here}
-        everything = sum(p_ij for i in here for p_ij in p[i])
-        held = sum(p_ij * s[i] for i in here for _, p_ij in kept[i])
-        s_norm = everything / held if held > 0 else 0.0
-        return {i: [(j, p_ij * s[i] * s_norm * (1 / steps)) for j, p_ij in kept[i]] for i in here}
-
-    def ranked(self, canvas: list[int], p: list[list[float]], here: list[int], steps_left: int) -> dict[int, int]:
-        """The best token at the ceil(masks left / steps left) positions of highest confidence·s_i, ties to the left."""
-        score = {i: max(p[i]) * self.window(canvas, i) for i in here}
-        able = sorted((i for i in here if score[i] > 0), key=lambda i: (-score[i], i))
-        return {i: p[i].index(max(p[i])) for i in able[: math.ceil(len(here) / steps_left)]}
-
-    def fill_eos(self, canvas: list[int], prompt_length: int) -> None:
-        if self.options.get("eos_fill") and self.eos_id in canvas[prompt_length:]:
-            first = canvas.index(self.eos_id, prompt_length)
-            canvas[first:] = [self.eos_id] * (len(canvas) - first)
-
-
-@dataclass
-class Slow:
-    tokens: list[int]
-    commit_step: list[int]
-    leftover: int
-    nfe: int
-    nfe_uncached: int
-
-
-def slow_decode(network: Network, prompt: list[int], task: Task, key: Tensor) -> Slow:
-    """One row, step by step. Sampled decisions take the library's noise, so that they can be compared one by one."""
-    first = len(prompt)
-    canvas = prompt + [task.mask_id] * task.gen_length
-    stamp = [-1] * task.gen_length
-    nfe = nfe_uncached = clock = 0
-    changed = True
-
-    def write(new: dict[int, int]) -> None:
-        for i, token in new.items():
-            canvas[i] = token
-            stamp[i - first] = clock
-        canvas[:], stamp[:] = settle(canvas, stamp, task, first)
-
-    for steps, start, end, keep in task.phases:
-        for step in range(steps):
-            here = [i for i in range(first + start, first + end) if canvas[i] == task.mask_id]
-            if here:
-                p = network(canvas)
-                nfe, nfe_uncached = nfe + changed, nfe_uncached + 1
-                if task.rule == "low_confidence":
-                    new = task.ranked(canvas, p, here, steps - step)
-                else:
-                    new = sample(task.offers(canvas, p, here, steps), (steps - step - 1) / steps, first, key, clock)
-                changed = bool(new)
-                write(new)
-            clock += 1
-        for i in range(first + keep, len(canvas)):
-            canvas[i], stamp[i - first], changed = task.mask_id, -1, True
-        write({})
-    left = [i for i, token in enumerate(canvas) if token == task.mask_id]
-    if left:
-        p = network(canvas)
-        nfe, nfe_uncached = nfe + changed, nfe_uncached + 1
-        write({i: p[i].index(max(p[i])) for i in left})
-    return Slow(canvas[first:], stamp, len(left), nfe, nfe_uncached)
-
-
-def sample(offers: Offers, stay: float, first: int, key: Tensor, clock: int) -> dict[int, int]:
-    """Commit where u < Σ_j w_ij / (Σ_j w_ij + s), with the token at which a second u passes the cumulated weights."""
-    offsets = torch.tensor([i - first for i in offers])
-    commits, draws = (
-        uniforms(key.repeat(len(offers)), clock, channel, offsets).tolist() for channel in (COMMIT, TOKEN)
-    )
-    new = {}
-    for (i, candidates), u_commit, u_token in zip(offers.items(), commits, draws, strict=True):
-        move = sum(weight for _, weight in candidates)
-        if move > 0 and u_commit < move / (move + stay):
-            passed = itertools.accumulate(weight for _, weight in candidates)
-            new[i] = next(token for (token, _), mass in zip(candidates, passed, strict=True) if mass > u_token * move)
-    return new
-
-
-def exact_distribution(network: Network, prompt: list[int], task: Task) -> tuple[dict, dict]:
-    """P(response) and P(commit steps) of a sampled decoder, every possible run enumerated."""
-    first = len(prompt)
-    states: dict[State, float] = {((*prompt, *[task.mask_id] * task.gen_length), (-1,) * task.gen_length): 1.0}
-    clock = 0
-    for steps, start, end, keep in task.phases:
-        for step in range(steps):
-            after: dict[State, float] = defaultdict(float)
-            for (canvas, stamp), mass in states.items():
-                here = [i for i in range(first + start, first + end) if canvas[i] == task.mask_id]
-                offers = task.offers(list(canvas), network(list(canvas)), here, steps) if here else {}
-                for new, probability in joint_draws(offers, (steps - step - 1) / steps):
-                    written, when = list(canvas), list(stamp)
-                    for i, token in new.items():
-                        written[i], when[i - first] = token, clock
-                    after[settle(written, when, task, first)] += mass * probability
-            states, clock = after, clock + 1
-        again: dict[State, float] = defaultdict(float)
-        for (canvas, stamp), mass in states.items():
-            masks = task.gen_length - keep
-            kept = [*canvas[: first + keep], *[task.mask_id] * masks], [*stamp[:keep], *[-1] * masks]
-            again[settle(*kept, task, first)] += mass
-        states = again
-    responses: dict[tuple[int, ...], float] = defaultdict(float)
-    stamps: dict[tuple[int, ...], float] = defaultdict(float)
-    for (canvas, stamp), mass in states.items():
-        p = network(list(canvas))
-        greedy = [p[i].index(max(p[i])) if token == task.mask_id else token for i, token in enumerate(canvas)]
-        last = [clock if a == task.mask_id else w for a, w in zip(canvas[first:], stamp, strict=True)]
-        response, times = settle(greedy, last, task, first)
-        responses[response[first:]] += mass
-        stamps[times] += mass
-    return responses, stamps
-
-
-def joint_draws(offers: Offers, stay: float) -> Iterator[tuple[dict[int, int], float]]:
-    """What may be committed at a step, and how probable it is: one draw a position over {k tokens, stay masked}."""
-    choices = []
-    for candidates in offers.values():
-        total = sum(weight for _, weight in candidates) + stay
-        moves = [(token, weight / total) for token, weight in candidates if weight > 0]
-        choices.append(moves + ([] if moves and stay == 0 else [(None, stay / total if moves else 1.0)]))
-    for draws in itertools.product(*choices):
-        new = {i: token for i, (token, _) in zip(offers, draws, strict=True) if token is not None}
-        yield new, math.prod(share for _, share in draws)
-
-
-def settle(canvas: list[int], stamp: list[int], task: Task, first: int) -> State:
-    """EOS-fill; a position that it changed has no step of its own any more."""
-    filled = list(canvas)
-    task.fill_eos(filled, first)
-    when = [-1 if a != b else w for a, b, w in zip(canvas[first:], filled[first:], stamp, strict=True)]
-    return tuple(filled), tuple(when)
-
-
-def softmax(logits: list[float]) -> list[float]:
-    top = max(logits)
-    weights = [math.exp(value - top) for value in logits]
-    return [weight / sum(weights) for weight in weights]
-
-
-def network_of_table(table: TableDenoiser) -> Network:
-    known: dict[tuple[int, ...], list[list[float]]] = {}
-
-    def network(canvas: list[int]) -> list[list[float]]:
-        if tuple(canvas) not in known:
-            ids = torch.tensor([canvas])
-            known[tuple(canvas)] = [
-                softmax(row) for row in table.logits(table.hidden(ids, torch.ones_like(ids).bool())[0]).tolist()
-            ]
-        return known[tuple(canvas)]
-
-    return network
-
-
-def network_of_model(denoiser: Denoiser) -> Network:
-    """The whole model on one row without padding, its head at every position."""
-
-    @torch.inference_mode()
-    def network(canvas: list[int]) -> list[list[float]]:
-        logits = denoiser.model(input_ids=torch.tensor([canvas])).logits[0]
-        logits[:, denoiser.mask_id] = -math.inf
-        return [softmax(row) for row in logits.tolist()]
-
-    return network
-
-
-def fast_decode(denoiser: Denoiser, prompts: list[list[int]], task: Task, **more: Any) -> Decoded:
-    options = decoder_options(task.name, {**task.options, **more}, task.name)
-    return decode(
-        denoiser,
-        prompts,
-        make_decoder(options),
-        gen_length=task.gen_length,
-        steps=task.steps,
-        keys=row_keys(prompts, 11),
-        eos_id=task.eos_id,
-    )
-
 
 # --- Token for token ------------------------------------------------------------------------------------------------
 
@@ -290,39 +45,25 @@ CASES = [
 ]
 
 
-def case_id(case: tuple[str, dict[str, Any], int, int]) -> str:
-    name, options, gen_length, steps = case
-    return "-".join([name, *map(str, options.values()), f"{gen_length}in{steps}"])
-
-
 @pytest.mark.parametrize("eos_fill", [False, True], ids=["", "eos_fill"])
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_token_for_token(case: tuple[str, dict[str, Any], int, int], eos_fill: bool) -> None:
     """Three prompts of unequal length in one batch of a real model; tokens, steps, leftovers and NFE of each row."""
     name, options, gen_length, steps = case
     denoiser = tiny_lm(2, eos_scale=2.0).denoiser
-    task = Task(name, {**options, "eos_fill": eos_fill}, gen_length, steps, 0, denoiser.mask_id)
-    prompts = [[5, 9, 70, 0, 31], [100, 101], list(range(200, 209))]
-    keys = row_keys(prompts, 11)
-    found, uncached = fast_decode(denoiser, prompts, task), fast_decode(denoiser, prompts, task, cache=False)
-    network = network_of_model(denoiser)
-    for row, prompt in enumerate(prompts):
-        slow = slow_decode(network, prompt, task, keys[row])
-        assert found.tokens[row].tolist() == slow.tokens
-        assert found.commit_step[row].tolist() == slow.commit_step
-        assert found.leftover_masks[row] == slow.leftover
-        assert (found.nfe[row], uncached.nfe[row]) == (slow.nfe, slow.nfe_uncached)
+    assert_token_for_token(
+        denoiser, PROMPTS, Task(name, {**options, "eos_fill": eos_fill}, gen_length, steps, 0, denoiser.mask_id)
+    )
 
 
 def test_the_comparison_sees_what_it_should() -> None:
     """Not vacuous: the model's prompts end early, leave masks and skip forward passes in some of the cases above."""
     denoiser = tiny_lm(2, eos_scale=2.0).denoiser
-    prompts = [[5, 9, 70, 0, 31], [100, 101], list(range(200, 209))]
-    ended = fast_decode(denoiser, prompts, Task("top_k", {"top_k": 5, "eos_fill": True}, 10, 4, 0, 1))
+    ended = fast_decode(denoiser, PROMPTS, Task("top_k", {"top_k": 5, "eos_fill": True}, 10, 4, 0, 1))
     assert (ended.commit_step == -1).any() and (ended.tokens != 0).any()
-    conv = fast_decode(denoiser, prompts, Task("conv", {"top_k": 2, "kernel_size": 3}, 6, 14, 0, 1))
+    conv = fast_decode(denoiser, PROMPTS, Task("conv", {"top_k": 2, "kernel_size": 3}, 6, 14, 0, 1))
     assert (conv.nfe < 14).any()
-    few = fast_decode(denoiser, prompts, Task("conv", {"top_k": 2, "kernel_size": 3}, 10, 4, 0, 1))
+    few = fast_decode(denoiser, PROMPTS, Task("conv", {"top_k": 2, "kernel_size": 3}, 10, 4, 0, 1))
     assert (few.leftover_masks > 0).all()
 
 
@@ -341,21 +82,6 @@ SAMPLED = [
         for variant in ("stride", "restrict")
     ),
 ]
-ROWS = 4000
-
-
-def p_values(found: Decoded, responses: dict, stamps: dict) -> tuple[float, float]:
-    """Of the tokens and of the commit steps; 0 where something came out that never can."""
-    values = []
-    for drawn, expected in ((found.tokens.tolist(), responses), (found.commit_step.tolist(), stamps)):
-        cells = list(expected)
-        counts = dict.fromkeys(cells, 0)
-        for row in drawn:
-            if tuple(row) not in counts:
-                return 0.0, 0.0
-            counts[tuple(row)] += 1
-        values.append(chi_square_p([counts[cell] for cell in cells], [len(drawn) * expected[cell] for cell in cells]))
-    return values[0], values[1]
 
 
 @pytest.mark.parametrize("case", SAMPLED, ids=case_id)
@@ -628,7 +354,3 @@ def test_bfloat16_is_rounding_only() -> None:
     assert found.dtype == torch.float32 and (found[:, 1] == -math.inf).all()
     shift = (found - expected)[:, 2:].abs()
     assert 0 < shift.max() < 0.1 * expected[:, 2:].std() * 4
-
-
-def test_every_decoder_is_covered() -> None:
-    assert {name for name, *_ in CASES} == set(DECODERS)

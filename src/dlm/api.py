@@ -194,11 +194,12 @@ class DiffusionLM:
         Raises:
             UserError: as in `generate`; a canvas without a gap; EOS-fill or hard blocks, which go from left to right.
         """
-        ids = [self._canvas(canvas) for canvas in ([canvases] if isinstance(canvases, str) else canvases)]
+        given = [canvases] if isinstance(canvases, str) else canvases
+        ids = [self._canvas(canvas) for canvas in given]
         self._check_ids(ids, 0)
         mask_id = self.denoiser.mask_id
         for number, canvas in enumerate(ids):
-            require(mask_id in canvas, f"canvas {number}", "a text with a gap such as [MASK:8]", canvases[number])
+            require(mask_id in canvas, f"canvas {number}", "a text with a gap such as [MASK:8]", given[number])
         steps = max(canvas.count(mask_id) for canvas in ids) if steps is None else steps
         _at_least_one(steps=steps, batch_size=batch_size)
         chosen, where = _checked(decoder, options)

@@ -42,6 +42,8 @@ class Denoiser:
         nothing beyond the fullest row's count, and gets states of no meaning; the others keep their position ids."""
         counts = visible.sum(-1)
         most = int(counts.max())
+        if not most:
+            return torch.zeros(*canvas.shape, self.width, device=canvas.device)
         place = torch.arange(most, device=canvas.device)
         shown = None if int(counts.min()) == most else place < counts[:, None]
         # The visible positions of each row in order, then others up to the fullest row's count.

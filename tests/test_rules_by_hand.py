@@ -1,0 +1,259 @@
+"""Schedules, commit rules, proposals, windows and plans: numbers worked out by hand."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlm.decoding import commit, plans, propose, schedules, windows
+from dlm.decoding.commit import Open
+from dlm.decoding.plans import Phase
+from dlm.decoding.propose import Candidates, Source
+from dlm.decoding.schedules import Rates, log_linear
+
+
+def numbers(rates: Rates) -> list[float]:
+    return [rates.move, rates.stay, rates.revoke]
+
+
+def near(*values: float) -> list:
+    return [pytest.approx(value, abs=1e-12) for value in values]
+
+
+# --- Schedules --------------------------------------------------------------------------------------------------------
+
+
+def test_remdm_cap() -> None:
+    """Four steps, η = 0.4; α_t = 1 - t, so the steps go from α to α: 0 1/4, 1/4 1/2, 1/2 3/4, 3/4 1.
+
+    σ_max = min(1, (1 - α_s)/α_t) = 1 (α_t = 0), min(1, 1/2 / 1/4) = 1, 1/4 / 1/2 = 1/2, 0. σ = min(0.4, ·).
+    Moving α_s - (1 - σ)α_t: 1/4, 1/2 - 0.6/4 = 0.35, 3/4 - 0.6/2 = 0.45, 1 - 3/4 = 1/4.
+    Staying 1 - α_s - σα_t: 3/4, 1/2 - 0.4/4 = 0.4, 1/4 - 0.4/2 = 0.05, 0.
+    """
+    cap = schedules.remdm_cap(0.4)
+    assert [numbers(cap(step, 4)) for step in range(4)] == [
+        near(0.25, 0.75, 0.4),
+        near(0.35, 0.4, 0.4),
+        near(0.45, 0.05, 0.4),
+        near(0.25, 0.0, 0.0),
+    ]
+
+
+def test_remdm_rescale() -> None:
+    """As above with σ = 0.4·σ_max = 0.4, 0.4, 0.2, 0: the third step moves 3/4 - 0.8/2 = 0.35, stays 1/4 - 0.1."""
+    rescale = schedules.remdm_rescale(0.4)
+    assert [numbers(rescale(step, 4)) for step in range(4)] == [
+        near(0.25, 0.75, 0.4),
+        near(0.35, 0.4, 0.4),
+        near(0.35, 0.15, 0.2),
+        near(0.25, 0.0, 0.0),
+    ]
+
+
+def test_remdm_conf() -> None:
+    """Masks move as without remasking; σ_max of the four steps is shared out, nothing at the last."""
+    found = [numbers(schedules.remdm_conf(step, 4)) for step in range(4)]
+    assert found == [near(1, 3, 1), near(1, 2, 1), near(1, 1, 0.5), near(1, 0, 0)]
+
+
+def test_remdm_loop() -> None:
+    """Ten steps, t_on 0.6, t_off 0.3, alpha_on 0.8, η 0.1.
+
+    t = 1 .9 .8 .7 (rising): α(t) = (1 - t)·0.8/0.4, by 0.2 a step: moves 0.2, stays 0.8 0.6 0.4 0.2.
+    t = .6 .5 .4 (standing): moves 0.8 - 0.9·0.8 = 0.08, stays 0.2 - 0.08 = 0.12, loses 0.1.
+    t = .3 .2 .1 (to the end): α(t) = 1 - t·0.2/0.3, by 1/15 a step: moves 1/15, stays 2/15, 1/15, and 0 at last.
+    """
+    loop = schedules.remdm_loop(0.1, 0.6, 0.3, 0.8)
+    found = [numbers(loop(step, 10)) for step in range(10)]
+    assert found[:4] == [near(0.2, stay, 0) for stay in (0.8, 0.6, 0.4, 0.2)]
+    assert found[4:7] == [near(0.08, 0.12, 0.1)] * 3
+    assert found[7:9] == [near(1 / 15, 2 / 15, 0), near(1 / 15, 1 / 15, 0)]
+    assert found[9][0] > 0 and found[9][1:] == [0.0, 0.0]
+
+
+def test_a_loop_that_steps_over_t_on_stops_there() -> None:
+    """Three steps: t = 1, 2/3 rise (the second to t_on = 0.55 only, alpha_on), t = 1/3 is the last: all that is left.
+
+    First α: 0 to (1/3)·0.9/0.45 = 2/3; then 2/3 to 0.9: moves 0.9 - 2/3, stays 0.1.
+    """
+    loop = schedules.remdm_loop(0.02, 0.55, 0.05, 0.9)
+    assert numbers(loop(0, 3)) == near(2 / 3, 1 / 3, 0)
+    assert numbers(loop(1, 3)) == near(0.9 - 2 / 3, 0.1, 0)
+    assert numbers(loop(2, 3))[1:] == [0.0, 0.0]
+
+
+EVERY = {
+    "plain": log_linear,
+    "cap": schedules.remdm_cap(0.3),
+    "rescale": schedules.remdm_rescale(1.0),
+    "conf": schedules.remdm_conf,
+    "loop": schedules.remdm_loop(0.1, 0.55, 0.05, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 64, 1000])
+def test_every_schedule_ends_with_all_committed(name: str, steps: int) -> None:
+    """A last step that is the first too may lose tokens: there are none yet."""
+    rates = [EVERY[name](step, steps) for step in range(steps)]
+    assert all(rate.move >= 0 and rate.stay >= 0 and 0 <= rate.revoke <= 1 for rate in rates)
+    assert rates[-1].move > 0 and rates[-1].stay == 0 and (rates[-1].revoke == 0 or steps == 1)
+    assert [rate.steps_left for rate in rates] == list(range(steps, 0, -1))
+
+
+@pytest.mark.parametrize("name", ["cap", "rescale", "loop"])
+def test_the_expected_share_of_tokens_follows_alpha(name: str) -> None:
+    """A share a of tokens becomes a(1 - σ) + (1 - a)·move/(move + stay): ReMDM's marginal, α_s whatever σ is."""
+    steps, share = 20, 0.0
+    expected = [(step + 1) / steps for step in range(steps)]
+    if name == "loop":  # t = 1 to 0.6 rises to 0.9 at 0.55; the last of 20 steps is the only one with t ≤ 0.05
+        expected = [min((step + 1) / steps * 0.9 / 0.45, 0.9) for step in range(19)] + [1.0]
+    for step in range(steps):
+        rates = EVERY[name](step, steps)
+        share = share * (1 - rates.revoke) + (1 - share) * rates.move / (rates.move + rates.stay)
+        assert share == pytest.approx(expected[step])
+
+
+# --- Commit and revoke ------------------------------------------------------------------------------------------------
+
+
+def opened(p: list[float], rows: list[int], s: list[float] | None = None) -> tuple[Open, Candidates]:
+    """Open positions of confidence p; all masks of a row are open."""
+    row, log_p = torch.tensor(rows), torch.tensor(p).log()
+    weight = torch.tensor(s or [1.0] * len(p)).log()
+    open_ = Open(int(row.max()) + 1, row, torch.arange(len(p)), weight, torch.bincount(row))
+    return open_, Candidates(log_p, log_p, lambda chosen: (chosen, log_p[chosen]))
+
+
+def places(found: Tensor) -> list[int]:
+    return found.nonzero()[:, 0].tolist()
+
+
+def test_threshold() -> None:
+    """Bar 0.5. Row 0 passes twice. Row 1 never: the best of ceil(3/3) = 1. Row 2: .9·1/4 fails, .6·1 passes.
+
+    Two steps left instead of three: row 1 commits ceil(3/2) = 2, and row 0, which passes twice, no third.
+    """
+    p = [0.5, 0.2, 0.9, 0.1, 0.4, 0.3, 0.9, 0.6]
+    given = opened(p, [0, 0, 0, 1, 1, 1, 2, 2], [1, 1, 1, 1, 1, 1, 0.25, 1])
+    none = torch.zeros(8).double()
+    assert places(commit.threshold(0.5)(*given, log_linear(0, 3), none)) == [0, 2, 4, 7]
+    assert places(commit.threshold(0.5)(*given, log_linear(1, 3), none)) == [0, 2, 4, 5, 7]
+    assert places(commit.threshold(0.0)(*given, log_linear(0, 3), none)) == list(range(8))
+
+
+def test_factor() -> None:
+    """Bound 1. Row 0, by rank: 2(1 - .9) = .2, 3(1 - .8) = .6, 4(1 - .6) = 1.6 fails: two.
+
+    Row 1: 2(1 - .4) = 1.2 fails at once, so the schedule's ceil(2/4) = 1.
+    Row 2: .95·1/2 = .475: 2·.525 = 1.05 fails; one. Bound 2 lets it pass, and row 0's third (1.6), not its fourth (4).
+    """
+    p = [0.6, 0.9, 0.2, 0.8, 0.4, 0.3, 0.95]
+    given = opened(p, [0, 0, 0, 0, 1, 1, 2], [1, 1, 1, 1, 1, 1, 0.5])
+    none = torch.zeros(7).double()
+    assert places(commit.factor(1.0)(*given, log_linear(0, 4), none)) == [1, 3, 4, 6]
+    # Row 1: 2(1 - .4) = 1.2 passes, 3(1 - .3) = 2.1 fails.
+    assert places(commit.factor(2.0)(*given, log_linear(0, 4), none)) == [0, 1, 3, 4, 6]
+    # One step left: everything.
+    assert places(commit.factor(1.0)(*given, log_linear(3, 4), none)) == list(range(7))
+
+
+def test_factor_is_strict() -> None:
+    """3(1 - 1/2) = 1.5 is not below 1.5."""
+    given = opened([0.5, 0.5], [0, 0])
+    assert places(commit.factor(1.5)(*given, log_linear(0, 2), torch.zeros(2).double())) == [0]
+    assert places(commit.factor(1.5001)(*given, log_linear(0, 2), torch.zeros(2).double())) == [0, 1]
+
+
+def test_at_random_follows_the_window() -> None:
+    """One of two positions with s = 3 : 1 commits: the first in 3/4 of 4000 rows (4 standard deviations: 0.027)."""
+    rows = [row for row in range(4000) for _ in range(2)]
+    given = opened([0.5] * 8000, rows, [0.9, 0.3] * 4000)
+    uniform = torch.rand(8000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = commit.at_random(*given, log_linear(0, 2), uniform).view(4000, 2)
+    assert found.sum(-1).tolist() == [1] * 4000
+    assert found[:, 0].double().mean().item() == pytest.approx(0.75, abs=0.027)
+
+
+def test_by_confidence() -> None:
+    """σ = 1/2 over a row's tokens of p = .2 .9: e^-.2 and e^-.9 over their sum, halved; a single token gets it all."""
+    row, log_p = torch.tensor([0, 0, 2]), torch.tensor([0.2, 0.9, 0.4]).log()
+    found = commit.by_confidence(row, log_p, Rates(1.0, 1.0, 2, 0.5))
+    first, second = math.exp(-0.2), math.exp(-0.9)
+    assert found.tolist() == pytest.approx([first / (first + second) / 2, second / (first + second) / 2, 0.5])
+    assert commit.by_confidence(row[:0], log_p[:0], Rates(1.0, 1.0, 2, 0.5)).tolist() == []
+    assert commit.uniformly(row, log_p, Rates(1.0, 1.0, 2, 0.3)).tolist() == [0.3] * 3
+
+
+# --- Proposals --------------------------------------------------------------------------------------------------------
+
+
+def source(logits: Tensor, uniform: list[float]) -> Source:
+    drawn = torch.tensor(uniform, dtype=torch.float64)
+    return Source(
+        len(logits), logits.shape[1], logits.device, lambda chosen: logits[chosen], lambda chosen: drawn[chosen]
+    )
+
+
+def test_the_confidences() -> None:
+    """p = (1/2 1/4 1/8 1/8 0): margin 1/4; H = 1/2·1 + 1/4·2 + 2·1/8·3 = 1.75 bits, e^-H = 2^-1.75.
+
+    p = (1 0 0 0 0): margin 1, e^-H = 1. The rank of `random` is the same everywhere.
+    """
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]]).log()
+    expected = {"probability": [0.5, 1], "margin": [0.25, 1], "entropy": [2**-1.75, 1], "random": [1, 1]}
+    for name, values in expected.items():
+        candidates = propose.single(name, 0.0)(source(logits, [0.5, 0.5]))  # type: ignore[arg-type]
+        assert candidates.log_confidence.exp().tolist() == pytest.approx(values)
+        tokens, log_p = candidates.draw(torch.tensor([1, 0]))
+        assert tokens.tolist() == [2, 0] and log_p.exp().tolist() == pytest.approx([1, 0.5])
+
+
+def test_a_temperature_draws_and_ranks_by_the_plain_probability() -> None:
+    """p = (1/2 1/4 1/4) at T = 1/2: squares 4 : 1 : 1, cumulated 2/3 5/6 1; at T = 2: roots √2 : 1 : 1, .414 .707 1.
+
+    What ranks is p itself: 1/2 or 1/4.
+    """
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().repeat(4, 1)
+    uniform = [0.4, 0.6, 0.7, 0.84]
+    for temperature, tokens in ((0.5, [0, 0, 1, 2]), (1.0, [0, 1, 1, 2]), (2.0, [0, 1, 1, 2])):
+        candidates = propose.single("probability", temperature)(source(logits, uniform))
+        found, log_p = candidates.draw(torch.arange(4))
+        assert found.tolist() == tokens
+        assert torch.equal(log_p, candidates.log_confidence)
+        assert log_p.exp().tolist() == pytest.approx([0.25 if token else 0.5 for token in tokens])
+
+
+# --- Windows and plans ------------------------------------------------------------------------------------------------
+
+
+def test_the_exponential_kernel() -> None:
+    """Kernel 5: reach 2, weights e^-|d| (e^{-2|d|/2}). Tokens at 0 and 3 of 6: the sums of their weights."""
+    committed = torch.tensor([[1, 0, 0, 1, 0, 0]]).bool()
+    e = math.exp(-1)
+    u = [1, e + e * e, e * e + e, 1, e, e * e]
+    found = windows.conv(5, "tanh", 0.7, "exponential")(committed)[0]
+    assert found.exp().tolist() == pytest.approx([math.tanh(0.7 * value) for value in u])
+    # Kernel 7: reach 3, weights e^{-2|d|/3}.
+    e = math.exp(-2 / 3)
+    u = [1 + e**3, e + e**2, e**2 + e, 1 + e**3, e, e**2]
+    found = windows.conv(7, "linear", 1.0, "exponential")(committed)[0]
+    assert found.exp().tolist() == pytest.approx([value / 7 for value in u])
+    # Kernel 1 has no reach: itself alone.
+    assert windows.conv(1, "step", 1.0, "exponential")(committed)[0].exp().tolist() == [1, 0, 0, 1, 0, 0]
+
+
+def test_sliding() -> None:
+    """10 positions in 4 steps: fronts at 2.5 5 7.5 10, rounded up; three behind each, as far as there are any."""
+    assert plans.sliding(10, 4, 3) == [
+        Phase(1, 0, 6, 10, must=3, first=0, total=4),
+        Phase(1, 0, 8, 10, must=5, first=1, total=4),
+        Phase(1, 0, 10, 10, must=8, first=2, total=4),
+        Phase(1, 0, 10, 10, must=10, first=3, total=4),
+    ]
+    # More steps than positions: each front is reached, none is passed twice as fast.
+    fronts = [phase.must for phase in plans.sliding(3, 7, 0)]
+    assert fronts == [1, 1, 2, 2, 3, 3, 3]
+    assert all(0 <= after - before <= 1 for before, after in pairwise(fronts))
