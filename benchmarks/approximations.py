@@ -133,7 +133,11 @@ def compare(
 ) -> list[Row]:
     """One row for each member of a family."""
     examples = list(corpus.examples.values())[: arguments.prompts]
-    setting = {"gen_length": params.decode.gen_length, "batch_size": params.decode.batch_size, "steps": steps}
+    setting: dict[str, Any] = {
+        "gen_length": params.decode.gen_length,
+        "batch_size": params.decode.batch_size,
+        "steps": steps,
+    }
     answers: dict[str, list[Row]] = {text: [] for text, _ in family}
     seconds: dict[str, list[float]] = {text: [] for text, _ in family}
     for _, options in family:
