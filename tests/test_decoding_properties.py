@@ -10,11 +10,12 @@ from tiny import Recorder, TableDenoiser
 
 from dlm.decoding.loop import Decoded, decode
 from dlm.decoding.noise import row_keys
-from dlm.decoding.options import DECODERS, decoder_options
+from dlm.decoding.options import DECODERS, RULES, TopKOptions, decoder_options
 from dlm.decoding.presets import make_decoder
 from dlm.models.denoiser import Denoiser
 
 VOCAB, EOS, MASK = 7, 0, 1
+WINDOWED = tuple(name for name in RULES if name != "sliding_annealing")  # rules that windows and blocks go with
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -54,20 +55,35 @@ def jobs(draw: st.DrawFn, names: tuple[str, ...] = tuple(DECODERS), rows: int = 
     name = draw(st.sampled_from(names))
     options: dict[str, Any] = {"eos_fill": draw(st.booleans())}
     gen_length, steps = draw(st.integers(1, 10)), draw(st.integers(1, 14))
-    if name in ("top_k", "conv", "semi_ar"):
+    options["penalty"] = draw(st.sampled_from([1.0, 1.5]))
+    if name in ("top_k", "conv", "semi_ar", "remdm"):
         options["top_k"] = draw(st.sampled_from([1, 2, 3, 99]))
+    if name == "remdm":
+        options["schedule"] = draw(st.sampled_from(["loop", "cap", "rescale", "conf"]))
     if name == "conv":
-        options["rule"] = draw(st.sampled_from(rules or ("top_k", "low_confidence")))
+        options["rule"] = draw(st.sampled_from(rules or WINDOWED))
+        options["kernel"] = draw(st.sampled_from(["box", "exponential"]))
         options["kernel_size"] = draw(st.sampled_from([1, 3, 5, 31]))
         options["gain"] = draw(st.sampled_from(["tanh", "linear", "sigmoid", "step"]))
         options["conv_mult"] = draw(st.sampled_from([0.05, 0.5, 4.0]))
     if name == "semi_ar":
-        options["rule"] = draw(st.sampled_from(rules or ("categorical", "top_k", "low_confidence")))
+        options["rule"] = draw(st.sampled_from(rules or WINDOWED))
         options["variant"] = draw(st.sampled_from(["stride", "restrict"]))
         options["block_length"] = draw(st.integers(1, 4))
         blocks = draw(st.integers(1, 3))
         gen_length, steps = blocks * options["block_length"], blocks * draw(st.integers(1, 5))
     return Job(name, options, gen_length, steps, draw(prompt_lists(most_rows=rows)), draw(st.integers(0, 999)))
+
+
+def plain_options(job: Job) -> dict[str, Any]:
+    """A conv's or semi-AR's options without the window or the blocks."""
+    kept = {"eos_fill", "penalty"} | ({"top_k"} if issubclass(RULES[job.options["rule"]], TopKOptions) else set())
+    return {key: value for key, value in job.options.items() if key in kept}
+
+
+def revokes(job: Job) -> bool:
+    """Whether a committed token may be masked again."""
+    return "remdm" in (job.name, job.options.get("rule"))
 
 
 def same(one: Decoded, other: Decoded) -> bool:
@@ -115,14 +131,17 @@ def test_the_prompt_never_changes(job: Job) -> None:
 @quick
 @given(jobs(names=tuple(name for name in DECODERS if name != "semi_ar"), rows=1))
 def test_every_position_commits_once(job: Job) -> None:
-    """Masked up to its commit_step, its final token ever after (-1: EOS-fill set it, maybe over a token)."""
+    """Masked up to its commit_step, its final token ever after (-1: EOS-fill set it, maybe over a token).
+
+    What ReMDM masks again is masked just before its last commit at the latest.
+    """
     recorder = Recorder(job.denoiser)
     found = job.run(recorder, cache=False)
     tokens, stamps = found.tokens[0].tolist(), found.commit_step[0].tolist()
     for step, canvas in enumerate(recorder.canvases):
         response = canvas[0, len(job.prompts[0]) :].tolist()
         for seen, token, stamp in zip(response, tokens, stamps, strict=True):
-            if stamp >= 0:
+            if stamp >= 0 and (step >= stamp or not revokes(job)):
                 assert seen == (MASK if step <= stamp else token)
 
 
@@ -161,7 +180,7 @@ def test_conv_over_the_whole_canvas_is_no_conv(job: Job, prompts: list[list[int]
     reach = max(map(len, prompts)) + job.gen_length
     job = replace(job, prompts=prompts)
     rule = job.options["rule"]
-    plain = {"eos_fill": job.options["eos_fill"], **({"top_k": job.options["top_k"]} if rule == "top_k" else {})}
+    plain = plain_options(job)
     conv = job.run(kernel_size=2 * reach + 1, gain="step")
     assert same(conv, replace(job, name=rule, options=plain).run())
 
@@ -171,7 +190,7 @@ def test_conv_over_the_whole_canvas_is_no_conv(job: Job, prompts: list[list[int]
 def test_one_block_is_no_block(job: Job, gen_length: int, steps: int) -> None:
     job = replace(job, gen_length=gen_length, steps=steps)
     rule = job.options["rule"]
-    plain = {"eos_fill": job.options["eos_fill"], **({"top_k": job.options["top_k"]} if rule == "top_k" else {})}
+    plain = plain_options(job)
     assert same(job.run(block_length=gen_length), replace(job, name=rule, options=plain).run())
 
 
@@ -181,6 +200,16 @@ def test_the_cache_is_exact(job: Job) -> None:
     with_cache, without = job.run(cache=True), job.run(cache=False)
     assert same(with_cache, without)
     assert (with_cache.nfe <= without.nfe).all()
+
+
+@quick
+@given(jobs(rows=2), st.sampled_from([0.5, 2.0]))
+def test_guidance_is_whole_and_takes_two_passes(job: Job, cfg_scale: float) -> None:
+    """With the cache, without it, alone and together: the same; an even number of passes."""
+    found = job.run(cfg_scale=cfg_scale)
+    assert same(found, job.run(cfg_scale=cfg_scale, cache=False))
+    assert (found.tokens != MASK).all() and (found.nfe % 2 == 0).all()
+    assert found.tokens[0].tolist() == job.run(cfg_scale=cfg_scale, rows=slice(0, 1)).tokens[0].tolist()
 
 
 def test_the_cache_saves_passes() -> None:
@@ -210,7 +239,8 @@ def test_a_small_kernel_leaves_masks_and_they_are_filled(
 @given(jobs(names=("conv",)))
 def test_leftovers_are_filled_greedily(job: Job) -> None:
     """The extra pass takes the best token everywhere, on the canvas as the steps left it."""
-    job = replace(job, options={**job.options, "eos_fill": False, "kernel_size": 3, "gain": "tanh"}, steps=2)
+    changes = {"eos_fill": False, "kernel_size": 3, "gain": "tanh", "penalty": 1.0}
+    job = replace(job, options={**job.options, **changes}, steps=2)
     job = replace(job, prompts=job.prompts[:1])
     found = job.run()
     prompt, left = job.prompts[0], found.commit_step[0] == job.steps
