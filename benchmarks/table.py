@@ -87,14 +87,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         left, right = figure.subplots(1, 2)
         colours = [PALETTE[0] if row["implementation"] == "dlm" else PALETTE[1] for row in shown]
         _bars(left, list(map(_label, shown)), [row["step_over_forward"] for row in shown], colours)
-        left.set_title("A step over the bare forward pass (1 is the floor)")
+        left.set_title("Step over forward pass (floor: 1)")
         left.set_xlabel("times a forward pass of the same batch")
         names = list(dict.fromkeys(name for row in fast for name in row["speedup"]))
         bars = [(row, name) for row in fast for name in names]
         labels = [_label(row, name if len(names) > 1 else "") for row, name in bars]
         tints = [PALETTE[2 + names.index(name)] for _, name in bars]
         _bars(right, labels, [row["speedup"][name] for row, name in bars], tints)
-        right.set_title("Speed-up over the plain implementation")
+        right.set_title("Speed-up over plain")
         right.set_xlabel("times as many sequences a second")
 
 
