@@ -1,4 +1,4 @@
-"""Evidence for claims 3 and 5: block and kernel size at few steps; EOS-fill and the cache at many steps."""
+"""Evidence for claims 1, 3 and 5: block and kernel size at few steps, more steps, EOS-fill and the cache at many."""
 
 from dataclasses import asdict
 from typing import Any
@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
-    """(name, options, prompts, steps) of every run: semi-AR over blocks and Conv over kernels at decode.steps; then
-    Conv at long_steps with the cache: without and with EOS-fill (claim 5), and over low_confidence."""
+    """(name, options, prompts, steps) of every run: semi-AR over blocks and Conv over kernels at decode.steps; top_k
+    and Conv at more_steps; Conv at long_steps with the cache: without and with EOS-fill, and over low_confidence."""
     settings, short = params.ablation, params.decode.steps
     runs: list[tuple[str, DecoderOptions, int, int]] = []
 
@@ -62,6 +62,10 @@ def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
         add("block", "semi_ar", settings.prompts, short, block_length=block_length)
     for kernel_size in settings.kernels:
         add("kernel", "conv", settings.prompts, short, kernel_size=kernel_size)
+    for steps in settings.more_steps:
+        add("steps top_k", "top_k", settings.prompts, steps)
+        for kernel_size in sorted({params.decoder("conv").kernel_size or 1, *settings.kernels[-1:]}):
+            add("steps conv", "conv", settings.prompts, steps, kernel_size=kernel_size)
     for variant, changes in (
         ("long", {"eos_fill": False}),
         ("long eos_fill", {"eos_fill": True}),

@@ -22,7 +22,7 @@ TINY = {
     "negatives": {"examples": 8},
     "r2ft": {"training": {"steps": 2, "batch_size": 4}},
     "decode": {"seeds": [0, 1], "steps": 4, "gen_length": 64},
-    "ablation": {"prompts": 2, "blocks": [32], "kernels": [9], "long_prompts": 2, "long_steps": 8},
+    "ablation": {"prompts": 2, "blocks": [32], "kernels": [9], "more_steps": [8], "long_prompts": 2, "long_steps": 8},
     "evaluate": {"bootstrap_samples": 50},
 }
 

@@ -143,13 +143,18 @@ def test_markdown() -> None:
 
 
 def test_markdown_of_the_long_runs() -> None:
-    """One line a run, named by its decoder; the ablation's other rows stay out."""
-    ablation = [*slow_runs(81.0, 40.0, well_formed=0.9), *sizes({64: 0.5}, {33: 0.5})]
+    """One line a run, named by its decoder, with its steps; the ablation's other rows stay out."""
+    more = {**cell("sft", "", well_formed=0.7), "variant": "steps conv", "kernel_size": 17, "steps": 32}
+    ablation = [more, *slow_runs(81.0, 40.0, well_formed=0.9), *sizes({64: 0.5}, {33: 0.5})]
     long = long_runs(ablation)
-    assert [row["decoder"] for row in long] == ["conv", "conv, EOS-fill"]
+    assert [(row["decoder"], row["steps"]) for row in long] == [
+        ("conv, kernel 17", 32),
+        ("conv", 16),
+        ("conv, EOS-fill", 16),
+    ]
     text = to_markdown(build_table(cells(ORDERED)), long)
-    third = text[text.index("Quality when steps are not scarce** (16 steps)") :]
-    assert re.search(r"\| sft +\| conv, EOS-fill \| \*\*0.90\*\* ± 0.01 \|", third)
+    third = text[text.index("**Quality with more steps**") :]
+    assert re.search(r"\| sft +\| conv, EOS-fill +\| +16 \| +\*\*0.90\*\* ± 0.01 \|", third)
 
 
 def test_markdown_leaves_out_what_no_row_has() -> None:

@@ -252,12 +252,13 @@ class DecodeParams:
 
 @dataclass(frozen=True)
 class AblationParams:
-    """Claims 3 and 5: quality over block and kernel size, and NFE with EOS-fill and cache."""
+    """Quality over block and kernel size (claim 3), over steps (claim 1), and NFE with EOS-fill and cache (claim 5)."""
 
     prompts: int
     seeds: tuple[int, ...]
     blocks: tuple[int, ...]
     kernels: tuple[int, ...]
+    more_steps: tuple[int, ...]
     long_prompts: int
     long_steps: int
 
@@ -265,6 +266,7 @@ class AblationParams:
         at_least(self, where, 1, ["prompts", "long_prompts", "long_steps"])
         _check_seeds(self.seeds, dotted(where, "seeds"))
         require(min(self.blocks, default=1) >= 1, dotted(where, "blocks"), "a list of lengths from 1", self.blocks)
+        require(min(self.more_steps, default=1) >= 1, dotted(where, "more_steps"), "a list from 1", self.more_steps)
         for size in self.kernels:
             require(size >= 1 and size % 2 == 1, dotted(where, "kernels"), "odd and at least 1", size)
 

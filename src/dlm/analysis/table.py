@@ -62,14 +62,17 @@ STRUCTURE = (
     Column("leftover_masks", "leftover", "positions still masked after the last step, filled greedily", "lower"),
 )
 GROUPS = {"Quality and speed": QUALITY, "Structure and degeneration": STRUCTURE}
-# The ablation's runs with about as many steps as tokens: variant -> what stands in the decoder's column.
+# The ablation's runs with more steps: variant -> what stands in the decoder's column.
 LONG_RUNS = {
+    "steps top_k": "top_k",
+    "steps conv": "conv, kernel {kernel_size}",
     "long": "conv",
     "long eos_fill": "conv, EOS-fill",
     "long low_confidence": "conv over low_confidence, EOS-fill",
 }
-LONG_COLUMNS = tuple(column for column in QUALITY if column.name != "tokens_per_step")
-LONG_TITLE = "Quality when steps are not scarce"
+STEPS = Column("steps", "S", "denoising steps", None, 0)
+LONG_COLUMNS = (STEPS, *(column for column in QUALITY if column.name != "tokens_per_step"))
+LONG_TITLE = "Quality with more steps"
 COLUMNS = {column.name: column for group in GROUPS.values() for column in group}
 BOLD = (
     "Bold: the best diffusion value of a column. A column without an arrow has no good end: the reference is its mark."
@@ -125,8 +128,12 @@ def _tokens_per_step(cell: Row, shared_length: float | None) -> Row:
 
 
 def long_runs(ablation: Sequence[Row]) -> list[Row]:
-    """The ablation's rows at long_steps, as rows of a table of their own."""
-    return [{**row, "decoder": LONG_RUNS[row["variant"]]} for row in ablation if row["variant"] in LONG_RUNS]
+    """The ablation's rows at more_steps and long_steps, as rows of a table of their own."""
+    return [
+        {**row, "decoder": LONG_RUNS[row["variant"]].format_map(row), "steps_ci": None}
+        for row in ablation
+        if row["variant"] in LONG_RUNS
+    ]
 
 
 def is_reference(row: Row) -> bool:
@@ -182,8 +189,7 @@ def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
         if shown:
             parts += [f"**{title}**", _grid(rows, shown), "\n".join(f"- {c.heading}: {c.meaning}." for c in shown)]
     if long:
-        steps = " / ".join(str(steps) for steps in dict.fromkeys(row["steps"] for row in long))
-        parts += [f"**{LONG_TITLE}** ({steps} steps)", _grid(long, used(long, LONG_COLUMNS))]
+        parts += [f"**{LONG_TITLE}**", _grid(long, used(long, LONG_COLUMNS))]
     settings = dict.fromkeys((r["steps"], r["gen_length"], r["n"]) for r in rows if not is_reference(r))
     counts = [f"{steps} steps for {length} tokens, {n} answers a row." for steps, length, n in settings]
     return "\n\n".join([*parts, " ".join([*counts, PLUS_MINUS, BOLD])]) + "\n"
