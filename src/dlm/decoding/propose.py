@@ -27,7 +27,7 @@ class Source:
     """The open positions of a step, flat: `count` of them.
 
     Attributes:
-        logits: indices [m] into them -> float32 logits [m, vocab].
+        logits: indices [m] into them -> float32 logits [m, vocab], the caller's own to overwrite.
         uniforms: indices [m] -> the numbers in (0, 1) that the positions' token draws use, float64 [m].
     """
 
@@ -84,7 +84,7 @@ def top_k(k: int) -> Propose:
         for piece in source.chunks():
             logits = source.logits(piece)
             best, ids[piece] = logits.topk(kept, dim=-1)
-            log_probs[piece] = best - logits.logsumexp(-1, keepdim=True)
+            log_probs[piece] = best - _log_total(logits, best[:, :1])
 
         def draw(chosen: Tensor) -> tuple[Tensor, Tensor]:
             rank = inverse_cdf(torch.softmax(log_probs[chosen].double(), dim=-1), source.uniforms(chosen))
@@ -108,22 +108,27 @@ def single(confidence: Confidence, temperature: float) -> Propose:
         rank = torch.empty(source.count, device=source.device)
         for piece in source.chunks(bytes_each=24 if temperature else 8):
             logits = source.logits(piece)
-            if temperature:
-                tokens[piece], log_p[piece] = _sampled(source, piece, temperature, logits)
-            else:
-                best, tokens[piece] = logits.max(-1)
-                log_p[piece] = best - logits.logsumexp(-1)
             if confidence == "margin":
                 two = torch.softmax(logits, dim=-1).topk(2, dim=-1).values
                 rank[piece] = (two[:, 0] - two[:, 1]).log()
             elif confidence == "entropy":
                 log_probs = torch.log_softmax(logits, dim=-1)
                 rank[piece] = (log_probs.exp() * log_probs).nan_to_num().sum(-1)
+            if temperature:
+                tokens[piece], log_p[piece] = _sampled(source, piece, temperature, logits)
+            else:
+                best, token = logits.max(-1, keepdim=True)
+                tokens[piece], log_p[piece] = token[:, 0], (best - _log_total(logits, best))[:, 0]
         if confidence not in ("margin", "entropy"):
             rank = log_p if confidence == "probability" else torch.zeros_like(log_p)
         return Candidates(log_p, rank, lambda chosen: (tokens[chosen], log_p[chosen]))
 
     return propose
+
+
+def _log_total(logits: Float[Tensor, "m vocab"], best: Float[Tensor, "m 1"]) -> Float[Tensor, "m 1"]:
+    """log Σ exp over the vocabulary, in the logits' own memory: they are not needed after it."""
+    return best + logits.sub_(best).exp_().sum(-1, keepdim=True).log()
 
 
 greedy = single("probability", 0.0)
