@@ -96,8 +96,8 @@ class Canvas:
     def visible(self, open_: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
         """What the model is shown: everything, or without (some of) the masks that cannot commit now.
 
-        DPad (arXiv 2508.14148): the j-th mask behind those that can is kept with probability a·φ(k·j / (W - 1)), j < W;
-        drawn once a phase.
+        DPad (arXiv 2508.14148): the j-th mask behind what is shown anyway (a block's end, though its last positions may
+        have committed) is kept with probability a·φ(k·j / (W - 1)), j < W; drawn once a phase.
         """
         options = self.options
         if options.suffix == "full":
@@ -105,8 +105,9 @@ class Canvas:
         far = self.masked & ~open_
         if options.suffix == "dropout":
             place = torch.arange(far.shape[1], device=far.device)
-            left = torch.where(open_, place, -far.shape[1]).cummax(-1).values
-            right = torch.where(open_, place, 2 * far.shape[1]).flip(-1).cummin(-1).values.flip(-1)
+            near = self.valid & ~far
+            left = torch.where(near, place, -far.shape[1]).cummax(-1).values
+            right = torch.where(near, place, 2 * far.shape[1]).flip(-1).cummin(-1).values.flip(-1)
             j = torch.minimum(place - left, right - place) - 1
             x = options.suffix_sigma * j / max(options.suffix_window - 1, 1)
             density = options.suffix_scale * torch.exp(-x.double().square() / 2) / math.sqrt(2 * math.pi)
