@@ -1,5 +1,6 @@
 """Tiny random parts: a tokenizer, a Llama without a causal mask, denoisers whose logits or calls a test can know."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -27,14 +28,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(SENTENCES, 300)
 
 
-def tiny_model(seed: int = 0, *, causal: bool = False, eos_scale: float = 1.0) -> PreTrainedModel:
-    """A random Llama of 2 layers, its weights scaled up: fresh ones give flat logits that hardly see the context.
+def tiny_model(seed: int = 0, *, causal: bool = False, eos_scale: float = 1.0, layers: int = 2) -> PreTrainedModel:
+    """A random Llama, its weights scaled up: fresh ones give flat logits that hardly see the context.
 
     The end-of-text embedding is drawn by itself; `eos_scale` stretches it and so its logits: at 2 an end comes up every
     few positions.
     """
     tokenizer = tiny_tokenizer()
-    model = new_backbone(SHAPE, tokenizer, seed, causal=causal)
+    model = new_backbone(replace(SHAPE, layers=layers), tokenizer, seed, causal=causal)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
