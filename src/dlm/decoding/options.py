@@ -212,6 +212,9 @@ class SlidingAnnealingOptions(TopKOptions):
             value = getattr(self, name)
             require(value is None, dotted(where, name), "null: sliding_annealing is a window of its own", value)
 
+    def check_infilling(self, where: str) -> None:
+        raise UserError(f"{where}: sliding_annealing goes from left to right; fill gaps with another decoder")
+
 
 RULES: dict[str, type[DecoderOptions]] = {
     "categorical": CategoricalOptions,
