@@ -1,6 +1,5 @@
 """Gaps with context on all sides: what infill() keeps, fills, tells and refuses."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -140,7 +139,10 @@ def test_conv_fills_a_gap_from_both_ends(lm: DiffusionLM) -> None:
 
 def test_texts_and_ids_are_the_same_canvas(lm: DiffusionLM) -> None:
     """`[MASK]` is one token, `[MASK:3]` three; the text around is tokenized by itself."""
-    encode: Callable[[str], list[int]] = lambda text: lm.tokenizer.backend_tokenizer.encode(text).ids  # noqa: E731
+
+    def encode(text: str) -> list[int]:
+        return lm.tokenizer.backend_tokenizer.encode(text).ids
+
     text = "The harbour[MASK:3] opens at[MASK] and the fog[MASK:2]"
     ids = [*encode("The harbour"), M, M, M, *encode(" opens at"), M, *encode(" and the fog"), M, M]
     one = rows(lm.infill(text, kernel_size=5))
