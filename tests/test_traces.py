@@ -1,122 +1,159 @@
-"""What trace=True and watch= tell, and that no step holds more logits than its budget."""
+"""Traces and watching: they tell what happened, and nothing that did not."""
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
+from slow import network_of_model, softmax
+from test_infilling import CANVASES
+from test_invariance import APPROXIMATIONS, DECODERS
 from tiny import tiny_lm
+from torch import Tensor
 
-from dlm.api import DiffusionLM, Generation
-from dlm.decoding import propose
-from dlm.decoding.options import DECODERS
-from dlm.models.denoiser import Denoiser
+from dlm.api import DiffusionLM, cut_at_eos
+from dlm.decoding.canvas import Trace
 
-MASK, EOS = 1, 0
-PROMPTS = [[5, 9, 70], [100], [*range(200, 209)], [31, 0, 32]]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "conv": {"kernel_size": 5, "top_k": 5},
-    "semi_ar": {"block_length": 4, "top_k": 5},
-    "remdm": {"schedule": "rescale", "eta": 0.5, "top_k": 5},
-    "threshold": {"threshold": 0.3},
-}
+EOS, M = 0, 1
+PROMPTS = [[5, 9, 70], [100], [*range(200, 212)], [31, 0, 32, 33], [7, 7]]
+SETTING = {"steps": 6, "gen_length": 12, "seed": 4, "trace": True}
+every_decoder = pytest.mark.parametrize(
+    ("name", "options"),
+    [*DECODERS, *APPROXIMATIONS],
+    ids=["-".join([name, *map(str, options.values())]) for name, options in [*DECODERS, *APPROXIMATIONS]],
+)
 
 
 @pytest.fixture(scope="module")
 def lm() -> DiffusionLM:
-    return tiny_lm(2)
+    return tiny_lm(2, eos_scale=2.0)
 
 
-def run(lm: DiffusionLM, name: str, **more: Any) -> Generation:
-    return lm.generate(PROMPTS, name, steps=9, gen_length=12, seed=2, **{**OPTIONS.get(name, {}), **more})
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_the_trace_replays_the_canvas(lm: DiffusionLM, name: str) -> None:
-    """From nothing but masks, event by event, to the tokens and their steps; and tracing changes nothing."""
-    out = run(lm, name, trace=True, batch_size=3)
-    trace = out.trace
-    assert trace is not None and run(lm, name).trace is None
-    assert torch.equal(out.tokens, run(lm, name).tokens)
-    canvas = torch.full((len(PROMPTS), 12), MASK)
-    stamps = torch.full_like(canvas, -1)
-    for row in range(len(PROMPTS)):
-        own = (trace.row == row).nonzero()[:, 0]
-        assert (trace.step[own].diff() >= 0).all()
-        for event in own.tolist():
-            place = row, int(trace.offset[event])
-            lost = trace.token[event] == MASK
-            assert (canvas[place] != MASK) == lost
-            canvas[place] = trace.token[event]
-            stamps[place] = -1 if lost else trace.step[event]
-    ended = (canvas == EOS).cumsum(-1) > 0  # generate() shows EOS after the first one
-    assert torch.equal(torch.where(ended, EOS, canvas), out.tokens)
-    assert torch.equal(stamps, out.commit_step)
-    written = trace.token != MASK
-    assert ((trace.confidence > 0) & (trace.confidence <= 1))[written].all()
-    assert (trace.confidence[~written] == 0).all()
-
-
-def test_some_tokens_are_lost_and_found(lm: DiffusionLM) -> None:
-    """The replay above is not vacuous for the decoders that mask again."""
-    for name in ("remdm", "semi_ar"):
-        trace = run(lm, name, trace=True).trace
-        assert trace is not None and (trace.token == MASK).any()
-
-
-@pytest.mark.parametrize("name", ["low_confidence", "top_k", "categorical", "conv"])
-@torch.inference_mode()
-def test_confidence_is_the_models_probability(lm: DiffusionLM, name: str) -> None:
-    """Of the written token, on the canvas as it stood at that step, recomputed with the whole model."""
-    prompt = PROMPTS[0]
-    out = lm.generate([prompt], name, steps=4, gen_length=8, trace=True, **OPTIONS.get(name, {}))
-    trace = out.trace
+def events(trace: Trace | None) -> list[tuple[int, int, int, int, float]]:
+    """(step, row, offset, token, confidence), in order."""
     assert trace is not None
-    canvas = torch.tensor([[*prompt, *[MASK] * 8]])
-    for step in trace.step.unique().tolist():
-        now = trace.step == step
-        logits = lm.denoiser.model(input_ids=canvas).logits[0]
-        logits[:, MASK] = -torch.inf
-        place = trace.offset[now] + len(prompt)
-        expected = logits.softmax(-1)[place, trace.token[now]]
-        torch.testing.assert_close(trace.confidence[now], expected, atol=1e-5, rtol=1e-4)
-        canvas[0, place] = trace.token[now]
+    columns = (trace.step, trace.row, trace.offset, trace.token, trace.confidence)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-@pytest.mark.parametrize("name", ["top_k", "conv", "semi_ar", "remdm"])
-def test_watch_sees_every_step(lm: DiffusionLM, name: str) -> None:
-    """Once a step, the masks still in; without remasking each step's masks are a part of the last step's."""
-    seen: list[tuple[int, torch.Tensor]] = []
-    out = run(lm, name, watch=lambda step, tokens: seen.append((step, tokens.clone())))
-    assert [step for step, _ in seen[:9]] == list(range(9))
-    assert len(seen) == 9 + bool(out.leftover_masks.any())
-    assert all(tokens.shape == (len(PROMPTS), 12) for _, tokens in seen)
-    masked = [(tokens == MASK) for _, tokens in seen]
-    assert masked[0].any() and not masked[-1].any()
-    if name in ("top_k", "conv"):
-        assert all((later <= earlier).all() for earlier, later in itertools.pairwise(masked))
+def fill_after_eos(tokens: list[int], stamps: list[int]) -> None:
+    """EOS-fill, which is no event: what it changes has no step."""
+    end = tokens.index(EOS) if EOS in tokens else len(tokens)
+    for i in range(end, len(tokens)):
+        if tokens[i] != EOS:
+            tokens[i], stamps[i] = EOS, -1
 
 
-class Counting(Denoiser):
-    """Remembers how many positions each call of the head was asked for."""
+@pytest.mark.parametrize("eos_fill", [False, True], ids=["", "eos_fill"])
+@every_decoder
+def test_a_replay_gives_the_answer(lm: DiffusionLM, name: str, options: dict[str, Any], eos_fill: bool) -> None:
+    """Every event written onto an empty canvas: tokens and commit steps, over several batches of the call."""
+    out = lm.generate(PROMPTS, name, **SETTING, **options, eos_fill=eos_fill, batch_size=2)
+    tokens, stamps = [[M] * 12 for _ in PROMPTS], [[-1] * 12 for _ in PROMPTS]
+    for step, row, offset, token, confidence in events(out.trace):
+        assert (tokens[row][offset] == M) != (token == M) or eos_fill
+        assert 0 < confidence <= 1 if token != M else confidence == 0
+        tokens[row][offset], stamps[row][offset] = token, -1 if token == M else step
+        if eos_fill:
+            fill_after_eos(tokens[row], stamps[row])
+    assert cut_at_eos(torch.tensor(tokens), EOS).tolist() == out.tokens.tolist()
+    assert stamps == out.commit_step.tolist()
 
-    asked: list[int]
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        self.asked.append(len(hidden))
-        return super().logits(hidden)
+@pytest.mark.parametrize("name", ["remdm", "semi_ar"])
+def test_only_some_decoders_take_tokens_back(lm: DiffusionLM, name: str) -> None:
+    """Not vacuous: the replays above do hold tokens that are masked again; with top_k no trace does."""
+    options = {"block_length": 4} if name == "semi_ar" else {"schedule": "cap", "eta": 0.1}
+    assert (lm.generate(PROMPTS, name, **SETTING, **options).trace.token == M).any()
+    assert not (lm.generate(PROMPTS, "top_k", **SETTING).trace.token == M).any()
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_logits_come_in_pieces(lm: DiffusionLM, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never more numbers at once than the budget, float64 ones counted for more; the same tokens whatever it is."""
-    counting = DiffusionLM(lm.denoiser.model, lm.tokenizer)
-    counting.denoiser = Counting(lm.denoiser.model, MASK)
-    counting.denoiser.asked = []
-    whole = run(counting, name)
-    most = max(counting.denoiser.asked)
-    monkeypatch.setattr(propose, "CHUNK", {"cpu": 300 * 4})
-    counting.denoiser.asked = []
-    pieces = run(counting, name)
-    assert max(counting.denoiser.asked) <= 4 < most
-    assert torch.equal(whole.tokens, pieces.tokens) and torch.equal(whole.nfe, pieces.nfe)
+def test_no_trace_unless_asked_for(lm: DiffusionLM) -> None:
+    assert lm.generate(PROMPTS, "top_k", steps=2, gen_length=4).trace is None
+    assert lm.infill(CANVASES, "top_k", steps=2).trace is None
+
+
+EXACT = [(name, options) for name, options in DECODERS if not {"cfg_scale", "penalty"} & set(options)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), EXACT, ids=["-".join([name, *map(str, options.values())]) for name, options in EXACT]
+)
+def test_the_confidence_is_the_model_s(lm: DiffusionLM, name: str, options: dict[str, Any]) -> None:
+    """Of every token, for every rule: its probability given the canvas as it stood before the step."""
+    if name == "repetition_penalty":
+        options = {**options, "penalty": 1.0}
+    prompt = PROMPTS[0]
+    out = lm.generate([prompt], name, **SETTING, **options)
+    network = network_of_model(lm.denoiser)
+    canvas, before, now = [*prompt, *[M] * 12], [], -1
+    checked = 0
+    for step, _, offset, token, confidence in events(out.trace):
+        if step != now:
+            before, now = list(canvas), step
+            p = [softmax(row) for row in network(before)]
+        if token != M:
+            assert confidence == pytest.approx(p[len(prompt) + offset][token], rel=1e-3, abs=1e-6)
+            checked += 1
+        canvas[len(prompt) + offset] = token
+    assert checked >= 12
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("low_confidence", {}),
+        ("remdm", {"schedule": "rescale", "eta": 0.5}),
+        ("conv", {"kernel_size": 3, "rule": "low_confidence"}),
+        ("semi_ar", {"rule": "threshold", "variant": "restrict", "block_length": 4}),
+        ("sliding_annealing", {"reach": 2}),
+    ],
+)
+def test_watching(lm: DiffusionLM, name: str, options: dict[str, Any]) -> None:
+    """Once a step, in order, and once more for leftovers: the canvas as the events up to then make it."""
+    seen: list[tuple[int, Tensor]] = []
+
+    def watch(step: int, tokens: Tensor) -> None:
+        seen.append((step, tokens.clone()))
+
+    plain = lm.generate(PROMPTS, name, **SETTING, **options)
+    out = lm.generate(PROMPTS, name, **SETTING, **options, watch=watch, batch_size=5)
+    assert torch.equal(out.tokens, plain.tokens)
+    leftovers = bool((out.leftover_masks > 0).any())
+    assert [step for step, _ in seen] == list(range(6 + leftovers))
+    assert leftovers == (name == "conv")
+    order = sorted(range(len(PROMPTS)), key=lambda i: len(PROMPTS[i]))  # rows of a batch go by length
+    tokens = [[M] * 12 for _ in PROMPTS]
+    history = events(out.trace)
+    for step, shown in seen:
+        for when, row, offset, token, _ in history:
+            if when == step:
+                tokens[row][offset] = token
+        assert shown.shape == (5, 12)
+        assert shown.tolist() == [tokens[i] for i in order]
+    assert (seen[0][1] == M).any() and not (seen[-1][1] == M).any()
+
+
+def test_watching_does_not_touch_the_canvas(lm: DiffusionLM) -> None:
+    """A watcher that overwrites what it is given changes nothing."""
+    setting = {"decoder": "conv", "steps": 6, "gen_length": 12, "kernel_size": 5}
+    spoilt = lm.generate(PROMPTS, **setting, watch=lambda _, tokens: tokens.fill_(7))
+    assert torch.equal(spoilt.tokens, lm.generate(PROMPTS, **setting).tokens)
+    filled = lm.infill(CANVASES, "low_confidence", watch=lambda _, tokens: tokens.fill_(7))
+    assert all(map(torch.equal, filled.tokens, lm.infill(CANVASES, "low_confidence").tokens))
+
+
+def test_infilling_is_traced_and_watched(lm: DiffusionLM) -> None:
+    """Offsets count from the canvas's first position; a watcher sees the whole canvas, right-padded with EOS."""
+    seen: list[Tensor] = []
+    options = {"steps": 5, "schedule": "cap", "eta": 0.2, "trace": True, "batch_size": len(CANVASES)}
+    out = lm.infill(CANVASES, "remdm", **options, watch=lambda _, tokens: seen.append(tokens.clone()))
+    tokens = [list(canvas) for canvas in CANVASES]
+    stamps = [[-1] * len(canvas) for canvas in CANVASES]
+    for step, row, offset, token, _ in events(out.trace):
+        assert CANVASES[row][offset] == M
+        tokens[row][offset], stamps[row][offset] = token, -1 if token == M else step
+    assert tokens == [row.tolist() for row in out.tokens] and stamps == [row.tolist() for row in out.commit_step]
+    longest = max(map(len, CANVASES))
+    order = sorted(range(len(CANVASES)), key=lambda i: len(CANVASES[i]))
+    assert len(seen) == 5
+    assert seen[-1].tolist() == [[*tokens[i], *[EOS] * (longest - len(tokens[i]))] for i in order]

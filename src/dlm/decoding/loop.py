@@ -112,14 +112,14 @@ def fill(
         for step in range(phase.steps):
             _step(canvas, decoder, phase, phase.first + step, clock)
             if watch is not None:
-                watch(clock, canvas.tokens.cpu())
+                watch(clock, canvas.tokens.cpu().clone())
             clock += 1
         canvas.remask(phase.keep, clock - 1)
     leftover = canvas.masked.sum(-1)
     if leftover.any():
         _fill_greedily(canvas, clock, gen_length)
         if watch is not None:
-            watch(clock, canvas.tokens.cpu())
+            watch(clock, canvas.tokens.cpu().clone())
     return Decoded(canvas.tokens.cpu(), canvas.nfe.cpu(), leftover.cpu(), canvas.steps.cpu(), canvas.trace())
 
 
