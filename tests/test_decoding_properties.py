@@ -133,17 +133,6 @@ def jobs(
     return Job(name, options, gen_length, steps, draw(prompt_lists(most_rows=rows)), draw(st.integers(0, 999)))
 
 
-def plain_options(job: Job) -> dict[str, Any]:
-    """A conv's or semi-AR's options without the window or the blocks."""
-    kept = {"eos_fill", "penalty"} | ({"top_k"} if issubclass(RULES[job.options["rule"]], TopKOptions) else set())
-    return {key: value for key, value in job.options.items() if key in kept}
-
-
-def revokes(job: Job) -> bool:
-    """Whether a committed token may be masked again."""
-    return "remdm" in (job.name, job.options.get("rule"))
-
-
 def same(one: Decoded, other: Decoded) -> bool:
     return all(
         getattr(one, part).tolist() == getattr(other, part).tolist()
@@ -324,16 +313,6 @@ def test_the_cache_is_exact(job: Job) -> None:
     with_cache, without = job.run(cache=True), job.run(cache=False)
     assert same(with_cache, without)
     assert (with_cache.nfe <= without.nfe).all()
-
-
-@quick
-@given(jobs(rows=2), st.sampled_from([0.5, 2.0]))
-def test_guidance_is_whole_and_takes_two_passes(job: Job, cfg_scale: float) -> None:
-    """With the cache, without it, alone and together: the same; an even number of passes."""
-    found = job.run(cfg_scale=cfg_scale)
-    assert same(found, job.run(cfg_scale=cfg_scale, cache=False))
-    assert (found.tokens != MASK).all() and (found.nfe % 2 == 0).all()
-    assert found.tokens[0].tolist() == job.run(cfg_scale=cfg_scale, rows=slice(0, 1)).tokens[0].tolist()
 
 
 def test_the_cache_saves_passes() -> None:

@@ -192,8 +192,8 @@ class DiffusionLM:
             decoder, seed, batch_size, trace, watch, options: as in `generate`.
 
         Raises:
-            UserError: as in `generate`; a canvas without a gap; EOS-fill, hard blocks or a sliding window, which go from
-                left to right.
+            UserError: as in `generate`; a canvas without a gap; EOS-fill, hard blocks or a sliding window, which go
+                from left to right.
         """
         given = [canvases] if isinstance(canvases, str) else canvases
         ids = [self._canvas(canvas) for canvas in given]

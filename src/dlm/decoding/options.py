@@ -230,7 +230,7 @@ class SlidingAnnealingOptions(TopKOptions):
             require(value is None, dotted(where, name), "null: sliding_annealing is a window of its own", value)
 
     def check_infilling(self, where: str) -> None:
-        raise UserError(f"{where}: sliding_annealing goes from left to right; fill gaps with another decoder")
+        raise UserError(f"{where}: sliding_annealing goes from left to right and cannot fill gaps; conv can")
 
 
 RULES: dict[str, type[DecoderOptions]] = {
