@@ -16,6 +16,8 @@ from rich.console import Console
 from tiny import tiny_lm
 
 from dlm.api import DiffusionLM
+from dlm.command import cli
+from dlm.command import main as command_main
 from dlm.command.decoders import meanings, options_of, overview, summary
 from dlm.command.escape import one_line, printable
 from dlm.command.main import main
@@ -538,18 +540,32 @@ def test_a_mistake_in_a_process(instruct: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", message)
 
 
-def test_ctrl_c(instruct: Path) -> None:
-    """While it waits for its prompts."""
-    command = [sys.executable, "-X", "importtime", *DLM[1:], "generate", str(instruct)]
-    pipes: dict[str, Any] = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
-    process = subprocess.Popen(command, **pipes, env=ENVIRONMENT)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.rstrip().endswith(b" dlm.command.main"):  # imported: only stdin is left to wait for
-            break
-    process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and out == b"" and b"Traceback" not in errors
+def test_ctrl_c(instruct: Path, tmp_path: Path) -> None:
+    """While it waits for its prompts: the writer's end of a fifo opens when the reader is there."""
+    fifo = tmp_path / "prompts"
+    os.mkfifo(fifo)
+    command = [*DLM, "generate", str(instruct), "--prompts", str(fifo)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    with fifo.open("wb"):
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (130, b"", b"")
+
+
+def test_ctrl_c_behind_a_failing_finally(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("clean-up")
+
+    monkeypatch.setattr(command_main, "main", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli()
+    assert caught.value.code == 130
+    monkeypatch.setattr(command_main, "main", lambda: [][0])
+    with pytest.raises(IndexError):
+        cli()
 
 
 def test_a_closed_pipe_ends_quietly() -> None:

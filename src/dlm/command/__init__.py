@@ -12,3 +12,8 @@ def cli() -> None:
         run_script(main_to_the_end)
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        # Ctrl-C, and a library's `finally` that failed on the way out (argparse has one).
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise SystemExit(128 + signal.SIGINT) from None
