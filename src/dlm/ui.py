@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 
@@ -18,7 +19,17 @@ def main() -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
     command += ["--port", str(arguments.port), "--backend-store-uri", tracking_uri()]
     command += ["--default-artifact-root", str(tracking_root() / "mlartifacts")]
-    raise SystemExit(subprocess.call(command, env=environment))
+    # A session of its own: Ctrl-C reaches us alone, and the server ends on SIGTERM, which it takes without tracebacks.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        status = server.wait()
+    except KeyboardInterrupt:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+        status = 0
+    raise SystemExit(status)
 
 
 def cli() -> None:
