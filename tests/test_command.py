@@ -545,7 +545,14 @@ def test_ctrl_c(instruct: Path, tmp_path: Path) -> None:
     fifo = tmp_path / "prompts"
     os.mkfifo(fifo)
     command = [*DLM, "generate", str(instruct), "--prompts", str(fifo)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        # A shell's background job ignores Ctrl-C, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     with fifo.open("wb"):
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)
