@@ -4,9 +4,11 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
-from slow import Candidates, Network, Now, State, Task, settle, tempered
-from tiny import chi_square_p
+import pytest
+from slow import Candidates, Network, Now, State, Task, fast_decode, network_of_table, settle, tempered
+from tiny import TableDenoiser, chi_square_p
 
 from dlm.decoding.loop import Decoded
 
@@ -113,3 +115,14 @@ def p_values(found: Decoded, responses: dict, stamps: dict) -> tuple[float, floa
         size = len(drawn_rows)
         values.append(chi_square_p([counts[cell] for cell in cells], [size * expected[cell] for cell in cells]))
     return values[0], values[1]
+
+
+def assert_in_distribution(case: tuple[str, dict[str, Any], int, int]) -> None:
+    """ROWS answers of (decoder, options, gen_length, steps) against the enumeration of every possible run."""
+    name, options, gen_length, steps = case
+    table = TableDenoiser(vocab=4, mask_id=1, seed=3)
+    task = Task(name, options, gen_length, steps, 0, 1)
+    responses, stamps = exact_distribution(network_of_table(table), [2, 3], task)
+    assert sum(responses.values()) == pytest.approx(1) and sum(stamps.values()) == pytest.approx(1)
+    found = fast_decode(table, [[2, 3]] * ROWS, task)
+    assert min(p_values(found, responses, stamps)) > 0.001

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from enumeration import ROWS, exact_distribution, p_values
+from enumeration import ROWS, assert_in_distribution, exact_distribution, p_values
 from slow import PROMPTS, Task, assert_token_for_token, case_id, fast_decode, network_of_table
 from tiny import TableDenoiser, tiny_lm, tiny_model
 from torch import Tensor
@@ -87,13 +87,7 @@ SAMPLED = [
 @pytest.mark.parametrize("case", SAMPLED, ids=case_id)
 def test_in_distribution(case: tuple[str, dict[str, Any], int, int]) -> None:
     """Factoring the joint draw into commit and token changes nothing: 4000 answers against the enumeration."""
-    name, options, gen_length, steps = case
-    table = TableDenoiser(vocab=4, mask_id=1, seed=3)
-    task = Task(name, options, gen_length, steps, 0, 1)
-    responses, stamps = exact_distribution(network_of_table(table), [2, 3], task)
-    assert sum(responses.values()) == pytest.approx(1) and sum(stamps.values()) == pytest.approx(1)
-    found = fast_decode(table, [[2, 3]] * ROWS, task)
-    assert min(p_values(found, responses, stamps)) > 0.001
+    assert_in_distribution(case)
 
 
 @pytest.mark.parametrize(

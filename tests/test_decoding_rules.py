@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from enumeration import ROWS, exact_distribution, p_values
+from enumeration import ROWS, assert_in_distribution, exact_distribution, p_values
 from slow import PROMPTS, Task, assert_token_for_token, case_id, fast_decode, network_of_table
 from test_decoding import CASES as PLAIN
 from tiny import TableDenoiser, tiny_lm
@@ -175,13 +175,7 @@ SAMPLED: list[Case] = [
 @pytest.mark.parametrize("case", SAMPLED, ids=case_id)
 def test_in_distribution(case: Case) -> None:
     """4000 answers against the enumeration of every possible run."""
-    name, options, gen_length, steps = case
-    table = TableDenoiser(vocab=4, mask_id=1, seed=3)
-    task = Task(name, options, gen_length, steps, 0, 1)
-    responses, stamps = exact_distribution(network_of_table(table), [2, 3], task)
-    assert sum(responses.values()) == pytest.approx(1) and sum(stamps.values()) == pytest.approx(1)
-    found = fast_decode(table, [[2, 3]] * ROWS, task)
-    assert min(p_values(found, responses, stamps)) > 0.001
+    assert_in_distribution(case)
 
 
 CAP = {"top_k": 2, "schedule": "cap", "eta": 0.4}

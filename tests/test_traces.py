@@ -6,7 +6,7 @@ import pytest
 import torch
 from slow import network_of_model, softmax
 from test_infilling import CANVASES
-from test_invariance import APPROXIMATIONS, DECODERS
+from test_invariance import DECODERS, every_decoder
 from tiny import tiny_lm
 from torch import Tensor
 
@@ -16,11 +16,6 @@ from dlm.decoding.canvas import Trace
 EOS, M = 0, 1
 PROMPTS = [[5, 9, 70], [100], [*range(200, 212)], [31, 0, 32, 33], [7, 7]]
 SETTING = {"steps": 6, "gen_length": 12, "seed": 4, "trace": True}
-every_decoder = pytest.mark.parametrize(
-    ("name", "options"),
-    [*DECODERS, *APPROXIMATIONS],
-    ids=["-".join([name, *map(str, options.values())]) for name, options in [*DECODERS, *APPROXIMATIONS]],
-)
 
 
 @pytest.fixture(scope="module")
