@@ -49,6 +49,7 @@ from dlm.decoding.options import DecoderOptions
 from dlm.decoding.presets import make_decoder
 from dlm.errors import run_script
 from dlm.files import atomic_path, write_json
+from dlm.models.compiled import MODES
 from dlm.schema import require
 
 PLAIN_DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -105,7 +106,7 @@ class Runner:
         assert self.options is not None
         prompts = self._prompts()
         out = decode(
-            self.subject.denoiser(),
+            self.subject.denoiser,
             prompts,
             make_decoder(self.options),
             gen_length=self.setting.gen_length,
@@ -139,13 +140,15 @@ def main() -> None:
         print(json.dumps({"peak_bytes": measure_memory(arguments, Setting(**json.loads(arguments.child)))}))
         return
     require(arguments.out is not None, "--out", "given: a path without an ending", None)
-    subject = load_subject(arguments.model, arguments.device, arguments.dtype)
+    subject = load_subject(arguments.model, arguments.device, arguments.dtype, arguments.compile)
     check(arguments, subject)
     rows: list[Row] = []
     for length in arguments.lengths:
         for text in arguments.decoders:
             rows += group(arguments, subject, text, length)
-    settings = {name: getattr(arguments, name) for name in ("model", "dtype", "prompt_length", "steps", "repeats")}
+    settings = {
+        name: getattr(arguments, name) for name in ("model", "dtype", "compile", "prompt_length", "steps", "repeats")
+    }
     result = {
         "title": arguments.out.name,
         "command": command_line(),
@@ -168,6 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plain-dtypes", nargs="*", choices=PLAIN_DTYPES, default=["float64"], help="none leaves it out")
     add("--device", default=default_device(), help="cpu or cuda (default: a GPU if any)")
     add("--dtype", choices=DTYPES, help="of weights and arithmetic (default: bfloat16 on a GPU, else float32)")
+    add("--compile", choices=("none", *MODES), default="none", help="torch.compile for dlm (default: none)")
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch on the CPU")
     add("--no-memory", action="store_true", help="leave memory out; on a CPU it takes one more run of each")
     add("--out", type=Path, help="where to write, without an ending: results/benchmarks/NAME")
@@ -277,13 +281,14 @@ def memory_of(arguments: argparse.Namespace, subject: Subject, setting: Setting)
     """Peak bytes of a setting: here on a GPU, in a child process on a CPU."""
     if subject.model.device.type == "cuda":
         return peak_of(subject, setting, arguments.device)
-    names = ("model", "device", "dtype", "threads")
+    names = ("model", "device", "dtype", "compile", "threads")
     options = [word for name in names for word in (f"--{name}", str(getattr(arguments, name)))]
     return child_peak(Path(__file__), (*options, "--child", json.dumps(vars(setting))))
 
 
 def measure_memory(arguments: argparse.Namespace, setting: Setting) -> int:
-    return peak_of(load_subject(arguments.model, arguments.device, arguments.dtype), setting, arguments.device)
+    subject = load_subject(arguments.model, arguments.device, arguments.dtype, arguments.compile)
+    return peak_of(subject, setting, arguments.device)
 
 
 def peak_of(subject: Subject, setting: Setting, device: str) -> int:

@@ -1,6 +1,7 @@
 """The models that are measured: the shipped checkpoint, and random weights in published shapes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -53,9 +54,11 @@ class Subject:
     mask_id: int
     eos_id: int
     bf16: bool
+    compile: str = "none"
 
+    @cached_property
     def denoiser(self) -> Denoiser:
-        return Denoiser(self.model, self.mask_id, bf16=self.bf16)
+        return Denoiser(self.model, self.mask_id, bf16=self.bf16, compile=self.compile)
 
     def canvas(self, prompts: list[list[int]], gen_length: int) -> Tensor:
         """Prompts of one length with their masks, [batch, length]."""
@@ -76,11 +79,11 @@ class Subject:
         return ids[torch.randint(len(ids), (count, length), generator=generator)].tolist()
 
 
-def load_subject(name: str, device: str, dtype: str) -> Subject:
+def load_subject(name: str, device: str, dtype: str, compile: str = "none") -> Subject:
     """Make or load a model on `device` with weights of `dtype`.
 
     Raises:
-        UserError: a model that is too large for a CPU.
+        UserError: a model that is too large for a CPU, or no means to compile.
     """
     if name in GPU_ONLY and not device.startswith("cuda"):
         raise UserError(f"--model {name} needs a GPU with 24 GB or more; pass --device cuda there, or another --model")
@@ -90,9 +93,9 @@ def load_subject(name: str, device: str, dtype: str) -> Subject:
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
             parameter.data = parameter.data.to(device, DTYPES[dtype])
         torch.nn.Module.to(model, device)
-        return Subject(name, model.eval(), tokenizer.mask_token_id, tokenizer.eos_token_id, bf16)
+        return Subject(name, model.eval(), tokenizer.mask_token_id, tokenizer.eos_token_id, bf16, compile)
     shape = SHAPES[name]
-    return Subject(name, random_model(shape, device, DTYPES[dtype]), shape.mask_id, shape.eos_id, bf16)
+    return Subject(name, random_model(shape, device, DTYPES[dtype]), shape.mask_id, shape.eos_id, bf16, compile)
 
 
 def random_model(shape: Shape, device: str, dtype: torch.dtype) -> PreTrainedModel:

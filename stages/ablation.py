@@ -25,7 +25,8 @@ def main() -> None:
     ) as run:
         corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
         examples = list(corpus.examples.values())
-        lm = DiffusionLM.load(build / "models" / arguments.checkpoint, precision=params.decode.precision)
+        weights = build / "models" / arguments.checkpoint
+        lm = DiffusionLM.load(weights, precision=params.decode.precision, compile=params.decode.compile)
         rows = []
         for variant, options, prompts, steps in variants(params):
             answers, _ = decode_prompts(

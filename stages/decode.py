@@ -24,7 +24,7 @@ def main() -> None:
     out = arguments.build / "answers" / f"{cell}.jsonl"
     with stage_run("decode", cell=cell, params=tracked(params, "decode", f"decoding.{arguments.decoder}")) as run:
         weights = arguments.build / "models" / arguments.checkpoint
-        lm = DiffusionLM.load(weights, precision=params.decode.precision)
+        lm = DiffusionLM.load(weights, precision=params.decode.precision, compile=params.decode.compile)
         rows = read_split(arguments.build / "data", "eval", ["id", "prompt", "prompt_ids"])
         answers, seconds = decode_prompts(
             lm,

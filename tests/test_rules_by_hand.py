@@ -180,11 +180,11 @@ def test_at_random_follows_the_window() -> None:
 def test_by_confidence() -> None:
     """σ = 1/2 over a row's tokens of p = .2 .9: e^-.2 and e^-.9 over their sum, halved; a single token gets it all."""
     row, log_p = torch.tensor([0, 0, 2]), torch.tensor([0.2, 0.9, 0.4]).log()
-    found = commit.by_confidence(row, log_p, Rates(1.0, 1.0, 2, 0.5))
+    found = commit.by_confidence(3, row, log_p, Rates(1.0, 1.0, 2, 0.5))
     first, second = math.exp(-0.2), math.exp(-0.9)
     assert found.tolist() == pytest.approx([first / (first + second) / 2, second / (first + second) / 2, 0.5])
-    assert commit.by_confidence(row[:0], log_p[:0], Rates(1.0, 1.0, 2, 0.5)).tolist() == []
-    assert commit.uniformly(row, log_p, Rates(1.0, 1.0, 2, 0.3)).tolist() == [0.3] * 3
+    assert commit.by_confidence(3, row[:0], log_p[:0], Rates(1.0, 1.0, 2, 0.5)).tolist() == []
+    assert commit.uniformly(3, row, log_p, Rates(1.0, 1.0, 2, 0.3)).tolist() == [0.3] * 3
 
 
 # --- Proposals --------------------------------------------------------------------------------------------------------

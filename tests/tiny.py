@@ -71,8 +71,9 @@ class TableDenoiser(Denoiser):
     def vocab_size(self) -> int:
         return len(self.left)
 
-    def hidden(self, canvas: Tensor, visible: Tensor) -> Tensor:
+    def hidden(self, canvas: Tensor, visible: Tensor | None) -> Tensor:
         hidden = torch.zeros(*canvas.shape, self.width)
+        visible = torch.ones_like(canvas, dtype=torch.bool) if visible is None else visible
         hidden[:, 1:] += self.left[canvas[:, :-1]] * visible[:, :-1, None]
         hidden[:, :-1] += self.right[canvas[:, 1:]] * visible[:, 1:, None]
         return hidden
@@ -104,9 +105,9 @@ class Recorder(Denoiser):
     def vocab_size(self) -> int:
         return self.inner.vocab_size
 
-    def hidden(self, canvas: Tensor, visible: Tensor) -> Tensor:
+    def hidden(self, canvas: Tensor, visible: Tensor | None) -> Tensor:
         self.canvases.append(canvas.clone())
-        self.visible.append(visible.clone())
+        self.visible.append(torch.ones_like(canvas, dtype=torch.bool) if visible is None else visible.clone())
         return self.inner.hidden(canvas, visible)
 
     def logits(self, hidden: Tensor) -> Tensor:

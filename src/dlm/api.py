@@ -88,27 +88,31 @@ class DiffusionLM:
         tokenizer: PreTrainedTokenizerFast,
         template: Template | None = None,
         precision: str = "fp32",
+        compile: str = "none",
     ) -> None:
         if tokenizer.mask_token_id is None or tokenizer.eos_token_id is None:
             raise UserError("the tokenizer needs a mask and an end-of-text token; add them and save it again")
         self.tokenizer = tokenizer
         self.template = template
-        self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision))
+        self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision), compile=compile)
 
     @classmethod
-    def load(cls, path: Path | str, device: str | None = None, precision: str = "fp32") -> "DiffusionLM":
+    def load(
+        cls, path: Path | str, device: str | None = None, precision: str = "fp32", compile: str = "none"
+    ) -> "DiffusionLM":
         """Load a checkpoint (folder or hub name; safetensors, no remote code) onto `device` (default: CUDA if any).
 
         `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 on a GPU that has it):
-        faster, and equal up to rounding.
+        faster, and equal up to rounding. So is `compile`: default (torch.compile), or cuda_graphs on a GPU; each new
+        shape of a batch costs the time to compile it.
 
         Raises:
-            UserError: nothing there, not a masked diffusion model, or broken weights.
+            UserError: nothing there, not a masked diffusion model, broken weights, or no means to compile.
         """
         model, tokenizer = load_checkpoint(path, causal=False)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.nn.Module.to(model, device)
-        return cls(model, tokenizer, load_template(path), precision)
+        return cls(model, tokenizer, load_template(path), precision, compile)
 
     def prompt(self, instruction: str, input: str = "") -> str:
         """The checkpoint's own template around an instruction. Raises UserError where it was saved without one."""

@@ -244,6 +244,7 @@ class DecodeParams:
     gen_length: int
     batch_size: int
     precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["none", "default", "cuda_graphs"]
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["steps", "gen_length", "batch_size"])

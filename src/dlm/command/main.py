@@ -146,6 +146,9 @@ def _add_shared(parser: Parser, steps: str) -> None:
     running.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="fp32", help="(default: fp32; auto: bf16 on a GPU)"
     )
+    running.add_argument(
+        "--compile", choices=["none", "default", "cuda_graphs"], default="none", help="torch.compile (default: none)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object a line")
     output.add_argument("--watch", action="store_true", help="see one text being filled in (on a terminal)")

@@ -88,7 +88,7 @@ def _load(arguments: argparse.Namespace) -> DiffusionLM:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device!r} cannot be used ({reason}); name another, such as cpu") from None
-    return DiffusionLM.load(arguments.checkpoint, device, arguments.precision)
+    return DiffusionLM.load(arguments.checkpoint, device, arguments.precision, arguments.compile)
 
 
 def _watching(arguments: argparse.Namespace) -> bool:

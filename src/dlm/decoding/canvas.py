@@ -51,9 +51,9 @@ class Canvas:
         tracing: bool = False,
     ) -> None:
         device = denoiser.device
-        lengths = torch.tensor([len(row) for row in rows])
-        size = (len(rows), int(lengths.max()))
-        place = torch.arange(size[1])
+        self.lengths = [len(row) for row in rows]
+        size = (len(rows), max(self.lengths))
+        place, lengths = torch.arange(size[1]), torch.tensor(self.lengths)
         self.denoiser, self.options, self.eos_id = denoiser, options, eos_id
         self.keys = keys.to(device)
         self.offset: Int[Tensor, "batch length"] = (place - torch.tensor(starts)[:, None]).to(device)
@@ -95,15 +95,20 @@ class Canvas:
             committed &= (self.response & (self.tokens == self.eos_id)).cumsum(-1) == 0
         return committed
 
-    def visible(self, open_: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
-        """What the model is shown: everything, or without (some of) the masks that cannot commit now.
+    def stale(self, needed: Bool[Tensor, "batch length"]) -> Bool[Tensor, " batch"]:
+        """Rows with a position that is needed now, whose hidden states are not of what stands there."""
+        rows = needed.any(-1)
+        return rows & self.dirty if self.options.cache else rows
+
+    def visible(self, open_: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"] | None:
+        """What the model is shown: everything (None), or without (some of) the masks that cannot commit now.
 
         DPad (arXiv 2508.14148): the j-th mask behind what is shown anyway (a block's end, though its last positions may
         have committed) is kept with probability a·φ(k·j / (W - 1)), j < W; drawn once a phase.
         """
         options = self.options
         if options.suffix == "full":
-            return self.valid
+            return None
         far = self.masked & ~open_
         if options.suffix == "dropout":
             place = torch.arange(far.shape[1], device=far.device)
@@ -119,18 +124,23 @@ class Canvas:
 
     # --- The model ----------------------------------------------------------------------------------------------
 
-    def refresh(self, needed: Bool[Tensor, " batch"], visible: Bool[Tensor, "batch length"], phase: Phase) -> None:
-        """Run the backbone for the rows that need it now and have changed since they last ran."""
-        rows = (needed & self.dirty if self.options.cache else needed).nonzero()[:, 0]
-        if not len(rows):
+    def refresh(self, stale: Sequence[int], phase: Phase, visible: Bool[Tensor, "batch length"] | None = None) -> None:
+        """Run the backbone for the rows that `stale` (of every row) marks; no others take part in the pass."""
+        chosen = [b for b, marked in enumerate(stale) if marked]
+        if not chosen:
             return
+        rows = torch.tensor(chosen, device=self.tokens.device)
+        lengths = {self.lengths[b] for b in chosen}
+        length = max(lengths)
+        if visible is not None or len(lengths) > 1:
+            visible = (self.valid if visible is None else visible)[rows, :length]
         if self.options.kv_cache != "none":
             self._refresh_block(rows, phase)
         else:
-            self._store(self.hidden, rows, self.denoiser.hidden(self.tokens[rows], visible[rows]))
+            self._store(self.hidden, rows, self.denoiser.hidden(self.tokens[rows, :length], visible))
         if self.unguided is not None:
-            hushed = torch.where(self.context, self.denoiser.mask_id, self.tokens)[rows]
-            self._store(self.unguided, rows, self.denoiser.hidden(hushed, visible[rows]))
+            hushed = torch.where(self.context, self.denoiser.mask_id, self.tokens)[rows, :length]
+            self._store(self.unguided, rows, self.denoiser.hidden(hushed, visible))
         self.nfe[rows] += 1 if self.unguided is None else 2
         self.dirty[rows] = False
 
@@ -158,7 +168,7 @@ class Canvas:
 
     @staticmethod
     def _store(states: Tensor, rows: Tensor, hidden: Tensor) -> None:
-        states[rows] = hidden.to(states.dtype)
+        states[rows, : hidden.shape[1]] = hidden.to(states.dtype)
 
     def logits(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
         """Logits at some positions, guided and penalised as the options say; the mask's is -inf."""
@@ -175,10 +185,10 @@ class Canvas:
 
     def _present(self) -> Bool[Tensor, "batch vocab"]:
         """Which tokens stand on each row's canvas."""
-        present = torch.zeros(len(self.tokens), self.denoiser.vocab_size, dtype=torch.bool, device=self.tokens.device)
-        row, position = (self.valid & ~self.masked).nonzero(as_tuple=True)
-        present[row, self.tokens[row, position]] = True
-        return present
+        vocab = self.denoiser.vocab_size
+        seen = torch.where(self.valid & ~self.masked, self.tokens, vocab)
+        present = torch.zeros(len(seen), vocab + 1, dtype=torch.bool, device=seen.device)
+        return present.scatter_(1, seen, True)[:, :vocab]
 
     # --- Changes ------------------------------------------------------------------------------------------------
 
@@ -222,6 +232,6 @@ class Canvas:
         ended = self.response & (self.tokens == self.eos_id)
         after = ((ended.cumsum(-1) - ended.long()) > 0) & self.response
         changed = after & (self.tokens != self.eos_id)
-        self.tokens[after] = self.eos_id
+        self.tokens.masked_fill_(after, self.eos_id)
         self.masked &= ~after
-        self.steps[changed] = -1
+        self.steps.masked_fill_(changed, -1)

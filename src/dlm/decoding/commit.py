@@ -31,7 +31,7 @@ class Open:
 
 Uniform = Float64[Tensor, " n"]
 Commit = Callable[[Open, Candidates, Rates, Uniform], Bool[Tensor, " n"]]
-Revoke = Callable[[Int[Tensor, " n"], Float[Tensor, " n"], Rates], Float64[Tensor, " n"]]
+Revoke = Callable[[int, Int[Tensor, " n"], Float[Tensor, " n"], Rates], Float64[Tensor, " n"]]
 
 
 def ancestral(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
@@ -91,7 +91,7 @@ def factor(bound: float) -> Commit:
         rank = _rank(open_, score)
         fails = (rank + 2) * (1 - score.double().exp()) >= bound
         first = torch.full((open_.batch,), len(rank), device=rank.device)
-        first = first.scatter_reduce(0, open_.row[fails], rank[fails], "amin")
+        first = first.scatter_reduce(0, open_.row, torch.where(fails, rank, len(rank)), "amin")
         return (rank < first[open_.row]) | (rank < _quota(open_, rates))
 
     return rule
@@ -107,20 +107,19 @@ def _rank(open_: Open, score: Tensor) -> Int[Tensor, " n"]:
     # Stable sorts from the last key to the first: position (as given), score, row.
     order = torch.argsort(score, descending=True, stable=True)
     order = order[torch.argsort(open_.row[order], stable=True)]
-    counts = torch.bincount(open_.row, minlength=open_.batch)
+    counts = order.new_zeros(open_.batch).index_add_(0, open_.row, torch.ones_like(order))
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device) - starts[open_.row[order]]
     return rank
 
 
-def uniformly(row: Tensor, log_confidence: Tensor, rates: Rates) -> Tensor:
+def uniformly(batch: int, row: Tensor, log_confidence: Tensor, rates: Rates) -> Tensor:
     """ReMDM: every committed token is masked again with probability σ_t."""
     return torch.full(row.shape, rates.revoke, dtype=torch.float64, device=row.device)
 
 
-def by_confidence(row: Tensor, log_confidence: Tensor, rates: Rates) -> Tensor:
+def by_confidence(batch: int, row: Tensor, log_confidence: Tensor, rates: Rates) -> Tensor:
     """ReMDM-conf: σ_t times the softmax, over a row's committed tokens, of minus their p when they were committed."""
     weight = (-log_confidence.double().exp()).exp()
-    total = torch.zeros(int(row.max()) + 1 if len(row) else 0, dtype=torch.float64, device=row.device)
-    return rates.revoke * weight / total.index_add_(0, row, weight)[row]
+    return rates.revoke * weight / weight.new_zeros(batch).index_add_(0, row, weight)[row]

@@ -114,7 +114,8 @@ def fill(
             if watch is not None:
                 watch(clock, canvas.tokens.cpu().clone())
             clock += 1
-        canvas.remask(phase.keep, clock - 1)
+        if phase.keep < gen_length:
+            canvas.remask(phase.keep, clock - 1)
     leftover = canvas.masked.sum(-1)
     if leftover.any():
         _fill_greedily(canvas, clock, gen_length)
@@ -126,18 +127,24 @@ def fill(
 def _step(canvas: Canvas, decoder: Decoder, phase: Phase, step: int, clock: int) -> None:
     rates = decoder.rule.schedule(step, phase.total)
     revoked = _revoked(canvas, decoder, phase, rates, clock)
-    in_phase = canvas.in_phase(phase)
-    if in_phase.any():
-        _commit(canvas, decoder, phase, in_phase, rates, clock)
+    _commit(canvas, decoder, phase, rates, clock)
     if revoked is not None and len(revoked[0]):
         canvas.revoke(*revoked, clock)
 
 
-def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, in_phase: Tensor, rates: Rates, clock: int) -> None:
+def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock: int) -> None:
+    """A forward pass where one is needed, and the tokens that commit now.
+
+    A device is waited for twice: for the numbers that say how much there is to compute, and for those that commit.
+    """
+    in_phase = canvas.in_phase(phase)
     log_weight = decoder.window(canvas.valid & ~canvas.masked)
     open_ = in_phase & (log_weight > float("-inf"))
-    canvas.refresh(in_phase.any(-1), canvas.visible(open_), phase)
-    row, position = open_.nonzero(as_tuple=True)
+    stale, counts = torch.stack([canvas.stale(in_phase).long(), open_.sum(-1)]).tolist()
+    canvas.refresh(stale, phase, canvas.visible(open_))
+    if not any(counts):
+        return
+    row, position = torch.nonzero_static(open_, size=sum(counts)).unbind(-1)
     offset = canvas.offset[row, position]
     must = offset < phase.must
     candidates = decoder.rule.propose(_source(canvas, row, position, clock))
@@ -169,7 +176,7 @@ def _revoked(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock
     if decoder.rule.revoke is None or not rates.revoke:
         return None
     row, position = canvas.revocable(phase).nonzero(as_tuple=True)
-    probability = decoder.rule.revoke(row, canvas.log_p[row, position], rates)
+    probability = decoder.rule.revoke(len(canvas.tokens), row, canvas.log_p[row, position], rates)
     lost = uniforms(canvas.keys[row], clock, REVOKE, canvas.offset[row, position]) < probability
     return row[lost], position[lost]
 
@@ -177,7 +184,7 @@ def _revoked(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock
 def _fill_greedily(canvas: Canvas, clock: int, gen_length: int) -> None:
     """One extra pass over the whole canvas, the best token everywhere."""
     canvas.start_phase()
-    canvas.refresh(canvas.masked.any(-1), canvas.valid, Phase(1, 0, gen_length, gen_length))
+    canvas.refresh(canvas.stale(canvas.masked).tolist(), Phase(1, 0, gen_length, gen_length), None)
     row, position = canvas.masked.nonzero(as_tuple=True)
     best = greedy(_source(canvas, row, position, clock))
     canvas.commit(row, position, *best.draw(torch.arange(len(row), device=row.device)), clock)

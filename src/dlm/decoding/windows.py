@@ -35,12 +35,11 @@ def conv(kernel_size: int, gain: Gain, conv_mult: float, kernel: Kernel = "box")
         "step": lambda u: (u > 0).float(),
     }
     apply = gains[gain]
-    distance = torch.arange(-reach, reach + 1).abs()
-    weights = {"box": torch.ones(kernel_size), "exponential": torch.exp(-2.0 * distance / max(reach, 1))}[kernel]
 
     def window(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
-        shape = weights.to(committed.device).view(1, 1, -1)
-        unmasked = F.conv1d(committed.float()[:, None], shape, padding=reach)[:, 0]
+        distance = torch.arange(-reach, reach + 1, device=committed.device).abs()
+        weights = torch.exp(-2.0 * distance / max(reach, 1)) if kernel == "exponential" else torch.ones_like(distance)
+        unmasked = F.conv1d(committed.float()[:, None], weights.float().view(1, 1, -1), padding=reach)[:, 0]
         return apply(unmasked).log()
 
     return window

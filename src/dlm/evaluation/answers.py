@@ -37,7 +37,7 @@ def decode_prompts(
     Returns:
         The answers, and the seconds spent generating them (0 for seeds taken from disk).
     """
-    setting = [type(options).__name__, asdict(options), steps, gen_length, lm.denoiser.bf16]
+    setting = [type(options).__name__, asdict(options), steps, gen_length, lm.denoiser.bf16, lm.denoiser.compile]
     key = [fingerprint, setting, [row["prompt_ids"] for row in rows]]
     folder = PARTS / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     answers, seconds = [], 0.0

@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from dlm.models.compiled import Compiled
+from dlm.models.memory import keep_freed_memory
+
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, [batch, heads, length, head width], positions already rotated
 
 
@@ -18,10 +21,15 @@ class Denoiser:
     exactly the logits that a full projection would give there.
     """
 
-    def __init__(self, model: PreTrainedModel, mask_id: int, *, bf16: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, mask_id: int, *, bf16: bool = False, compile: str = "none") -> None:
         self.model = model.eval()
         self.mask_id = mask_id
         self.bf16 = bf16
+        self.compile = compile
+        if model.device.type == "cpu":
+            keep_freed_memory()
+        limit = model.config.max_position_embeddings
+        self._compiled = None if compile == "none" else Compiled(model.get_decoder(), compile, limit, model.device)
 
     @property
     def device(self) -> torch.device:
@@ -36,20 +44,24 @@ class Denoiser:
         return self.model.config.vocab_size
 
     def hidden(
-        self, canvas: Int[Tensor, "batch length"], visible: Bool[Tensor, "batch length"]
+        self, canvas: Int[Tensor, "batch length"], visible: Bool[Tensor, "batch length"] | None
     ) -> Float[Tensor, "batch length width"]:
         """Final hidden states. What is not `visible` (padding, or masks left out) does not exist for the model, costs
-        nothing beyond the fullest row's count, and gets states of no meaning; the others keep their position ids."""
+        nothing beyond the fullest row's count, and gets states of no meaning; the others keep their position ids.
+        None: everything is visible."""
+        if visible is None:
+            return self._states(canvas, None, None)
+        # The visible positions of each row in order, then others up to the fullest row's count.
+        places = torch.argsort(~visible, dim=-1, stable=True)
+        place = torch.arange(canvas.shape[1], device=canvas.device)
         counts = visible.sum(-1)
-        most = int(counts.max())
+        unmoved = (places == place).all(0).cumprod(0).sum()
+        most, least, unmoved = torch.stack([counts.max(), counts.min(), unmoved]).tolist()
         if not most:
             return torch.zeros(*canvas.shape, self.width, device=canvas.device)
-        place = torch.arange(most, device=canvas.device)
-        shown = None if int(counts.min()) == most else place < counts[:, None]
-        # The visible positions of each row in order, then others up to the fullest row's count.
-        places = torch.argsort(~visible, dim=-1, stable=True)[:, :most]
-        moved = bool((places != place).any())
-        output = self._forward(canvas.gather(1, places), shown, places if moved else None).last_hidden_state
+        places, moved = places[:, :most], unmoved < most
+        shown = None if least == most else place[:most] < counts[:, None]
+        output = self._states(canvas.gather(1, places), shown, places if moved else None)
         if not moved and most == canvas.shape[1]:
             return output
         whole = output.new_zeros(*canvas.shape, output.shape[-1])
@@ -74,6 +86,12 @@ class Denoiser:
         """Hidden states of some positions, which see each other and the `kept` positions' earlier keys and values."""
         shown = torch.cat([kept, torch.ones_like(positions, dtype=torch.bool)], dim=1)
         return self._forward(tokens, shown, positions, DynamicCache(keys)).last_hidden_state
+
+    def _states(self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None) -> Tensor:
+        if self._compiled is None:
+            return self._forward(tokens, shown, positions).last_hidden_state
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return self._compiled(tokens, shown, positions)
 
     def _forward(
         self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None

@@ -1,0 +1,87 @@
+"""torch.compile: few static shapes, the same states up to rounding, the same tokens."""
+
+import shutil
+
+import pytest
+import torch
+from test_api import PROMPTS
+from tiny import tiny_lm, tiny_model, tiny_tokenizer
+
+from dlm.api import DiffusionLM
+from dlm.errors import UserError
+from dlm.models import compiled
+from dlm.models.compiled import Compiled, static_shape
+from dlm.models.denoiser import Denoiser
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="no C++ compiler")
+
+
+def test_static_shapes() -> None:
+    assert [static_shape(n, 10, 512)[0] for n in range(1, 14)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
+    assert [static_shape(1, n, 100)[1] for n in (1, 64, 65, 100)] == [64, 64, 100, 100]
+    assert static_shape(5, 130, 512) == (6, 192)
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_the_same_states() -> None:
+    """Whole rows, padded ones, rows with masks left out between; more rows of another length in the same shape."""
+    model = tiny_model(1)
+    plain, fast = Denoiser(model, 1), Denoiser(model, 1, compile="default")
+    canvas = torch.randint(2, 300, (3, 11), generator=torch.Generator().manual_seed(0))
+    holes = torch.tensor([[True] * 11, [True] * 4 + [False] * 3 + [True] * 4, [True] * 6 + [False] * 5])
+    for visible in (None, holes):
+        expected, found = plain.hidden(canvas, visible), fast.hidden(canvas, visible)
+        seen = torch.ones_like(holes) if visible is None else visible
+        torch.testing.assert_close(found[seen], expected[seen], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        fast.hidden(canvas[:, :5], None), plain.hidden(canvas[:, :5], None), atol=1e-4, rtol=1e-4
+    )
+
+
+@needs_compiler
+def test_the_same_tokens() -> None:
+    """Greedy: rows retire, so that several shapes are met."""
+    setting = {"decoder": "low_confidence", "steps": 6, "gen_length": 12, "eos_fill": True}
+    model, tokenizer = tiny_model(2, eos_scale=2.0), tiny_tokenizer()
+    plain = DiffusionLM(model, tokenizer).generate(PROMPTS, **setting)
+    fast = DiffusionLM(model, tokenizer, compile="default").generate(PROMPTS, **setting)
+    assert torch.equal(fast.tokens, plain.tokens) and torch.equal(fast.nfe, plain.nfe)
+
+
+def test_what_a_graph_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call has a static shape, and nothing of the padding is seen or returned."""
+    calls = []
+
+    def recorded(backbone: torch.nn.Module, **options: object) -> object:
+        assert options == {"mode": None, "dynamic": False}
+
+        def run(**inputs: torch.Tensor | bool) -> object:
+            calls.append(inputs)
+            return backbone(**inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", recorded)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
+    lm = tiny_lm(2)
+    expected = lm.generate(PROMPTS, "top_k", steps=6, gen_length=12)
+    found = DiffusionLM(lm.denoiser.model, lm.tokenizer, compile="default").generate(
+        PROMPTS, "top_k", steps=6, gen_length=12
+    )
+    assert torch.equal(found.tokens, expected.tokens)
+    shapes = {tuple(call["input_ids"].shape) for call in calls}
+    assert all(static_shape(*shape, 64) == shape for shape in shapes) and max(shapes) == (8, 64)
+    lengths = [len(prompt) + 12 for prompt in PROMPTS]
+    assert sorted(calls[0]["attention_mask"].sum(-1).tolist()) == sorted(lengths)
+
+
+def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    with pytest.raises(UserError, match="cuda_graphs needs a GPU"):
+        Compiled(model, "cuda_graphs", 64, torch.device("cpu"))
+    with pytest.raises(UserError, match="must be none, default or cuda_graphs, got 'max'"):
+        Denoiser(model, 1, compile="max")
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="needs a C"):
+        Compiled(model, "default", 64, torch.device("cpu"))
