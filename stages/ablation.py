@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from dlm import cli
 from dlm.api import DiffusionLM
-from dlm.cli import stage_arguments, stage_params
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import run_script
 from dlm.evaluation.answers import decode_prompts
@@ -15,10 +15,10 @@ from dlm.tracking import stage_run
 
 
 def main() -> None:
-    parser = stage_arguments(__doc__)
+    parser = cli.stage_arguments(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a folder of build/models, e.g. sft or r2ft")
     arguments = parser.parse_args()
-    params = stage_params(arguments)
+    params = cli.stage_params(arguments)
     build = arguments.build
     with stage_run(
         "ablation", cell=arguments.checkpoint, params=tracked(params, "ablation", "decode", "decoding")

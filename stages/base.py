@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from dlm import cli
 from dlm.blocks import BaseParams
-from dlm.cli import stage_arguments, stage_params
 from dlm.data.splits import read_split
 from dlm.data.text import pack, read_documents
 from dlm.data.tokenizer import load_tokenizer
@@ -22,15 +22,17 @@ from dlm.training.trainers import DiffusionTrainer
 
 
 def main() -> None:
-    arguments = stage_arguments(__doc__).parse_args()
-    params = stage_params(arguments)
+    arguments = cli.stage_arguments(__doc__).parse_args()
+    params = cli.stage_params(arguments)
     base, data = params.base, arguments.build / "data"
     out = arguments.build / "models" / "base"
     with stage_run("base", params=tracked(params, "seed", "model", "base")) as run:
         tokenizer = load_tokenizer(data / "tokenizer")
         curve: list[dict[str, float]] = []
         if base.init in ("checkpoint", "continue"):
-            model, own_tokenizer = load_checkpoint(base.checkpoint, causal=False)
+            model, own_tokenizer = load_checkpoint(
+                base.checkpoint, causal=False, layout=base.layout, tokenizer=base.tokenizer
+            )
             if own_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise UserError(
                     f"params.yaml: base.checkpoint ({base.checkpoint}) has another tokenizer than the data; "

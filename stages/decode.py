@@ -3,8 +3,8 @@
 Wall-clock figures go to build/speed, apart from the answers: they differ from run to run.
 """
 
+from dlm import cli
 from dlm.api import DiffusionLM
-from dlm.cli import stage_arguments, stage_params
 from dlm.data.splits import read_split
 from dlm.errors import run_script
 from dlm.evaluation.answers import decode_prompts
@@ -14,11 +14,11 @@ from dlm.tracking import stage_run
 
 
 def main() -> None:
-    parser = stage_arguments(__doc__)
+    parser = cli.stage_arguments(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a folder of build/models, e.g. sft or r2ft")
     parser.add_argument("--decoder", required=True, help="a block of params.yaml: decoding.<name>")
     arguments = parser.parse_args()
-    params = stage_params(arguments)
+    params = cli.stage_params(arguments)
     options = params.decoder(arguments.decoder)
     cell = f"{arguments.checkpoint}-{arguments.decoder}"
     out = arguments.build / "answers" / f"{cell}.jsonl"

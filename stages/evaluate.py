@@ -1,6 +1,6 @@
 """Metrics of one cell's answers that need no LLM judge, with intervals, as one JSON file."""
 
-from dlm.cli import stage_arguments, stage_params
+from dlm import cli
 from dlm.errors import run_script
 from dlm.evaluation.cell import load_corpus, score_answers, summarise
 from dlm.files import read_jsonl, write_json
@@ -9,11 +9,11 @@ from dlm.tracking import stage_run
 
 
 def main() -> None:
-    parser = stage_arguments(__doc__)
+    parser = cli.stage_arguments(__doc__)
     parser.add_argument("--checkpoint", required=True, help="as in decode; or reference, with --decoder nucleus")
     parser.add_argument("--decoder", required=True, help="as in decode")
     arguments = parser.parse_args()
-    params = stage_params(arguments)
+    params = cli.stage_params(arguments)
     build = arguments.build
     is_reference = arguments.checkpoint == "reference"
     cell = f"{arguments.checkpoint}-{arguments.decoder}"

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlm.cli import stage_arguments, stage_params
+from dlm import cli
 from dlm.data.splits import read_split
 from dlm.diffusion.corruption import RULES, Rule
 from dlm.errors import run_script
@@ -14,8 +14,8 @@ from dlm.tracking import stage_run
 
 
 def main() -> None:
-    arguments = stage_arguments(__doc__).parse_args()
-    params = stage_params(arguments)
+    arguments = cli.stage_arguments(__doc__).parse_args()
+    params = cli.stage_params(arguments)
     settings, data = params.negatives, arguments.build / "data"
     length = params.data.canvas_length
     stats = read_json(data / "stats.json")

@@ -1,6 +1,6 @@
 """Source -> cleaned, templated, tokenised splits, tokenizer and statistics under build/data."""
 
-from dlm.cli import stage_arguments, stage_params
+from dlm import cli
 from dlm.data.prepare import SPLITS, load_splits, make_tokenizer, statistics, tokenise
 from dlm.data.splits import write_examples
 from dlm.data.template import Template
@@ -11,8 +11,8 @@ from dlm.tracking import stage_run
 
 
 def main() -> None:
-    arguments = stage_arguments(__doc__).parse_args()
-    params = stage_params(arguments)
+    arguments = cli.stage_arguments(__doc__).parse_args()
+    params = cli.stage_params(arguments)
     out = arguments.build / "data"
     with stage_run("prepare", params=tracked(params, "seed", "data", "template", "tokenizer")) as run:
         records, counts = load_splits(params.data, params.seed)

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from dlm.cli import stage_arguments, stage_params
+from dlm import cli
 from dlm.data.splits import log_prior, read_split
 from dlm.data.template import Template
 from dlm.errors import UserError, run_script
@@ -20,8 +20,8 @@ NEGATIVE_COLUMNS = ["example", "context_mask", "rejected_ids", "rejected_mask"]
 
 
 def main() -> None:
-    arguments = stage_arguments(__doc__).parse_args()
-    params = stage_params(arguments)
+    arguments = cli.stage_arguments(__doc__).parse_args()
+    params = cli.stage_params(arguments)
     build = arguments.build
     out = build / "models" / "r2ft"
     length = params.data.canvas_length

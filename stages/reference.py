@@ -2,7 +2,7 @@
 
 import functools
 
-from dlm.cli import stage_arguments, stage_params
+from dlm import cli
 from dlm.data.splits import read_split
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
@@ -20,8 +20,8 @@ SCORED_TRAINING_RESPONSES = 500
 
 
 def main() -> None:
-    arguments = stage_arguments(__doc__).parse_args()
-    params = stage_params(arguments)
+    arguments = cli.stage_arguments(__doc__).parse_args()
+    params = cli.stage_params(arguments)
     settings, data = params.reference, arguments.build / "data"
     out = arguments.build / "models" / "reference"
     with stage_run("reference", params=tracked(params, "seed", "model", "reference", "decode")) as run:

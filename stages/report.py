@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from dlm import cli
 from dlm.analysis.claims import judge_claims
 from dlm.analysis.figures import ReportFigure, report_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.table import build_table, long_runs, to_markdown
-from dlm.cli import stage_arguments, stage_params
 from dlm.data.splits import read_split
 from dlm.errors import run_script
 from dlm.files import atomic_directory, atomic_path, read_json, read_jsonl, write_json
@@ -19,10 +19,10 @@ TRAINED = ("base", "sft", "sft_answer", "r2ft", "reference")
 
 
 def main() -> None:
-    parser = stage_arguments(__doc__)
+    parser = cli.stage_arguments(__doc__)
     parser.add_argument("--results", type=Path, help="folder to write to (default: params.yaml: report.results)")
     arguments = parser.parse_args()
-    params = stage_params(arguments)
+    params = cli.stage_params(arguments)
     build, results = arguments.build, arguments.results or Path(params.report.results)
     with stage_run("report", params=tracked(params, "report")) as run:
         cells = [(checkpoint, decoder) for checkpoint in CHECKPOINTS for decoder in params.report.decoders]

@@ -6,7 +6,7 @@
 
 import functools
 
-from dlm.cli import stage_arguments, stage_params
+from dlm import cli
 from dlm.data.splits import read_split
 from dlm.data.template import Template
 from dlm.errors import run_script
@@ -22,10 +22,10 @@ COLUMNS = ["prompt_ids", "answer_ids"]
 
 
 def main() -> None:
-    parser = stage_arguments(__doc__)
+    parser = cli.stage_arguments(__doc__)
     parser.add_argument("--variant", choices=("sft", "sft_answer"), required=True)
     arguments = parser.parse_args()
-    params = stage_params(arguments)
+    params = cli.stage_params(arguments)
     data = arguments.build / "data"
     out = arguments.build / "models" / arguments.variant
     supervise_padding = arguments.variant == "sft"

@@ -241,8 +241,8 @@ def test_the_template_travels_with_the_checkpoint(saved: Path, tmp_path: Path) -
     copy(saved, tmp_path)
     Template("Q: {instruction}\nA:", "Q: {instruction}\nI: {input}\nA:").save(tmp_path)
     again = DiffusionLM.load(tmp_path, device="cpu")
-    assert again.prompt("Describe {input}.") == "Q: Describe {input}.\nA:"
-    assert again.prompt("Describe it.", "Velmora") == "Q: Describe it.\nI: Velmora\nA:"
+    assert again.prompt("Describe {input}.") == again._ids("Q: Describe {input}.\nA:")
+    assert again.prompt("Describe it.", "Velmora") == again._ids("Q: Describe it.\nI: Velmora\nA:")
 
 
 def test_nothing_there(tmp_path: Path) -> None:

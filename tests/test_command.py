@@ -152,7 +152,7 @@ def test_json_is_what_the_library_returns(lm: DiffusionLM, instruct: Path, capsy
     out = lm.generate(whole, "conv", **SETTING, seed=5, kernel_size=3)
     assert rows == [
         {
-            "prompt": whole[b],
+            "prompt": f"Q: {prompts[b]}\nA:",
             "text": out.texts[b],
             "tokens": out.tokens[b].tolist(),
             "nfe": out.nfe[b].item(),

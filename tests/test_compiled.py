@@ -79,9 +79,9 @@ def test_what_a_graph_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     with pytest.raises(UserError, match="cuda_graphs needs a GPU"):
-        Compiled(model, "cuda_graphs", 64, torch.device("cpu"))
+        Compiled(model, "cuda_graphs")
     with pytest.raises(UserError, match="must be none, default or cuda_graphs, got 'max'"):
         Denoiser(model, 1, compile="max")
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs a C"):
-        Compiled(model, "default", 64, torch.device("cpu"))
+        Compiled(model, "default")

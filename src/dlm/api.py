@@ -98,27 +98,37 @@ class DiffusionLM:
 
     @classmethod
     def load(
-        cls, path: Path | str, device: str | None = None, precision: str = "fp32", compile: str = "none"
+        cls,
+        path: Path | str,
+        device: str | None = None,
+        precision: str = "fp32",
+        compile: str = "none",
+        *,
+        layout: str = "auto",
+        tokenizer: Path | str | None = None,
     ) -> "DiffusionLM":
         """Load a checkpoint (folder or hub name; safetensors, no remote code) onto `device` (default: CUDA if any).
 
         `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 on a GPU that has it):
         faster, and equal up to rounding. So is `compile`: default (torch.compile), or cuda_graphs on a GPU; each new
-        shape of a batch costs the time to compile it.
+        shape of a batch costs the time to compile it. In bf16 weights that are saved in half precision stay in it.
+
+        `layout` and `tokenizer` are for published checkpoints that do not say what they are (load_checkpoint).
 
         Raises:
             UserError: nothing there, not a masked diffusion model, broken weights, or no means to compile.
         """
-        model, tokenizer = load_checkpoint(path, causal=False)
+        dtype = "auto" if use_bf16(precision) else torch.float32
+        model, own_tokenizer = load_checkpoint(path, causal=False, layout=layout, tokenizer=tokenizer, dtype=dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.nn.Module.to(model, device)
-        return cls(model, tokenizer, load_template(path), precision, compile)
+        return cls(model, own_tokenizer, load_template(path), precision, compile)
 
-    def prompt(self, instruction: str, input: str = "") -> str:
-        """The checkpoint's own template around an instruction. Raises UserError where it was saved without one."""
+    def prompt(self, instruction: str, input: str = "") -> list[int]:
+        """Token ids of an instruction in the checkpoint's own template. Raises UserError where it has none."""
         if self.template is None:
             raise UserError("this checkpoint carries no prompt template; pass the whole prompt to generate()")
-        return self.template.render(Record(instruction, input, ""))
+        return self.template.encode(self.tokenizer, [Record(instruction, input, "")])[0]
 
     def generate(
         self,

@@ -160,10 +160,17 @@ class TrainingParams:
 
 @dataclass(frozen=True)
 class BaseParams:
-    """The base checkpoint: random, pretrained here (from scratch, or on from `checkpoint`), or one that exists."""
+    """The base checkpoint: random, pretrained here (from scratch, or on from `checkpoint`), or one that exists.
+
+    Attributes:
+        layout: of `checkpoint` (models.layouts).
+        tokenizer: where the tokenizer of `checkpoint` is, null for beside it.
+    """
 
     init: Literal["random", "pretrain", "continue", "checkpoint"]
     checkpoint: str
+    layout: Literal["auto", "causal_lm", "masked_lm", "llada", "dream", "mdlm"]
+    tokenizer: str | None
     rows: Literal["text", "records"]
     text: str
     sequence_length: int

@@ -73,6 +73,13 @@ def _infill(arguments: argparse.Namespace) -> None:
     run.infill(arguments, asked)
 
 
+def _convert(arguments: argparse.Namespace) -> None:
+    request.check_checkpoint(arguments.source)
+    from dlm.command import convert
+
+    convert.convert(arguments)
+
+
 # --- Arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -91,10 +98,12 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "decoders": command("decoders", _decoders, "list the decoders, or the options of one"),
         "generate": command("generate", _generate, "answer prompts with a checkpoint"),
         "infill": command("infill", _infill, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
+        "convert": command("convert", _convert, "write a published checkpoint in the layout that transformers loads"),
     }
     made["decoders"].add_argument("name", nargs="?", help="a decoder")
     _add_generate(made["generate"])
     _add_infill(made["infill"])
+    _add_convert(made["convert"])
     return whole, made
 
 
@@ -130,6 +139,31 @@ def _add_infill(parser: Parser) -> None:
     _add_shared(parser, steps="as many as the fullest text has masks")
 
 
+def _add_convert(parser: Parser) -> None:
+    parser.add_argument("source", help="a published checkpoint's folder, or its name on the Hugging Face hub")
+    parser.add_argument("folder", type=Path, help="where to write the converted one")
+    _add_layout(parser)
+    parser.add_argument(
+        "--template", metavar="NAME", help="the prompt format to save with it: alpaca, llada or dream (default: none)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the weights (default: auto, as published)",
+    )
+
+
+def _add_layout(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        default="auto",
+        help="causal_lm, masked_lm, llada, dream or mdlm (default: auto, by config.json)",
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="where the tokenizer is, if not beside the model")
+
+
 def _add_shared(parser: Parser, steps: str) -> None:
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--decoder", metavar="NAME", help="one of `dlm decoders` (default: conv)")
@@ -146,6 +180,7 @@ def _add_shared(parser: Parser, steps: str) -> None:
     running.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="fp32", help="(default: fp32; auto: bf16 on a GPU)"
     )
+    _add_layout(running)
     running.add_argument(
         "--compile", choices=["none", "default", "cuda_graphs"], default="none", help="torch.compile (default: none)"
     )

@@ -45,7 +45,7 @@ def _request(arguments: argparse.Namespace, options: DecoderOptions, prompts: li
         raise UserError("--watch and --json exclude each other; give one of them")
     if arguments.watch and len(prompts) > 1:
         raise UserError(f"--watch shows one text being filled in, got {len(prompts)}; give one")
-    _check_checkpoint(arguments.checkpoint)
+    check_checkpoint(arguments.checkpoint)
     if arguments.trace is not None:
         arguments.trace = _writable(arguments.trace)
     return Request(options, prompts)
@@ -57,7 +57,7 @@ def _check_numbers(arguments: argparse.Namespace, *names: str) -> None:
         require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
 
 
-def _check_checkpoint(checkpoint: str) -> None:
+def check_checkpoint(checkpoint: str) -> None:
     """A hub name is `name` or `owner/name`; whatever else is not there needs no look at the hub."""
     local = checkpoint.count("/") != 1 or checkpoint.startswith((".", "~", "/")) or checkpoint.endswith("/")
     if not checkpoint or (local and "/" in checkpoint and not Path(checkpoint).exists()):

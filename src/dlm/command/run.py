@@ -13,6 +13,7 @@ from dlm.command.output import print_generation, print_infilling, write_trace
 from dlm.command.prompts import Prompt
 from dlm.command.request import Request
 from dlm.command.watch import watched
+from dlm.data.records import Record
 from dlm.decoding.loop import Watch
 from dlm.errors import UserError
 
@@ -22,7 +23,8 @@ Result = TypeVar("Result", Generation, Infilling)
 def generate(arguments: argparse.Namespace, request: Request) -> None:
     """Decode, write the trace, print."""
     lm = _load(arguments)
-    prompts = [whole_prompt(lm, prompt, arguments.template, arguments.checkpoint) for prompt in request.prompts]
+    whole = [whole_prompt(lm, prompt, arguments.template, arguments.checkpoint) for prompt in request.prompts]
+    prompts, shown = [given for given, _ in whole], [text for _, text in whole]
     steps = arguments.gen_length if arguments.steps is None else arguments.steps
 
     def run(watch: Watch | None) -> Generation:
@@ -40,7 +42,7 @@ def generate(arguments: argparse.Namespace, request: Request) -> None:
     canvas = [lm.denoiser.mask_id] * arguments.gen_length
     out = _decoded(arguments, lm, canvas, steps, run)
     if not _watching(arguments):
-        print_generation(out, prompts, [prompt.text for prompt in request.prompts], json=arguments.json)
+        print_generation(out, shown, [prompt.text for prompt in request.prompts], json=arguments.json)
 
 
 def infill(arguments: argparse.Namespace, request: Request) -> None:
@@ -66,18 +68,20 @@ def infill(arguments: argparse.Namespace, request: Request) -> None:
         print_infilling(out, texts, json=arguments.json)
 
 
-def whole_prompt(lm: DiffusionLM, prompt: Prompt, template: bool | None, checkpoint: str) -> str:
-    """What the model is given. Raises UserError for an instruction that has no template to go into."""
+def whole_prompt(
+    lm: DiffusionLM, prompt: Prompt, template: bool | None, checkpoint: str
+) -> tuple[str | list[int], str]:
+    """What the model is given, and its text. Raises UserError for an instruction that has no template to go into."""
     as_instruction = prompt.kind == "instruction" or lm.template is not None if template is None else template
     if prompt.kind == "prompt" or not as_instruction:
         if prompt.input:
             raise UserError(f"{prompt.where}: has an `input`, which --raw has no place for; write both into `prompt`")
-        return prompt.text
+        return prompt.text, prompt.text
     if lm.template is None:
         raise UserError(f"{checkpoint}: carries no prompt template; give whole prompts (--raw, or `prompt` in a file)")
     if not prompt.text.strip():
         raise UserError(f"{prompt.where}: the instruction is empty; write one")
-    return lm.prompt(prompt.text, prompt.input)
+    return lm.prompt(prompt.text, prompt.input), lm.template.render(Record(prompt.text, prompt.input, ""))
 
 
 def _load(arguments: argparse.Namespace) -> DiffusionLM:
@@ -88,7 +92,14 @@ def _load(arguments: argparse.Namespace) -> DiffusionLM:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device!r} cannot be used ({reason}); name another, such as cpu") from None
-    return DiffusionLM.load(arguments.checkpoint, device, arguments.precision, arguments.compile)
+    return DiffusionLM.load(
+        arguments.checkpoint,
+        device,
+        arguments.precision,
+        arguments.compile,
+        layout=arguments.layout,
+        tokenizer=arguments.tokenizer,
+    )
 
 
 def _watching(arguments: argparse.Namespace) -> bool:

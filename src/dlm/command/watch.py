@@ -13,6 +13,7 @@ from dlm.api import DiffusionLM, Generation, Infilling
 from dlm.command.escape import printable
 from dlm.data.tokenizer import decode
 from dlm.decoding.loop import Watch
+from dlm.models.interface import backbone
 
 Result = TypeVar("Result", Generation, Infilling)
 
@@ -64,7 +65,7 @@ def watched(
     def count(*_: object) -> None:
         view.passes += 1
 
-    counting = lm.denoiser.model.get_decoder().register_forward_hook(count)
+    counting = backbone(lm.denoiser.model).register_forward_hook(count)
     first = view.frame(canvas, view.status(0, canvas))
     try:
         with Live(first, console=console, auto_refresh=False, transient=True) as live:

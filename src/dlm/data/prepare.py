@@ -79,7 +79,7 @@ def tokenise(
 ) -> tuple[list[Example], dict[str, int]]:
     """Tokenise and drop what does not fit: a prompt beyond max_prompt_length, an answer beyond window - 1 (its EOS)."""
     prompts = [template.render(record) for record in records]
-    prompt_ids = encode(tokenizer, prompts)
+    prompt_ids = template.encode(tokenizer, records)
     answer_ids = encode(tokenizer, [record.output for record in records])
     kept, dropped = [], Counter({"prompt_too_long": 0, "answer_too_long": 0})
     for record, prompt, p_ids, a_ids in zip(records, prompts, prompt_ids, answer_ids, strict=True):

@@ -1,31 +1,83 @@
 """The prompt around an instruction (paper §A.1.2 uses Alpaca's)."""
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from dlm.data.records import Record
+from dlm.data.tokenizer import encode
 from dlm.files import write_json
 
 TEMPLATE_FILE = "template.json"
+FIELD = re.compile(r"\{(instruction|input)\}")
 
 
 @dataclass(frozen=True)
 class Template:
-    """Two texts with the fields {instruction} and {input}."""
+    """Two texts with the fields {instruction} and {input}; special tokens in them are meant as such."""
 
     prompt: str
     prompt_with_input: str
 
     def render(self, record: Record) -> str:
         """The prompt, up to where the answer starts. Braces in the record's own text are left alone."""
+        return "".join(text for text, _ in self.pieces(record, ()))
+
+    def pieces(self, record: Record, special_tokens: Sequence[str]) -> list[tuple[str, bool]]:
+        """The prompt cut at the template's own special tokens, True for those; the record's text stays text."""
         text = self.prompt_with_input if record.input else self.prompt
-        head, _, tail = text.partition("{instruction}")
-        return head.replace("{input}", record.input) + record.instruction + tail.replace("{input}", record.input)
+        longest_first = sorted(special_tokens, key=len, reverse=True)
+        cuts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if special_tokens else [text]
+        fields = {"instruction": record.instruction, "input": record.input}
+        return [
+            (piece if n % 2 else FIELD.sub(lambda field: fields[field[1]], piece), n % 2 == 1)
+            for n, piece in enumerate(cuts)
+            if piece
+        ]
+
+    def encode(self, tokenizer: PreTrainedTokenizerFast, records: Sequence[Record]) -> list[list[int]]:
+        """Token ids of each record's prompt; the template's special tokens become their ids."""
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        vocabulary = tokenizer.get_vocab()
+        prompts = [self.pieces(record, special) for record in records]
+        texts = iter(encode(tokenizer, [text for pieces in prompts for text, is_special in pieces if not is_special]))
+        found = []
+        for pieces in prompts:
+            ids: list[int] = []
+            for text, is_special in pieces:
+                ids += [vocabulary[text]] if is_special else next(texts)
+            found.append(ids)
+        return found
 
     def save(self, folder: Path) -> None:
         """Beside a checkpoint's weights, so that the model carries its own prompt format."""
         write_json(folder / TEMPLATE_FILE, asdict(self))
+
+
+def _llada(user: str) -> str:
+    start, end = "<|start_header_id|>", "<|end_header_id|>"
+    return f"<|startoftext|>{start}user{end}\n\n{user}<|eot_id|>{start}assistant{end}\n\n"
+
+
+def _dream(user: str) -> str:
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    return f"{system}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+BOTH = "{instruction}\n\n{input}"
+# What published models were tuned on, by name.
+TEMPLATES = {
+    "alpaca": Template(
+        "### Instruction:\n{instruction}\n\n### Response:\n",
+        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+    ),
+    "llada": Template(_llada("{instruction}"), _llada(BOTH)),
+    "dream": Template(_dream("{instruction}"), _dream(BOTH)),
+}
 
 
 def load_template(folder: Path | str) -> Template | None:

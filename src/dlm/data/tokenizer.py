@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from dlm.errors import UserError
 
@@ -30,22 +30,44 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
-    """Load a saved tokenizer (a folder, or a hub name); a mask token is added where it has none.
+    """Load a saved tokenizer (a folder, or a hub name).
+
+    The mask is the one that a config.json beside it names (LLaDA's tokenizer does not), else one is added where there
+    is none. Dream's files are Qwen2's, though they name a class of its own.
 
     Raises:
-        UserError: nothing there, not a tokenizer, or one without an end-of-text token.
+        UserError: nothing there, not a tokenizer, one without an end-of-text token, or with another mask.
     """
+    model = _config_beside(path)
     bare_gpt2 = (Path(path) / "merges.txt").is_file() and not (Path(path) / "tokenizer_config.json").is_file()
     try:
         # A folder with GPT-2's two files alone does not say what it is.
-        tokenizer: Any = (GPT2Tokenizer if bare_gpt2 else AutoTokenizer).from_pretrained(str(path))
+        is_dream = model.get("model_type") == "Dream"
+        kind: Any = Qwen2Tokenizer if is_dream else GPT2Tokenizer if bare_gpt2 else AutoTokenizer
+        tokenizer: Any = kind.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no tokenizer could be loaded ({str(error).splitlines()[0]}); give a folder") from None
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token  # a masked LM's texts end with it
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no end-of-text token; add one and save it again")
+    mask_id = model.get("mask_token_id")
     if tokenizer.mask_token_id is None:
-        tokenizer.add_special_tokens({"mask_token": MASK})
+        known = None if mask_id is None else tokenizer.convert_ids_to_tokens(mask_id)
+        tokenizer.add_special_tokens({"mask_token": known or MASK})
+    if mask_id is not None and tokenizer.mask_token_id != mask_id:
+        raise UserError(
+            f"{path}: the tokenizer's mask is {tokenizer.mask_token_id}, the model's {mask_id}; give the model's own"
+        )
     return _finish(tokenizer)
+
+
+def _config_beside(path: Path | str) -> dict[str, Any]:
+    """The model's config.json where there is one."""
+    try:
+        return PreTrainedConfig.get_config_dict(str(path))[0]
+    except (OSError, ValueError):
+        return {}
 
 
 def _finish(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

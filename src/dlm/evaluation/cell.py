@@ -145,8 +145,8 @@ def summarise(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, Any]:
             interval = interval and (math.exp(interval[0]), math.exp(interval[1]))
         summary[name] = mean
         summary[f"{name}_ci"] = list(interval) if interval else None
-    tokens = [row["tokens"] for row in rows]
-    interval = jackknife_ci(clusters, lambda chosen: metrics.distinct([tokens[i] for i in chosen]))
-    summary["distinct_2"] = metrics.distinct(tokens)
+    bigrams = metrics.numbered_ngrams([row["tokens"] for row in rows], 2)
+    interval = jackknife_ci(clusters, lambda chosen: metrics.distinct_share([bigrams[i] for i in chosen]))
+    summary["distinct_2"] = metrics.distinct_share(bigrams)
     summary["distinct_2_ci"] = list(interval) if interval else None
     return summary

@@ -7,6 +7,7 @@ defined here" and is left out of averages; it never stands for 0.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from dlm.errors import UserError
 
@@ -28,12 +29,22 @@ def distinct(responses: Sequence[Sequence[int]], n: int = 2) -> float | None:
     Range (0, 1], 1 when no n-gram occurs twice anywhere. N-grams do not cross responses. The value falls as the set
     grows, so only sets of the same size compare. None when no response has n tokens.
     """
-    unique: set[tuple[int, ...]] = set()
-    total = 0
-    for response in responses:
-        unique.update(_ngrams(response, n))
-        total += max(len(response) - n + 1, 0)
-    return len(unique) / total if total else None
+    return distinct_share(numbered_ngrams(responses, n))
+
+
+def numbered_ngrams(responses: Sequence[Sequence[int]], n: int) -> list[Int[np.ndarray, " _"]]:
+    """The n-grams of each response, as numbers: the same one has the same number everywhere."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return [
+        np.array([numbers.setdefault(ngram, len(numbers)) for ngram in _ngrams(response, n)], dtype=np.int64)
+        for response in responses
+    ]
+
+
+def distinct_share(numbered: Sequence[Int[np.ndarray, " _"]]) -> float | None:
+    """Unique / all of numbered n-grams: `distinct` of some of the responses, counted once for all."""
+    every = np.concatenate(numbered) if numbered else np.empty(0, dtype=np.int64)
+    return np.count_nonzero(np.bincount(every)) / len(every) if len(every) else None
 
 
 def prompt_repetition(response: Sequence[int], prompt: Sequence[int], ignore: frozenset[int]) -> float | None:

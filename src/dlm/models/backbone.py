@@ -1,18 +1,21 @@
-"""Backbones from scratch and from disk, through transformers alone."""
+"""Backbones from scratch, from disk and from the hub, through transformers alone."""
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from dlm.blocks import ModelParams
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
+from dlm.models.layouts import LAYOUTS, Layout, detect, load_layout, published_config
 
+GPT2 = "openai-community/gpt2"  # MDLM's tokenizer, which its repository does not hold
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -48,42 +51,76 @@ def save_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedT
     """Weights (safetensors), config and tokenizer into one folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder)
+        # Converted models keep their new names.
+        model.save_pretrained(folder, save_original_format=False)
     tokenizer.save_pretrained(folder)
 
 
-def load_checkpoint(path: Path | str, *, causal: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_checkpoint(
+    path: Path | str,
+    *,
+    causal: bool,
+    layout: str = "auto",
+    tokenizer: Path | str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load model and tokenizer from a folder or the hub; safetensors only, no remote code.
 
+    Args:
+        causal: an autoregressive model is wanted, not a denoiser.
+        layout: one of layouts.LAYOUTS; auto goes by config.json. `causal_lm` makes a denoiser of a decoder-only model
+            whose config.json says nothing of `is_causal`.
+        tokenizer: where the tokenizer is, if not beside the model.
+        dtype: of the weights; "auto" for the one they are saved in.
+
     Raises:
-        UserError: nothing there, weights in another format, a truncated file, a tokenizer that does not fit, or a
-            model whose attention is causal where a denoiser is asked for (and the other way round).
+        UserError: nothing there, weights in another format or of another model, a truncated file, a tokenizer that does
+            not fit, or a model whose attention is causal where a denoiser is asked for (and the other way round).
     """
     folder = Path(path)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(
             f"{path}: no config.json there; a checkpoint is a folder with config.json and model.safetensors"
         )
-    loaded: Any
+    if layout not in ("auto", *LAYOUTS):
+        raise UserError(f"layout must be auto, {', '.join(LAYOUTS)}, got {layout!r}")
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(path), use_safetensors=True, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
+        config = published_config(path)
+        kind = detect(config) if layout == "auto" else cast(Layout, layout)
+        model, info = load_layout(kind, path, config, dtype)
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: no model could be loaded: {' '.join(str(error).split())[:300]}") from None
     except Exception as error:  # safetensors raises its own, undocumented type for a truncated file
         raise UserError(f"{path}: broken weights ({error}); make or download them again") from None
-    model, info = loaded
-    for kind in ("missing_keys", "unexpected_keys"):
-        if info[kind]:
-            some = ", ".join(sorted(map(str, info[kind]))[:3])
-            raise UserError(f"{path}: weights and config.json differ, {kind.replace('_', ' ')}: {some}; mend either")
-    if getattr(model.config, "is_causal", True) != causal:
+    _check_keys(path, info)
+    if layout == "causal_lm" and not causal:
+        model.config.is_causal = False
+    denoises = kind == "masked_lm" or not getattr(model.config, "is_causal", True)
+    if denoises == causal:
         wanted = "an autoregressive model" if causal else "a masked diffusion model (config.is_causal: false)"
         raise UserError(f"{path}: {wanted} is needed here; give the path of one")
-    tokenizer = load_tokenizer(path)
-    if len(tokenizer) > model.config.vocab_size:
+    default = GPT2 if kind == "mdlm" and not (folder / "tokenizer_config.json").is_file() else path
+    found = load_tokenizer(tokenizer or default)
+    mask_id = getattr(model.config, "mask_token_id", found.mask_token_id)
+    if found.mask_token_id != mask_id:
         raise UserError(
-            f"{path}: the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}; they must match"
+            f"{path}: the tokenizer's mask is {found.mask_token_id}, the model's {mask_id}; they must match"
         )
-    return model, tokenizer
+    if len(found) > model.config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {len(found)} entries, the model {model.config.vocab_size}; they must match"
+        )
+    return model, found
+
+
+def _check_keys(path: Path | str, info: Mapping[str, Any]) -> None:
+    """Refuse weights that do not match, and say which, both ways."""
+    told = []
+    for kind in ("missing_keys", "unexpected_keys"):
+        if names := sorted(map(str, info[kind])):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            told.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
+    if told:
+        raise UserError(f"{path}: weights and config.json differ, {'; '.join(told)}; mend either")

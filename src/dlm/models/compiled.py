@@ -7,9 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from dlm.errors import UserError
+from dlm.models.interface import backbone, inputs
 
 MODES = {"default": None, "cuda_graphs": "reduce-overhead"}
 LENGTHS = 64  # canvases are padded to a multiple of it
@@ -23,8 +25,9 @@ class Compiled:
     by the attention mask. States are those of the backbone up to rounding.
     """
 
-    def __init__(self, backbone: nn.Module, mode: str, max_length: int, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, mode: str) -> None:
         """Raises UserError: an unknown mode, CUDA graphs without a GPU, or no C++ compiler for a CPU."""
+        device = model.device
         if mode not in MODES:
             raise UserError(f"compile must be none, default or cuda_graphs, got {mode!r}")
         if mode == "cuda_graphs" and device.type != "cuda":
@@ -34,8 +37,8 @@ class Compiled:
             raise UserError(f"compile: default needs a C++ compiler on a CPU ({' or '.join(compilers)}); install one")
         dynamo: Any = torch._dynamo
         dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, SHAPES)
-        self._run = torch.compile(backbone, mode=MODES[mode], dynamic=False)
-        self._max_length = max_length
+        self._run = torch.compile(backbone(model), mode=MODES[mode], dynamic=False)
+        self._model = model
 
     def __call__(
         self,
@@ -43,20 +46,16 @@ class Compiled:
         shown: Bool[Tensor, "batch length"] | None,
         positions: Int[Tensor, "batch length"] | None,
     ) -> Float[Tensor, "batch length width"]:
-        """Final hidden states, a tensor of their own: a graph's memory is written again by its next run."""
+        """The backbone's final hidden states, in memory of their own: a graph's is written again by its next run."""
         batch, length = tokens.shape
         shown = torch.ones_like(tokens, dtype=torch.bool) if shown is None else shown
         positions = torch.arange(length, device=tokens.device).expand_as(tokens) if positions is None else positions
-        rows, columns = static_shape(batch, length, self._max_length)
+        rows, columns = static_shape(batch, length, self._model.config.max_position_embeddings)
         padding = (0, columns - length, 0, rows - batch)
         shown = F.pad(shown, padding)
         shown[batch:, 0] = True  # a row without any position has no softmax
-        states: Tensor = self._run(
-            input_ids=F.pad(tokens, padding),
-            attention_mask=shown.long(),
-            position_ids=F.pad(positions, padding),
-            use_cache=False,
-        ).last_hidden_state
+        given = inputs(self._model, F.pad(tokens, padding), shown, F.pad(positions, padding))
+        states: Tensor = self._run(**given).last_hidden_state
         return states[:batch, :length].clone()
 
 

@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from dlm.errors import UserError
 from dlm.models.compiled import Compiled
+from dlm.models.interface import backbone, head, inputs, is_masked_lm, logits_shift, shifted
 from dlm.models.memory import keep_freed_memory
 
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, [batch, heads, length, head width], positions already rotated
@@ -28,8 +30,8 @@ class Denoiser:
         self.compile = compile
         if model.device.type == "cpu":
             keep_freed_memory()
-        limit = model.config.max_position_embeddings
-        self._compiled = None if compile == "none" else Compiled(model.get_decoder(), compile, limit, model.device)
+        self._backbone, self._head = backbone(model), head(model)
+        self._compiled = None if compile == "none" else Compiled(model, compile)
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +52,7 @@ class Denoiser:
         nothing beyond the fullest row's count, and gets states of no meaning; the others keep their position ids.
         None: everything is visible."""
         if visible is None:
-            return self._states(canvas, None, None)
+            return self._run(canvas, None, None)
         # The visible positions of each row in order, then others up to the fullest row's count.
         places = torch.argsort(~visible, dim=-1, stable=True)
         place = torch.arange(canvas.shape[1], device=canvas.device)
@@ -61,7 +63,7 @@ class Denoiser:
             return torch.zeros(*canvas.shape, self.width, device=canvas.device)
         places, moved = places[:, :most], unmoved < most
         shown = None if least == most else place[:most] < counts[:, None]
-        output = self._states(canvas.gather(1, places), shown, places if moved else None)
+        output = self._run(canvas.gather(1, places), shown, places if moved else None)
         if not moved and most == canvas.shape[1]:
             return output
         whole = output.new_zeros(*canvas.shape, output.shape[-1])
@@ -70,11 +72,17 @@ class Denoiser:
     def hidden_with_keys(
         self, canvas: Int[Tensor, "batch length"], valid: Bool[Tensor, "batch length"]
     ) -> tuple[Float[Tensor, "batch length width"], KeysValues]:
-        """Final hidden states of a whole canvas, and every layer's keys and values."""
+        """Final hidden states of a whole canvas, and every layer's keys and values.
+
+        Raises:
+            UserError: a backbone that keeps none, or whose states predict the next position.
+        """
+        if is_masked_lm(self.model) or logits_shift(self.model):
+            raise UserError("kv_cache goes with Llama-like backbones that predict a position at itself; use none here")
         cache = DynamicCache()
-        output = self._forward(canvas, None if valid.all() else valid, None, cache)
+        hidden = self._run(canvas, None if valid.all() else valid, None, cache)
         layers: list[Any] = cache.layers
-        return output.last_hidden_state, [(layer.keys, layer.values) for layer in layers]
+        return hidden, [(layer.keys, layer.values) for layer in layers]
 
     def hidden_at(
         self,
@@ -85,30 +93,22 @@ class Denoiser:
     ) -> Float[Tensor, "batch some width"]:
         """Hidden states of some positions, which see each other and the `kept` positions' earlier keys and values."""
         shown = torch.cat([kept, torch.ones_like(positions, dtype=torch.bool)], dim=1)
-        return self._forward(tokens, shown, positions, DynamicCache(keys)).last_hidden_state
+        return self._run(tokens, shown, positions, DynamicCache(keys))
 
-    def _states(self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None) -> Tensor:
-        if self._compiled is None:
-            return self._forward(tokens, shown, positions).last_hidden_state
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return self._compiled(tokens, shown, positions)
-
-    def _forward(
+    def _run(
         self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None
-    ) -> Any:
+    ) -> Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return self.model.get_decoder()(
-                input_ids=tokens,
-                attention_mask=None if shown is None else shown.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
+            if self._compiled is not None and cache is None:
+                hidden = self._compiled(tokens, shown, positions)
+            else:
+                hidden = self._backbone(**inputs(self.model, tokens, shown, positions, cache)).last_hidden_state
+        return shifted(self.model, hidden)
 
     def logits(self, hidden: Float[Tensor, "n width"]) -> Float[Tensor, "n vocab"]:
         """Float32 logits of some positions; the mask token's is -inf."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            logits = self.model.get_output_embeddings()(hidden)
+            logits = self._head(hidden)
         logits = logits.float()
         logits[:, self.mask_id] = float("-inf")
         return logits

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from dlm.blocks import R2ftParams
 from dlm.diffusion.forward import antithetic_t, mask_suffix, mask_tokens
 from dlm.diffusion.losses import mean_log_prob, nelbo, r2ft_loss, subs_log_probs
+from dlm.models.interface import head, states
 from dlm.training.run import WholeEvaluation
 
 
@@ -25,8 +26,7 @@ def step_seed(*parts: int | str) -> int:
 
 def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor) -> Tensor:
     """Logits [positions, V] at the True positions of `where` alone: the head runs nowhere else."""
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    return model.get_output_embeddings()(hidden[where])
+    return head(model)(states(model, ids)[where])
 
 
 class OursTrainer(WholeEvaluation):

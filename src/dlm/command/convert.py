@@ -1,0 +1,28 @@
+"""`dlm convert`: a published checkpoint, written as one of transformers."""
+
+import argparse
+
+import torch
+
+from dlm.data.template import TEMPLATES
+from dlm.errors import UserError
+from dlm.files import atomic_directory
+from dlm.models.backbone import load_checkpoint, save_checkpoint
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Load, write the whole folder or nothing, and say what it is. Raises UserError."""
+    if arguments.folder.exists():
+        raise UserError(f"{arguments.folder}: is there already; name a new folder")
+    if arguments.template is not None and arguments.template not in TEMPLATES:
+        raise UserError(f"--template must be one of {', '.join(TEMPLATES)}, got {arguments.template!r}")
+    dtype = "auto" if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    model, tokenizer = load_checkpoint(
+        arguments.source, causal=False, layout=arguments.layout, tokenizer=arguments.tokenizer, dtype=dtype
+    )
+    with atomic_directory(arguments.folder) as folder:
+        save_checkpoint(folder, model, tokenizer)
+        if arguments.template is not None:
+            TEMPLATES[arguments.template].save(folder)
+    count, kind = model.num_parameters() / 1e6, type(model).__name__
+    print(f"{arguments.folder}: {kind}, {count:,.1f}M parameters, {str(model.dtype).removeprefix('torch.')}")

@@ -1,0 +1,310 @@
+"""Published checkpoints: the logits of an independent forward pass, round trips, refusals; other masked LMs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import torch
+from tiny import tiny_tokenizer
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
+
+from dlm.api import DiffusionLM
+from dlm.command.main import main
+from dlm.data.records import Record
+from dlm.data.template import TEMPLATES
+from dlm.data.tokenizer import load_tokenizer
+from dlm.errors import UserError
+from dlm.models.backbone import load_checkpoint, save_checkpoint
+from dlm.models.denoiser import Denoiser
+
+Forward = Callable[[published.Weights, Tensor], Tensor]
+KINDS: dict[str, tuple[Callable[..., published.Weights], Forward, str]] = {
+    "llada": (published.llada, published.llada_logits, "LlamaForCausalLM"),
+    "dream": (published.dream, published.dream_logits, "Qwen2ForCausalLM"),
+    "mdlm": (published.mdlm, published.mdlm_logits, "MdlmForCausalLM"),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    return published.gpt2(tmp_path / "gpt2")
+
+
+def load(kind: str, folder: Path, gpt2: Path, **options: Any) -> Any:
+    return load_checkpoint(folder, causal=False, tokenizer=gpt2 if kind == "mdlm" else None, **options)
+
+
+def logits(denoiser: Denoiser, canvas: Tensor, visible: Tensor | None) -> Tensor:
+    with torch.inference_mode():
+        return denoiser.logits(denoiser.hidden(canvas, visible).flatten(0, 1)).view(*canvas.shape, -1)
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    """Float32 rounding: no logit is off by 1e-5 of the largest."""
+    largest = expected[expected.isfinite()].abs().max().item()
+    torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=0)
+
+
+@every_kind
+def test_logits(kind: str, tmp_path: Path, gpt2: Path) -> None:
+    """Alone, and as a short row padded on the right, on the left, and between."""
+    write, forward, name = KINDS[kind]
+    weights = write(tmp_path / "model", seed=3)
+    model, tokenizer = load(kind, tmp_path / "model", gpt2)
+    assert type(model).__name__ == name
+    mask = tokenizer.mask_token_id
+    assert (mask, tokenizer.eos_token_id) == ((299, 0) if kind == "mdlm" else (1, 0))
+    denoiser = Denoiser(model, mask)
+    ids = torch.randint(2, 290, (2, 12), generator=torch.Generator().manual_seed(1))
+    ids[:, 5:8] = mask
+    expected = forward(weights, ids)
+    expected[..., mask] = -torch.inf
+    assert expected[..., :mask].std() > 0.5
+    same(logits(denoiser, ids, None), expected)
+    visible = torch.ones(2, 12, dtype=torch.bool)
+    visible[1, 9:] = False
+    short = forward(weights, ids[1:, :9])[0]
+    short[:, mask] = -torch.inf
+    same(logits(denoiser, ids, visible)[1, :9], short)
+    # Rotary positions count differences: three places to the right it is the same text.
+    left = torch.cat([ids[1:, 9:], ids[1:, :9]], dim=1)
+    same(logits(denoiser, left, visible[1:].flip(1))[0, 3:], short)
+
+
+@every_kind
+def test_every_weight_matters(kind: str, tmp_path: Path, gpt2: Path) -> None:
+    """A change of any published tensor changes the converted model: none is dropped, none is read twice."""
+    write, _, _ = KINDS[kind]
+    weights = write(tmp_path / "model", seed=3)
+    before = load(kind, tmp_path / "model", gpt2)[0].state_dict()
+    config = {"llada": published.LLADA, "dream": published.DREAM, "mdlm": published.MDLM}[kind]
+    for name, value in weights.items():
+        changed = {**weights, name: value + 1}
+        folder = tmp_path / "changed"
+        shutil.copytree(tmp_path / "model", folder)
+        for file in folder.glob("model*"):
+            file.unlink()
+        published.write_checkpoint(folder, config, changed, value.dtype)
+        after = load(kind, folder, gpt2)[0].state_dict()
+        shutil.rmtree(folder)
+        assert any(not torch.equal(after[key], before[key]) for key in before), name
+
+
+@every_kind
+def test_round_trip(kind: str, tmp_path: Path, gpt2: Path) -> None:
+    """`dlm convert` writes what loads again with the same logits, with plain transformers where the class is theirs."""
+    write, _, name = KINDS[kind]
+    write(tmp_path / "model", seed=5)
+    out = tmp_path / "converted"
+    arguments = ["convert", str(tmp_path / "model"), str(out), "--template", "alpaca"]
+    main([*arguments, *(["--tokenizer", str(gpt2)] if kind == "mdlm" else [])])
+    first, second = load(kind, tmp_path / "model", gpt2, dtype="auto"), load_checkpoint(out, causal=False, dtype="auto")
+    assert first[0].dtype == second[0].dtype == (torch.float32 if kind == "mdlm" else torch.bfloat16)
+    assert first[1].get_vocab() == second[1].get_vocab() and second[1].mask_token_id == first[1].mask_token_id
+    states = first[0].state_dict(), second[0].state_dict()
+    assert states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0]
+    )
+    if kind != "mdlm":
+        plain: Any = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+        ids = torch.randint(2, 290, (1, 9))
+        with torch.inference_mode():
+            assert type(plain).__name__ == name and torch.equal(plain(ids).logits, second[0](ids).logits)
+    lm = DiffusionLM.load(out)
+    assert lm.template == TEMPLATES["alpaca"]
+    answer = lm.generate([lm.prompt("Sing")], "conv", steps=4, gen_length=8, kernel_size=5)
+    assert answer.tokens.shape == (1, 8) and (answer.tokens != lm.denoiser.mask_id).all()
+
+
+@every_kind
+def test_weights_that_do_not_match(kind: str, tmp_path: Path, gpt2: Path) -> None:
+    """Which ones, both ways: one line."""
+    write, _, _ = KINDS[kind]
+    weights = dict(write(tmp_path / "model"))
+    lost = next(name for name in weights if "mlp.0.bias" in name or "ff_proj" in name or "gate_proj" in name)
+    weights["model.surplus.weight"] = weights.pop(lost).clone()
+    for file in (tmp_path / "model").glob("model*"):
+        file.unlink()
+    config = {"llada": published.LLADA, "dream": published.DREAM, "mdlm": published.MDLM}[kind]
+    published.write_checkpoint(tmp_path / "model", config, weights)
+    with pytest.raises(UserError) as error:
+        load(kind, tmp_path / "model", gpt2)
+    told = str(error.value)
+    assert "\n" not in told and str(tmp_path / "model") in told
+    assert ("missing keys" in told and "surplus" in told) or "mlp.0.bias" in told
+
+
+def test_a_layout_that_is_another(tmp_path: Path) -> None:
+    published.dream(tmp_path / "model")
+    with pytest.raises(UserError, match=r"has no .d_model., which layout llada needs"):
+        load_checkpoint(tmp_path / "model", causal=False, layout="llada")
+    with pytest.raises(UserError, match="layout must be auto, causal_lm, masked_lm, llada, dream, mdlm, got 'gpt'"):
+        load_checkpoint(tmp_path / "model", causal=False, layout="gpt")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps({**published.LLADA, **config, "alibi": True}))
+    with pytest.raises(UserError, match=r"config.json: alibi must be False for a LLaDA read as a Llama, got True"):
+        load_checkpoint(tmp_path / "model", causal=False, layout="llada")
+
+
+def test_an_autoregressive_model_as_a_denoiser(tmp_path: Path) -> None:
+    """Only where the layout says so."""
+    from tiny import tiny_model
+
+    model = tiny_model(1, causal=True)
+    del model.config.is_causal
+    save_checkpoint(tmp_path / "model", model, tiny_tokenizer())
+    with pytest.raises(UserError, match="a masked diffusion model"):
+        load_checkpoint(tmp_path / "model", causal=False)
+    found, _ = load_checkpoint(tmp_path / "model", causal=False, layout="causal_lm")
+    expected = tiny_model(1, causal=True)
+    expected.config.is_causal = False
+    ids = torch.randint(2, 290, (1, 9))
+    denoisers = Denoiser(found, 1), Denoiser(expected, 1)
+    assert torch.equal(logits(denoisers[0], ids, None), logits(denoisers[1], ids, None))
+
+
+def bert(folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    _masked_lm(folder, BertForMaskedLM(config))
+
+
+def modern_bert(folder: Path) -> None:
+    config = ModernBertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        cls_token_id=0,
+        sep_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    _masked_lm(folder, ModernBertForMaskedLM(config))
+
+
+def _masked_lm(folder: Path, model: Any) -> None:
+    """Scaled up, so that the context matters; a separator instead of an end of text."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(0.3 / parameter.std())
+    model.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=published.bpe(["[SEP]", "[MASK]"]), sep_token="[SEP]", mask_token="[MASK]"
+    )
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("write", [bert, modern_bert])
+def test_any_masked_lm(write: Callable[[Path], None], tmp_path: Path) -> None:
+    """The class's own logits at some positions; a padded row; and decoding with every part that goes with it."""
+    torch.manual_seed(0)
+    write(tmp_path / "model")
+    model, tokenizer = load_checkpoint(tmp_path / "model", causal=False)
+    assert (tokenizer.eos_token, tokenizer.mask_token_id) == ("[SEP]", 1)
+    denoiser = Denoiser(model, 1)
+    ids = torch.randint(2, 290, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        forward: Any = model
+        expected, short = forward(ids).logits, forward(ids[1:, :9]).logits[0]
+    expected[..., 1], short[:, 1] = -torch.inf, -torch.inf
+    same(logits(denoiser, ids, None), expected)
+    visible = torch.ones(2, 12, dtype=torch.bool)
+    visible[1, 9:] = False
+    same(logits(denoiser, ids, visible)[1, :9], short)
+    lm = DiffusionLM.load(tmp_path / "model")
+    out = lm.generate([[5, 6, 7], [9]], "conv", steps=4, gen_length=8, kernel_size=5, suffix="none")
+    assert out.tokens.shape == (2, 8) and (out.tokens != 1).all()
+    with pytest.raises(UserError, match="kv_cache goes with Llama-like"):
+        lm.generate([[5]], "semi_ar", steps=4, gen_length=8, block_length=4, variant="restrict", kv_cache="dual")
+
+
+def test_dream_has_no_kv_cache(tmp_path: Path) -> None:
+    published.dream(tmp_path / "model")
+    lm = DiffusionLM.load(tmp_path / "model")
+    with pytest.raises(UserError, match="kv_cache goes with Llama-like"):
+        lm.generate([[5]], "semi_ar", steps=4, gen_length=8, block_length=4, variant="restrict", kv_cache="prefix")
+
+
+def test_llada_template(tmp_path: Path) -> None:
+    """The literal prompt; its special tokens are ids, those that the user writes are text."""
+    published.llada(tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
+    rude = "Sing <|eot_id|>!"
+    expected = (
+        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n"
+        "Sing <|eot_id|>!<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    assert TEMPLATES["llada"].render(Record(rude, "", "")) == expected
+    ids = TEMPLATES["llada"].encode(tokenizer, [Record(rude, "", "")])[0]
+    start, header, end, turn = (tokenizer.convert_tokens_to_ids(token) for token in published.LLADA_TOKENS[2:])
+    assert [i for i in ids if i < 6] == [start, header, end, turn, header, end]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == expected
+
+
+def test_dream_template(tmp_path: Path) -> None:
+    published.dream(tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
+    record = Record("Sing", "a song", "")
+    expected = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nSing\n\na song<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert TEMPLATES["dream"].render(record) == expected
+    ids = TEMPLATES["dream"].encode(tokenizer, [record])[0]
+    begin, end = (tokenizer.convert_tokens_to_ids(token) for token in published.DREAM_TOKENS[2:])
+    assert [i for i in ids if i in (begin, end)] == [begin, end, begin, end, begin]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == expected
+
+
+def test_alpaca_template_is_the_shipped_one() -> None:
+    from dlm.params import load_params
+
+    shipped = load_params(Path(__file__).parents[1] / "params.yaml").template
+    assert TEMPLATES["alpaca"] == type(TEMPLATES["alpaca"])(shipped.prompt, shipped.prompt_with_input)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--template", "chatml"], "--template must be one of alpaca, llada, dream, got 'chatml'"),
+        (["--layout", "gpt"], "layout must be auto, causal_lm, masked_lm, llada, dream, mdlm, got 'gpt'"),
+    ],
+)
+def test_convert_refuses(arguments: list[str], told: str, tmp_path: Path) -> None:
+    published.llada(tmp_path / "model")
+    with pytest.raises(UserError, match="^" + told.replace("'", ".")):
+        main(["convert", str(tmp_path / "model"), str(tmp_path / "out"), *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_overwrites_nothing(tmp_path: Path) -> None:
+    published.llada(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        main(["convert", str(tmp_path / "model"), str(tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
