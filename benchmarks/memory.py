@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from dlm.errors import UserError
+from dlm.models.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -72,7 +73,11 @@ def _reset_peak() -> None:
 
 
 def _trim() -> None:
+    """Give back what is free, now and from now on: the library asks glibc to keep it (dlm.models.memory)."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_TRIM_THRESHOLD, 2**18)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**18)
+        libc.malloc_trim(0)
     except (OSError, AttributeError):
         return

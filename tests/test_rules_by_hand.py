@@ -3,8 +3,10 @@
 import math
 from itertools import pairwise
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import Tensor
 
 from dlm.decoding import commit, plans, propose, schedules, windows
@@ -185,6 +187,19 @@ def test_by_confidence() -> None:
     assert found.tolist() == pytest.approx([first / (first + second) / 2, second / (first + second) / 2, 0.5])
     assert commit.by_confidence(3, row[:0], log_p[:0], Rates(1.0, 1.0, 2, 0.5)).tolist() == []
     assert commit.uniformly(3, row, log_p, Rates(1.0, 1.0, 2, 0.3)).tolist() == [0.3] * 3
+
+
+@given(data=st.data(), k=st.integers(1, 5), vocab=st.integers(8 * 64, 4000))
+def test_largest_is_topk(data: st.DataObject, k: int, vocab: int) -> None:
+    """Also with the largest side by side in one block or in the tail, with ties, and with -inf."""
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    logits = torch.randn(3, vocab, generator=generator).round(decimals=1)
+    start = data.draw(st.integers(0, vocab - 6))
+    logits[0, start : start + 6] += 5
+    logits[1, torch.arange(vocab) != start] = -math.inf
+    values, ids = propose.largest(logits, k)
+    assert torch.equal(values, logits.topk(k).values) and torch.equal(logits.gather(1, ids), values)
+    assert all(len(set(row)) == k for row in ids.tolist())
 
 
 # --- Proposals --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from dlm.decoding.options import Confidence
 
 Indices = Int[Tensor, " m"]
 Draw = Callable[[Indices], tuple[Int[Tensor, " m"], Float[Tensor, " m"]]]
-CHUNK = {"cpu": 2**24, "cuda": 2**27}  # numbers in a [positions, vocabulary] tensor; float64 ones take half as many
+BLOCK = 64  # neighbouring vocabulary entries that `largest` looks at together
+CHUNK = {"cpu": 2**23, "cuda": 2**27}  # numbers in a [positions, vocabulary] tensor; float64 ones take half as many
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def top_k(k: int) -> Propose:
         ids = torch.empty(source.count, kept, dtype=torch.long, device=source.device)
         for piece in source.chunks():
             logits = source.logits(piece)
-            best, ids[piece] = logits.topk(kept, dim=-1)
+            best, ids[piece] = largest(logits, kept)
             log_probs[piece] = best - _log_total(logits, best[:, :1])
 
         def draw(chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +125,21 @@ def single(confidence: Confidence, temperature: float) -> Propose:
         return Candidates(log_p, rank, lambda chosen: (tokens[chosen], log_p[chosen]))
 
     return propose
+
+
+def largest(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    """`topk` over a large vocabulary: only the k blocks with the largest maxima can hold any of the k largest."""
+    vocab = logits.shape[1]
+    if vocab < 8 * k * BLOCK:
+        return logits.topk(k, dim=-1)
+    whole = vocab // BLOCK * BLOCK
+    blocks = logits[:, :whole].unflatten(1, (-1, BLOCK))
+    first = blocks.amax(-1).topk(k, dim=-1).indices * BLOCK
+    inside = first[:, :, None] + torch.arange(BLOCK, device=logits.device)
+    tail = torch.arange(whole, vocab, device=logits.device).expand(len(logits), -1)
+    ids = torch.cat([inside.flatten(1), tail], dim=1)
+    best, at = logits.gather(1, ids).topk(k, dim=-1)
+    return best, ids.gather(1, at)
 
 
 def _log_total(logits: Float[Tensor, "m vocab"], best: Float[Tensor, "m 1"]) -> Float[Tensor, "m 1"]:

@@ -37,9 +37,21 @@ def conv(kernel_size: int, gain: Gain, conv_mult: float, kernel: Kernel = "box")
     apply = gains[gain]
 
     def window(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
-        distance = torch.arange(-reach, reach + 1, device=committed.device).abs()
-        weights = torch.exp(-2.0 * distance / max(reach, 1)) if kernel == "exponential" else torch.ones_like(distance)
-        unmasked = F.conv1d(committed.float()[:, None], weights.float().view(1, 1, -1), padding=reach)[:, 0]
-        return apply(unmasked).log()
+        return apply({"box": _box, "exponential": _exponential}[kernel](committed, reach)).log()
 
     return window
+
+
+def _box(committed: Bool[Tensor, "batch length"], reach: int) -> Float[Tensor, "batch length"]:
+    """The convolution with ones: a difference of running totals."""
+    length = committed.shape[1]
+    total = F.pad(committed.long().cumsum(-1), (1, 0))
+    place = torch.arange(length, device=committed.device)
+    within = total[:, (place + reach + 1).clamp(max=length)] - total[:, (place - reach).clamp(min=0)]
+    return within.float()
+
+
+def _exponential(committed: Bool[Tensor, "batch length"], reach: int) -> Float[Tensor, "batch length"]:
+    distance = torch.arange(-reach, reach + 1, device=committed.device).abs()
+    weights = torch.exp(-2.0 * distance / max(reach, 1))
+    return F.conv1d(committed.float()[:, None], weights.view(1, 1, -1), padding=reach)[:, 0]

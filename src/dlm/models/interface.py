@@ -29,14 +29,14 @@ def backbone(model: PreTrainedModel) -> nn.Module:
 def inputs(
     model: PreTrainedModel,
     tokens: Int[Tensor, "batch length"],
-    shown: Bool[Tensor, "batch length"] | None = None,
+    shown: Bool[Tensor, "batch seen"] | None = None,
     positions: Int[Tensor, "batch length"] | None = None,
     cache: DynamicCache | None = None,
 ) -> dict[str, Any]:
     """The arguments of `backbone(model)`.
 
     Args:
-        shown: what exists for the model; None for all of it.
+        shown: what exists for the model, of what is cached and of `tokens`; None for all of it.
         positions: position ids; None for 0, 1, 2, ...
         cache: keys and values that are read and added to; decoder-only classes alone have one.
     """
