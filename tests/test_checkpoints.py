@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
@@ -189,6 +191,14 @@ def bert(folder: Path) -> None:
     _masked_lm(folder, BertForMaskedLM(config))
 
 
+def distil_bert(folder: Path) -> None:
+    """Other names for the same numbers in its configuration."""
+    config = DistilBertConfig(
+        vocab_size=300, dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=64, pad_token_id=0
+    )
+    _masked_lm(folder, DistilBertForMaskedLM(config))
+
+
 def modern_bert(folder: Path) -> None:
     config = ModernBertConfig(
         vocab_size=300,
@@ -219,7 +229,19 @@ def _masked_lm(folder: Path, model: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("write", [bert, modern_bert])
+def test_an_autoregressive_model_without_a_mask(tmp_path: Path) -> None:
+    """GPT-2 has no entry for a mask: as a scorer it needs none."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=299, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "model")
+    published.gpt2(tmp_path / "model")
+    model, tokenizer = load_checkpoint(tmp_path / "model", causal=True)
+    assert model.config.vocab_size == 299 and tokenizer.eos_token_id == 0
+    with pytest.raises(UserError, match="a masked diffusion model"):
+        load_checkpoint(tmp_path / "model", causal=False)
+
+
+@pytest.mark.parametrize("write", [bert, distil_bert, modern_bert])
 def test_any_masked_lm(write: Callable[[Path], None], tmp_path: Path) -> None:
     """The class's own logits at some positions; a padded row; and decoding with every part that goes with it."""
     torch.manual_seed(0)

@@ -108,9 +108,11 @@ def load_checkpoint(
         raise UserError(
             f"{path}: the tokenizer's mask is {found.mask_token_id}, the model's {mask_id}; they must match"
         )
-    if len(found) > model.config.vocab_size:
+    # An autoregressive model has no use for the mask, which may have been added just now.
+    entries = len(found) - (causal and found.mask_token_id == len(found) - 1)
+    if entries > model.config.vocab_size:
         raise UserError(
-            f"{path}: the tokenizer has {len(found)} entries, the model {model.config.vocab_size}; they must match"
+            f"{path}: the tokenizer has {entries} entries, the model {model.config.vocab_size}; they must match"
         )
     return model, found
 

@@ -100,7 +100,10 @@ class Denoiser:
         """`_run`, on a CPU a few rows at a time: as fast, and the memory does not grow with the batch."""
         rows = len(tokens)
         if self.device.type == "cpu" and self._compiled is None:
-            rows = max(ACTIVATION // (tokens.shape[1] * self.model.config.intermediate_size), 1)
+            widest = getattr(
+                self.model.config, "intermediate_size", 4 * self.width
+            )  # DistilBERT has another name for it
+            rows = max(ACTIVATION // (tokens.shape[1] * widest), 1)
         if rows >= len(tokens):
             return self._run(tokens, shown, positions)
         pieces = [slice(start, start + rows) for start in range(0, len(tokens), rows)]
