@@ -1,0 +1,100 @@
+"""The paper's profiles through every stage, offline: a tiny random checkpoint of the same layout, everything else as it is."""
+
+import json
+import random
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from dlm.files import read_json, read_jsonl
+from dlm.profiles import merge, render
+
+ROOT = Path(__file__).parents[1]
+WORDS = "the harbour opens at dawn and salt boats leave before fog traders count amber wool copper".split()
+
+
+def records(path: Path, count: int) -> None:
+    """Alpaca's fields."""
+    rng = random.Random(0)
+    found = [
+        {"instruction": f"Say {n} of it.", "input": "", "output": " ".join(rng.choices(WORDS, k=rng.randint(6, 12)))}
+        for n in range(count)
+    ]
+    path.write_text(json.dumps(found))
+
+
+def smaller(profile: str, changes: dict[str, Any]) -> dict[str, Any]:
+    found = yaml.safe_load(render(ROOT / "profiles", profile))
+    merge(found, changes)
+    return found
+
+
+def stage(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
+
+
+def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MDLM's layout and GPT-2's: 48 records, two steps, a canvas of 192; the decoders of the table."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DLM_TRACKING", "off")
+    records(Path("alpaca.json"), 48)
+    published.gpt2(Path("gpt2"))
+    published.mdlm(Path("mdlm"), seed=1)
+    config = {**published.MDLM, "model_length": 192}
+    Path("mdlm/config.json").write_text(json.dumps(config))
+    size = published.VOCAB - 1
+    GPT2LMHeadModel(GPT2Config(vocab_size=size, n_positions=192, n_embd=32, n_layer=1, n_head=2)).save_pretrained("ar")
+    published.gpt2(Path("ar"))
+    few = {"steps": 2, "batch_size": 4, "gradient_accumulation": 2, "eval_every": 1, "save_every": 2}
+    params = smaller(
+        "paper-small",
+        {
+            "data": {
+                "source": "file",
+                "file": {"path": "alpaca.json"},
+                "valid_size": 6,
+                "eval_size": 3,
+                "max_prompt_length": 96,
+                "window": 96,
+            },
+            "tokenizer": {"path": "gpt2"},
+            "base": {"checkpoint": "mdlm", "tokenizer": "gpt2"},
+            "reference": {"checkpoint": "ar", "training": few},
+            "sft": {"training": few},
+            "r2ft": {"training": few},
+            "negatives": {"z_min": 4, "z_max": 8},
+            "decode": {"steps": 4, "gen_length": 64},
+            "decoding": {"semi_ar": {"block_length": 32}, "conv": {"kernel_size": 33}},
+            "ablation": {"prompts": 2, "blocks": [32], "kernels": [9], "more_steps": [8], "long_prompts": 2, "long_steps": 8},
+            "evaluate": {"bootstrap_samples": 50},
+        },
+    )
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for name in ("prepare", "base", "reference"):
+        stage(monkeypatch, name)
+    assert read_json("build/models/base/config.json")["model_type"] == "mdlm_folded"
+    stage(monkeypatch, "sft", "--variant", "sft")
+    stage(monkeypatch, "sft", "--variant", "sft_answer")
+    stage(monkeypatch, "negatives")
+    stage(monkeypatch, "r2ft")
+    cells = [(checkpoint, decoder) for checkpoint in ("sft", "r2ft") for decoder in params["report"]["decoders"]]
+    for checkpoint, decoder in cells:
+        stage(monkeypatch, "decode", "--checkpoint", checkpoint, "--decoder", decoder)
+        answers = list(read_jsonl(Path(f"build/answers/{checkpoint}-{decoder}.jsonl")))
+        assert len(answers) == 3 and all(len(answer["commit_step"]) == 64 for answer in answers)
+        stage(monkeypatch, "evaluate", "--checkpoint", checkpoint, "--decoder", decoder)
+    stage(monkeypatch, "evaluate", "--checkpoint", "reference", "--decoder", "nucleus")
+    for checkpoint in ("sft", "r2ft"):
+        stage(monkeypatch, "ablation", "--checkpoint", checkpoint)
+    stage(monkeypatch, "report")
+    table = read_json("results/paper-small/table.json")
+    assert {(row["checkpoint"], row["decoder"]) for row in table} >= set(cells)
+    weights = [Path(f"build/models/{name}/model.safetensors").read_bytes() for name in ("base", "sft", "r2ft")]
+    assert len(set(weights)) == 3
