@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from dlm import cli
@@ -30,8 +31,9 @@ def main() -> None:
         tokenizer = load_tokenizer(data / "tokenizer")
         curve: list[dict[str, float]] = []
         if base.init in ("checkpoint", "continue"):
+            dtype = "auto" if base.init == "checkpoint" else torch.float32
             model, own_tokenizer = load_checkpoint(
-                base.checkpoint, causal=False, layout=base.layout, tokenizer=base.tokenizer
+                base.checkpoint, causal=False, layout=base.layout, tokenizer=base.tokenizer, dtype=dtype
             )
             if own_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise UserError(

@@ -9,7 +9,7 @@ from dlm.data.splits import log_prior, read_split
 from dlm.data.template import Template
 from dlm.errors import UserError, run_script
 from dlm.files import content_hash, read_json
-from dlm.models.backbone import load_checkpoint
+from dlm.models.backbone import load_trainable
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import R2ftCollator
@@ -35,8 +35,8 @@ def main() -> None:
             )
         rows[split] = [{**examples[negative["example"]], **negative} for negative in negatives]
     counts = read_json(build / "data" / "stats.json")["token_counts"]
-    with stage_run("r2ft", params=tracked(params, "seed", "r2ft")) as run:
-        model, tokenizer = load_checkpoint(build / "models" / "sft_answer", causal=False)
+    with stage_run("r2ft", params=tracked(params, "seed", "r2ft", "sft.lora")) as run:
+        model, tokenizer = load_trainable(build / "models" / "sft_answer", params.sft.lora, params.seed)
         curve = fit(
             "r2ft",
             functools.partial(
@@ -55,7 +55,7 @@ def main() -> None:
              "weights": weights_hash(model), "objective": tracked(params, "r2ft")},
         )  # fmt: skip
         template = Template(params.template.prompt, params.template.prompt_with_input)
-        save_trained(out, model, tokenizer, curve, template)
+        save_trained(out, model, tokenizer, curve, template, merge=params.sft.lora.merge)
         run.metrics(curve[-1])
         run.curve(curve)
         run.outputs([out])

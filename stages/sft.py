@@ -11,7 +11,7 @@ from dlm.data.splits import read_split
 from dlm.data.template import Template
 from dlm.errors import run_script
 from dlm.files import content_hash
-from dlm.models.backbone import load_checkpoint
+from dlm.models.backbone import load_trainable
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import SftCollator
@@ -31,7 +31,7 @@ def main() -> None:
     supervise_padding = arguments.variant == "sft"
     steps = params.sft.training.steps + (params.r2ft.training.steps if supervise_padding else 0)
     with stage_run("sft", cell=arguments.variant, params=tracked(params, "seed", "sft")) as run:
-        model, tokenizer = load_checkpoint(arguments.build / "models" / "base", causal=False)
+        model, tokenizer = load_trainable(arguments.build / "models" / "base", params.sft.lora, params.seed)
         collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, supervise_padding=supervise_padding)
         curve = fit(
             arguments.variant,
@@ -45,7 +45,7 @@ def main() -> None:
             steps=steps,
         )
         template = Template(params.template.prompt, params.template.prompt_with_input)
-        save_trained(out, model, tokenizer, curve, template)
+        save_trained(out, model, tokenizer, curve, template, merge=params.sft.lora.merge)
         run.metrics(curve[-1])
         run.curve(curve)
         run.outputs([out])

@@ -1,4 +1,4 @@
-"""The paper's profiles through every stage, offline: a tiny random checkpoint of the same layout, everything else as it is."""
+"""The paper's profiles through every stage, offline, on tiny random checkpoints of the same layouts."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from dlm.files import read_json, read_jsonl
 from dlm.profiles import merge, render
 
 ROOT = Path(__file__).parents[1]
-WORDS = "the harbour opens at dawn and salt boats leave before fog traders count amber wool copper".split()
+WORDS = ["the", "harbour", "opens", "at", "dawn", "and", "salt", "boats", "leave", "before", "fog", "amber", "wool"]
 
 
 def records(path: Path, count: int) -> None:
@@ -40,46 +40,43 @@ def stage(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
     runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
 
 
-def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MDLM's layout and GPT-2's: 48 records, two steps, a canvas of 192; the decoders of the table."""
-    monkeypatch.chdir(tmp_path)
+FEW = {"steps": 2, "batch_size": 4, "gradient_accumulation": 2, "eval_every": 1, "save_every": 2}
+SMALL = {
+    "data": {
+        "source": "file",
+        "file": {"path": "alpaca.json"},
+        "valid_size": 6,
+        "eval_size": 3,
+        "max_prompt_length": 96,
+        "window": 96,
+    },
+    "reference": {"training": FEW},
+    "sft": {"training": FEW},
+    "r2ft": {"training": FEW},
+    "negatives": {"z_min": 4, "z_max": 8},
+    "decode": {"steps": 4, "gen_length": 64},
+    "decoding": {"semi_ar": {"block_length": 32}, "conv": {"kernel_size": 33}},
+    "ablation": {
+        "prompts": 2,
+        "blocks": [32],
+        "kernels": [9],
+        "more_steps": [8],
+        "long_prompts": 2,
+        "long_steps": 8,
+    },
+    "evaluate": {"bootstrap_samples": 50},
+}
+
+
+def whole_pipeline(monkeypatch: pytest.MonkeyPatch, profile: str, changes: dict[str, Any]) -> None:
+    """48 records, two steps, a canvas of 192; every stage, the decoders of the table."""
     monkeypatch.setenv("DLM_TRACKING", "off")
     records(Path("alpaca.json"), 48)
-    published.gpt2(Path("gpt2"))
-    published.mdlm(Path("mdlm"), seed=1)
-    config = {**published.MDLM, "model_length": 192}
-    Path("mdlm/config.json").write_text(json.dumps(config))
-    size = published.VOCAB - 1
-    GPT2LMHeadModel(GPT2Config(vocab_size=size, n_positions=192, n_embd=32, n_layer=1, n_head=2)).save_pretrained("ar")
-    published.gpt2(Path("ar"))
-    few = {"steps": 2, "batch_size": 4, "gradient_accumulation": 2, "eval_every": 1, "save_every": 2}
-    params = smaller(
-        "paper-small",
-        {
-            "data": {
-                "source": "file",
-                "file": {"path": "alpaca.json"},
-                "valid_size": 6,
-                "eval_size": 3,
-                "max_prompt_length": 96,
-                "window": 96,
-            },
-            "tokenizer": {"path": "gpt2"},
-            "base": {"checkpoint": "mdlm", "tokenizer": "gpt2"},
-            "reference": {"checkpoint": "ar", "training": few},
-            "sft": {"training": few},
-            "r2ft": {"training": few},
-            "negatives": {"z_min": 4, "z_max": 8},
-            "decode": {"steps": 4, "gen_length": 64},
-            "decoding": {"semi_ar": {"block_length": 32}, "conv": {"kernel_size": 33}},
-            "ablation": {"prompts": 2, "blocks": [32], "kernels": [9], "more_steps": [8], "long_prompts": 2, "long_steps": 8},
-            "evaluate": {"bootstrap_samples": 50},
-        },
-    )
+    params = smaller(profile, SMALL)
+    merge(params, changes)
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for name in ("prepare", "base", "reference"):
         stage(monkeypatch, name)
-    assert read_json("build/models/base/config.json")["model_type"] == "mdlm_folded"
     stage(monkeypatch, "sft", "--variant", "sft")
     stage(monkeypatch, "sft", "--variant", "sft_answer")
     stage(monkeypatch, "negatives")
@@ -94,7 +91,46 @@ def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for checkpoint in ("sft", "r2ft"):
         stage(monkeypatch, "ablation", "--checkpoint", checkpoint)
     stage(monkeypatch, "report")
-    table = read_json("results/paper-small/table.json")
+    table = read_json(f"results/{profile}/table.json")
     assert {(row["checkpoint"], row["decoder"]) for row in table} >= set(cells)
+
+
+def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MDLM's layout, GPT-2's as reference."""
+    monkeypatch.chdir(tmp_path)
+    published.mdlm(Path("mdlm"), seed=1)
+    Path("mdlm/config.json").write_text(json.dumps({**published.MDLM, "model_length": 192}))
+    published.gpt2(Path("gpt2"))
+    size = published.VOCAB - 1
+    GPT2LMHeadModel(GPT2Config(vocab_size=size, n_positions=192, n_embd=32, n_layer=1, n_head=2)).save_pretrained("ar")
+    published.gpt2(Path("ar"))
+    places = {
+        "tokenizer": {"path": "gpt2"},
+        "base": {"checkpoint": "mdlm", "tokenizer": "gpt2"},
+        "reference": {"checkpoint": "ar"},
+    }
+    whole_pipeline(monkeypatch, "paper-small", places)
+    assert read_json("build/models/base/config.json")["model_type"] == "mdlm_folded"
     weights = [Path(f"build/models/{name}/model.safetensors").read_bytes() for name in ("base", "sft", "r2ft")]
     assert len(set(weights)) == 3
+
+
+def test_paper_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLaDA's layout in bfloat16 shards; adapters alone are trained and saved."""
+    monkeypatch.chdir(tmp_path)
+    published.llada(Path("llada"), seed=1)
+    Path("llada/config.json").write_text(json.dumps({**published.LLADA, "max_sequence_length": 192}))
+    places = {
+        "tokenizer": {"path": "llada"},
+        "base": {"checkpoint": "llada"},
+        "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16},
+        "sft": {"lora": {"rank": 4}},
+    }
+    whole_pipeline(monkeypatch, "paper-large", places)
+    assert read_json("build/models/base/config.json")["architectures"] == ["LlamaForCausalLM"]
+    for name in ("sft", "sft_answer", "r2ft"):
+        folder = Path("build/models") / name
+        assert read_json(folder / "adapter_config.json")["base_model_name_or_path"] == "build/models/base"
+        assert not (folder / "model.safetensors").exists()
+    adapters = [Path(f"build/models/{name}/adapter_model.safetensors").read_bytes() for name in ("sft_answer", "r2ft")]
+    assert adapters[0] != adapters[1]

@@ -40,6 +40,7 @@ TRAINING = TrainingParams(
     weight_decay=0.1,
     max_grad_norm=1.0,
     precision="fp32",
+    gradient_checkpointing=False,
     eval_every=4,
     save_every=4,
 )

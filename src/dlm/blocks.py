@@ -148,6 +148,7 @@ class TrainingParams:
     weight_decay: float
     max_grad_norm: float
     precision: Literal["auto", "fp32", "bf16"]
+    gradient_checkpointing: bool
     eval_every: int
     save_every: int
 
@@ -202,9 +203,33 @@ class ReferenceParams:
 
 
 @dataclass(frozen=True)
+class LoraParams:
+    """Low-rank adapters in place of full fine-tuning, for SFT and R2FT alike (paper §A.1.2, for LLaDA-8B).
+
+    Attributes:
+        rank: 0 trains all weights.
+        targets: the linear parts that get adapters, by their last name.
+        merge: whether checkpoints are whole models; else the adapter alone, beside the place of its base.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float
+    targets: tuple[str, ...]
+    merge: bool
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 0, ["rank"])
+        at_least(self, where, 1, ["alpha"])
+        share(self, where, ["dropout"])
+        require(bool(self.targets), dotted(where, "targets"), "a list of parts", list(self.targets))
+
+
+@dataclass(frozen=True)
 class SftParams:
     """Supervised fine-tuning (METHOD §2); the SFT-only model trains `r2ft.training.steps` longer."""
 
+    lora: LoraParams
     training: TrainingParams
 
 

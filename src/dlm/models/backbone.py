@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from dlm.blocks import ModelParams
+from dlm.blocks import LoraParams, ModelParams
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
+from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
 from dlm.models.layouts import LAYOUTS, Layout, detect, load_layout, published_config
 
 GPT2 = "openai-community/gpt2"  # MDLM's tokenizer, which its repository does not hold
@@ -66,6 +68,8 @@ def load_checkpoint(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load model and tokenizer from a folder or the hub; safetensors only, no remote code.
 
+    An adapter's folder gives its base with the adapter merged in.
+
     Args:
         causal: an autoregressive model is wanted, not a denoiser.
         layout: one of layouts.LAYOUTS; auto goes by config.json. `causal_lm` makes a denoiser of a decoder-only model
@@ -78,6 +82,12 @@ def load_checkpoint(
             not fit, or a model whose attention is causal where a denoiser is asked for (and the other way round).
     """
     folder = Path(path)
+    if is_adapter(folder):
+        own = folder if (folder / "tokenizer_config.json").is_file() else None
+        model, found = load_checkpoint(
+            base_of(folder), causal=causal, layout=layout, tokenizer=tokenizer or own, dtype=dtype
+        )
+        return merged(read_adapter(model, folder, trainable=False)), found
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(
             f"{path}: no config.json there; a checkpoint is a folder with config.json and model.safetensors"
@@ -115,6 +125,21 @@ def load_checkpoint(
             f"{path}: the tokenizer has {entries} entries, the model {model.config.vocab_size}; they must match"
         )
     return model, found
+
+
+def load_trainable(path: Path | str, lora: LoraParams, seed: int) -> tuple[nn.Module, PreTrainedTokenizerFast]:
+    """A denoiser to be fine-tuned: whole, in fresh adapters (`lora.rank`), or in the ones that `path` holds.
+
+    Weights that adapters leave alone stay in the type they are saved in; what is trained is float32.
+
+    Raises:
+        UserError: as `load_checkpoint`; targets that are no part of the model.
+    """
+    if is_adapter(path):
+        model, _ = load_checkpoint(base_of(path), causal=False, dtype="auto")
+        return read_adapter(model, path, trainable=True), load_tokenizer(path)
+    model, tokenizer = load_checkpoint(path, causal=False, dtype="auto" if lora.rank else torch.float32)
+    return new_adapter(model, lora, path, seed) if lora.rank else model, tokenizer
 
 
 def _check_keys(path: Path | str, info: Mapping[str, Any]) -> None:

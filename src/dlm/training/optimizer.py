@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch.optim import AdamW, Muon, Optimizer
-from transformers import PreTrainedModel
 
 
 class MuonAdamW(Optimizer):
@@ -51,7 +50,7 @@ class MuonAdamW(Optimizer):
         self._link()
 
 
-def muon_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+def muon_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """The groups of `MuonAdamW`: the matrices inside the model | embeddings and head | the rest, without decay."""
     tables = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from torch import nn
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
 from dlm.blocks import TrainingParams
 from dlm.data.template import Template
 from dlm.errors import UserError
 from dlm.files import atomic_directory, write_json
+from dlm.models.adapters import is_wrapped, merged, restore, save_adapter
 from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import use_bf16
 from dlm.training.optimizer import MuonAdamW, muon_groups
@@ -32,7 +33,7 @@ CURVE_NOISE = ("runtime", "per_second", "total_flos", "epoch")
 def fit(
     name: str,
     make_trainer: Callable[..., Trainer],
-    model: PreTrainedModel,
+    model: nn.Module,
     train: list[dict[str, Any]],
     valid: list[dict[str, Any]],
     params: TrainingParams,
@@ -85,6 +86,7 @@ def fit(
         save_steps=params.save_every,
         save_total_limit=2,
         seed=seed,
+        activation_checkpointing=params.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
         dataloader_drop_last=True,
         remove_unused_columns=False,
@@ -105,7 +107,7 @@ def fit(
     )
     if checkpoint is not None and Path(checkpoint).name == f"checkpoint-{steps}":
         # The Trainer would make one more step from a checkpoint of the last one.
-        model.load_state_dict(load_file(f"{checkpoint}/model.safetensors"), strict=False)
+        restore(model, Path(checkpoint))
         trainer.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -117,14 +119,23 @@ def fit(
 
 def save_trained(
     out: Path,
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
     curve: list[dict[str, float]],
     template: Template | None = None,
+    *,
+    merge: bool = True,
 ) -> None:
-    """A whole checkpoint folder or none: weights, config, tokenizer, curve.json, and the prompt template if any."""
+    """A whole checkpoint folder or none: weights, config, tokenizer, curve.json, and the prompt template if any.
+
+    Adapters are merged into the weights, or with `merge` false saved alone.
+    """
     with atomic_directory(out) as folder:
-        save_checkpoint(folder, model, tokenizer)
+        if is_wrapped(model) and not merge:
+            save_adapter(model, folder)
+            tokenizer.save_pretrained(folder)
+        else:
+            save_checkpoint(folder, merged(model), tokenizer)
         if template is not None:
             template.save(folder)
         write_json(folder / "curve.json", curve)
@@ -176,7 +187,7 @@ def curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [dict(sorted(rows[step].items())) for step in sorted(rows)]
 
 
-def weights_hash(model: PreTrainedModel) -> str:
+def weights_hash(model: nn.Module) -> str:
     """A hash of a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from dlm.blocks import R2ftParams
 from dlm.diffusion.forward import antithetic_t, mask_suffix, mask_tokens
 from dlm.diffusion.losses import mean_log_prob, nelbo, r2ft_loss, subs_log_probs
+from dlm.models.adapters import unwrapped
 from dlm.models.interface import head, states
 from dlm.training.run import WholeEvaluation
 
@@ -24,9 +24,10 @@ def step_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor) -> Tensor:
+def logits_at(model: nn.Module, ids: Tensor, where: Tensor) -> Tensor:
     """Logits [positions, V] at the True positions of `where` alone: the head runs nowhere else."""
-    return head(model)(states(model, ids)[where])
+    inner = unwrapped(model)
+    return head(inner)(states(inner, ids)[where])
 
 
 class OursTrainer(WholeEvaluation):
