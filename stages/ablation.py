@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from dlm import cli
+from dlm import cli, processes
 from dlm.api import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import run_script
@@ -26,7 +26,7 @@ def main() -> None:
         corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
         examples = list(corpus.examples.values())
         weights = build / "models" / arguments.checkpoint
-        lm = DiffusionLM.load(weights, precision=params.decode.precision, compile=params.decode.compile)
+        lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
         rows = []
         for variant, options, prompts, steps in variants(params):
             answers, _ = decode_prompts(
@@ -42,6 +42,8 @@ def main() -> None:
             summary = summarise(scores, params.evaluate.bootstrap_samples)
             head = {"checkpoint": arguments.checkpoint, "variant": variant, "steps": steps}
             rows.append({**asdict(options), **head, **summary})  # semi-AR has an option `variant` of its own
+        if not processes.is_main():
+            return
         out = build / "ablation" / f"{arguments.checkpoint}.json"
         write_json(out, rows)
         run.table("ablation", rows)

@@ -18,8 +18,8 @@ from dlm.models.backbone import load_checkpoint, new_backbone
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import PackedCollator, Row, SftCollator
+from dlm.training.objectives import DiffusionTrainer
 from dlm.training.run import fit, save_trained, weights_hash
-from dlm.training.trainers import DiffusionTrainer
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
             else:
                 collator = PackedCollator()
                 train, valid = running_text(base, data, tokenizer)
-            curve = fit(
+            model, curve = fit(
                 "base",
                 functools.partial(
                     DiffusionTrainer,

@@ -3,7 +3,7 @@
 Wall-clock figures go to build/speed, apart from the answers: they differ from run to run.
 """
 
-from dlm import cli
+from dlm import cli, processes
 from dlm.api import DiffusionLM
 from dlm.data.splits import read_split
 from dlm.errors import run_script
@@ -24,18 +24,21 @@ def main() -> None:
     out = arguments.build / "answers" / f"{cell}.jsonl"
     with stage_run("decode", cell=cell, params=tracked(params, "decode", f"decoding.{arguments.decoder}")) as run:
         weights = arguments.build / "models" / arguments.checkpoint
-        lm = DiffusionLM.load(weights, precision=params.decode.precision, compile=params.decode.compile)
+        settings = params.decode
+        lm = DiffusionLM.load(weights, processes.device(), settings.precision, settings.compile)
         rows = read_split(arguments.build / "data", "eval", ["id", "prompt", "prompt_ids"])
         answers, seconds = decode_prompts(
             lm,
             rows,
             options,
-            seeds=params.decode.seeds,
-            steps=params.decode.steps,
-            gen_length=params.decode.gen_length,
-            batch_size=params.decode.batch_size,
+            seeds=settings.seeds,
+            steps=settings.steps,
+            gen_length=settings.gen_length,
+            batch_size=settings.batch_size,
             fingerprint=content_hash(weights),
         )
+        if not processes.is_main():
+            return
         write_jsonl(out, answers)
         speed = {
             "seconds": seconds,

@@ -13,8 +13,8 @@ from dlm.models.backbone import load_trainable
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import R2ftCollator
+from dlm.training.objectives import R2ftTrainer
 from dlm.training.run import fit, save_trained, weights_hash
-from dlm.training.trainers import R2ftTrainer
 
 NEGATIVE_COLUMNS = ["example", "context_mask", "rejected_ids", "rejected_mask"]
 
@@ -37,7 +37,7 @@ def main() -> None:
     counts = read_json(build / "data" / "stats.json")["token_counts"]
     with stage_run("r2ft", params=tracked(params, "seed", "r2ft", "sft.lora")) as run:
         model, tokenizer = load_trainable(build / "models" / "sft_answer", params.sft.lora, params.seed)
-        curve = fit(
+        model, curve = fit(
             "r2ft",
             functools.partial(
                 R2ftTrainer,

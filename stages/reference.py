@@ -2,7 +2,9 @@
 
 import functools
 
-from dlm import cli
+import torch
+
+from dlm import cli, processes
 from dlm.data.splits import read_split
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
@@ -13,7 +15,8 @@ from dlm.models.reference import nucleus_answers
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import CausalCollator
-from dlm.training.run import WholeEvaluation, fit, weights_hash
+from dlm.training.causal import CausalTrainer
+from dlm.training.run import fit, weights_hash
 
 COLUMNS = ["id", "prompt_ids", "answer_ids"]
 SCORED_TRAINING_RESPONSES = 500
@@ -36,9 +39,9 @@ def main() -> None:
         else:
             model = new_backbone(params.model, tokenizer, params.seed, causal=True)
         train = read_split(data, "train", COLUMNS)
-        curve = fit(
+        model, curve = fit(
             "reference",
-            functools.partial(WholeEvaluation, data_collator=CausalCollator(tokenizer.eos_token_id)),
+            functools.partial(CausalTrainer, data_collator=CausalCollator(tokenizer.eos_token_id)),
             model,
             train,
             read_split(data, "valid", COLUMNS),
@@ -46,7 +49,7 @@ def main() -> None:
             params.seed,
             {"data": content_hash(data), "weights": weights_hash(model)},
         )
-        model.eval()
+        torch.nn.Module.to(model, processes.device()).eval()
         answers = nucleus_answers(
             model,
             tokenizer,
@@ -57,6 +60,8 @@ def main() -> None:
             top_p=settings.top_p,
             temperature=settings.temperature,
         )
+        if not processes.is_main():
+            return
         sample = train[:SCORED_TRAINING_RESPONSES]
         perplexities = response_perplexities(
             model,

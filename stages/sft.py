@@ -15,8 +15,8 @@ from dlm.models.backbone import load_trainable
 from dlm.params import tracked
 from dlm.tracking import stage_run
 from dlm.training.batches import SftCollator
+from dlm.training.objectives import DiffusionTrainer
 from dlm.training.run import fit, save_trained, weights_hash
-from dlm.training.trainers import DiffusionTrainer
 
 COLUMNS = ["prompt_ids", "answer_ids"]
 
@@ -33,7 +33,7 @@ def main() -> None:
     with stage_run("sft", cell=arguments.variant, params=tracked(params, "seed", "sft")) as run:
         model, tokenizer = load_trainable(arguments.build / "models" / "base", params.sft.lora, params.seed)
         collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, supervise_padding=supervise_padding)
-        curve = fit(
+        model, curve = fit(
             arguments.variant,
             functools.partial(DiffusionTrainer, mask_id=tokenizer.mask_token_id, data_collator=collator),
             model,

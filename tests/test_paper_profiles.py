@@ -2,20 +2,18 @@
 
 import json
 import random
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import published
 import pytest
 import yaml
+from scripts import ROOT, stage
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dlm.files import read_json, read_jsonl
 from dlm.profiles import merge, render
 
-ROOT = Path(__file__).parents[1]
 WORDS = ["the", "harbour", "opens", "at", "dawn", "and", "salt", "boats", "leave", "before", "fog", "amber", "wool"]
 
 
@@ -33,11 +31,6 @@ def smaller(profile: str, changes: dict[str, Any]) -> dict[str, Any]:
     found = yaml.safe_load(render(ROOT / "profiles", profile))
     merge(found, changes)
     return found
-
-
-def stage(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
 
 
 FEW = {"steps": 2, "batch_size": 4, "gradient_accumulation": 2, "eval_every": 1, "save_every": 2}
@@ -68,29 +61,28 @@ SMALL = {
 }
 
 
-def whole_pipeline(monkeypatch: pytest.MonkeyPatch, profile: str, changes: dict[str, Any]) -> None:
+def whole_pipeline(profile: str, changes: dict[str, Any]) -> None:
     """48 records, two steps, a canvas of 192; every stage, the decoders of the table."""
-    monkeypatch.setenv("DLM_TRACKING", "off")
     records(Path("alpaca.json"), 48)
     params = smaller(profile, SMALL)
     merge(params, changes)
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for name in ("prepare", "base", "reference"):
-        stage(monkeypatch, name)
-    stage(monkeypatch, "sft", "--variant", "sft")
-    stage(monkeypatch, "sft", "--variant", "sft_answer")
-    stage(monkeypatch, "negatives")
-    stage(monkeypatch, "r2ft")
+        stage(name)
+    stage("sft", "--variant", "sft")
+    stage("sft", "--variant", "sft_answer")
+    stage("negatives")
+    stage("r2ft")
     cells = [(checkpoint, decoder) for checkpoint in ("sft", "r2ft") for decoder in params["report"]["decoders"]]
     for checkpoint, decoder in cells:
-        stage(monkeypatch, "decode", "--checkpoint", checkpoint, "--decoder", decoder)
+        stage("decode", "--checkpoint", checkpoint, "--decoder", decoder)
         answers = list(read_jsonl(Path(f"build/answers/{checkpoint}-{decoder}.jsonl")))
         assert len(answers) == 3 and all(len(answer["commit_step"]) == 64 for answer in answers)
-        stage(monkeypatch, "evaluate", "--checkpoint", checkpoint, "--decoder", decoder)
-    stage(monkeypatch, "evaluate", "--checkpoint", "reference", "--decoder", "nucleus")
+        stage("evaluate", "--checkpoint", checkpoint, "--decoder", decoder)
+    stage("evaluate", "--checkpoint", "reference", "--decoder", "nucleus")
     for checkpoint in ("sft", "r2ft"):
-        stage(monkeypatch, "ablation", "--checkpoint", checkpoint)
-    stage(monkeypatch, "report")
+        stage("ablation", "--checkpoint", checkpoint)
+    stage("report")
     table = read_json(f"results/{profile}/table.json")
     assert {(row["checkpoint"], row["decoder"]) for row in table} >= set(cells)
 
@@ -109,7 +101,7 @@ def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "base": {"checkpoint": "mdlm", "tokenizer": "gpt2"},
         "reference": {"checkpoint": "ar"},
     }
-    whole_pipeline(monkeypatch, "paper-small", places)
+    whole_pipeline("paper-small", places)
     assert read_json("build/models/base/config.json")["model_type"] == "mdlm_folded"
     weights = [Path(f"build/models/{name}/model.safetensors").read_bytes() for name in ("base", "sft", "r2ft")]
     assert len(set(weights)) == 3
@@ -126,7 +118,7 @@ def test_paper_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16},
         "sft": {"lora": {"rank": 4}},
     }
-    whole_pipeline(monkeypatch, "paper-large", places)
+    whole_pipeline("paper-large", places)
     assert read_json("build/models/base/config.json")["architectures"] == ["LlamaForCausalLM"]
     for name in ("sft", "sft_answer", "r2ft"):
         folder = Path("build/models") / name

@@ -22,6 +22,7 @@ PLUMBING = {
     "src/dlm/errors.py",
     "src/dlm/files.py",
     "src/dlm/params.py",
+    "src/dlm/processes.py",
     "src/dlm/schema.py",
     "src/dlm/tracking.py",
 }

@@ -22,10 +22,10 @@ from dlm.data.tokenizer import train_tokenizer
 from dlm.diffusion.losses import mean_log_prob, r2ft_loss, subs_log_probs
 from dlm.errors import UserError
 from dlm.models.backbone import new_backbone
-from dlm.training import trainers
-from dlm.training.batches import CausalCollator, PackedCollator, R2ftCollator, SftCollator
+from dlm.training import objectives
+from dlm.training.batches import CausalCollator, PackedCollator, R2ftCollator, SftCollator, WholeSteps
+from dlm.training.objectives import DiffusionTrainer, R2ftTrainer
 from dlm.training.run import curve, fit, last_whole_checkpoint
-from dlm.training.trainers import DiffusionTrainer, R2ftTrainer
 
 LENGTH = 24
 SHAPE = ModelParams(hidden_size=16, layers=1, heads=2, intermediate_size=32, max_length=32, init_std=0.02)
@@ -110,14 +110,15 @@ def sft(
     valid: Sequence[dict[str, Any]] = VALID,
     fingerprint: str = "one",
     steps: int | None = None,
+    pad: bool = True,
 ) -> list[dict[str, float]]:
     """`fit` as the sft stage calls it, with callbacks of the test's own."""
 
     def make(*, callbacks: list[TrainerCallback], **rest: Any) -> DiffusionTrainer:
-        collator = SftCollator(LENGTH, EOS, supervise_padding=True)
+        collator = SftCollator(LENGTH, EOS, supervise_padding=pad)
         return DiffusionTrainer(mask_id=MASK, data_collator=collator, callbacks=[*callbacks, *extra], **rest)
 
-    return fit("sft", make, model, list(train), list(valid), params, 7, {"test": fingerprint}, steps=steps)
+    return fit("sft", make, model, list(train), list(valid), params, 7, {"test": fingerprint}, steps=steps)[1]
 
 
 def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:
@@ -184,8 +185,8 @@ def test_r2ft_collator_on_a_literal_row() -> None:
 def test_causal_collator_on_literal_rows() -> None:
     rows = [{"prompt_ids": ids("ab"), "answer_ids": ids("c")}, {"prompt_ids": ids("a"), "answer_ids": ids("bcd")}]
     batch = CausalCollator(EOS)(rows)
-    assert batch["input_ids"].tolist() == [ids("abc.."), ids("abcd.")]
-    assert batch["labels"].tolist() == [[-100, -100, *ids("c."), -100], [-100, *ids("bcd.")]]
+    assert batch["x0"].tolist() == [ids("abc.."), ids("abcd.")]
+    assert batch["scored"].int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
 
 
 def test_packed_collator_may_mask_everything() -> None:
@@ -226,9 +227,15 @@ def arguments(**changes: Any) -> TrainingArguments:
     return TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", seed=3, **changes)
 
 
+def full_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """What the class's own forward pass gives: a trainer puts its own before it."""
+    logits: Tensor = type(model).forward(model, input_ids=ids).logits
+    return logits
+
+
 @pytest.fixture
 def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
-    """What the trainers drew: the times of every micro-batch, its x_t and masks, and its loss."""
+    """What the trainers drew: the times of every micro-batch, its x_t and masks, and its rows' losses."""
     seen: dict[str, list[Any]] = {"t": [], "xt": [], "masked": [], "loss": []}
 
     def antithetic_t(*args: Any) -> Tensor:
@@ -243,13 +250,13 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
 
     def nelbo(*args: Any) -> Tensor:
         loss = real_nelbo(*args)
-        seen["loss"].append(loss.item())
+        seen["loss"].append(loss.detach())
         return loss
 
-    real_t, real_mask, real_nelbo = trainers.antithetic_t, trainers.mask_tokens, trainers.nelbo
-    monkeypatch.setattr(trainers, "antithetic_t", antithetic_t)
-    monkeypatch.setattr(trainers, "mask_tokens", mask_tokens)
-    monkeypatch.setattr(trainers, "nelbo", nelbo)
+    real_t, real_mask, real_nelbo = objectives.antithetic_t, objectives.mask_tokens, objectives.nelbo
+    monkeypatch.setattr(objectives, "antithetic_t", antithetic_t)
+    monkeypatch.setattr(objectives, "mask_tokens", mask_tokens)
+    monkeypatch.setattr(objectives, "nelbo", nelbo)
     yield seen
 
 
@@ -258,11 +265,14 @@ def test_diffusion_loss_is_the_nelbo_on_full_logits(noise: dict[str, list[Any]],
     """Σ_masked -log p(x0) / t / supervised, position by position, from logits of the whole canvas."""
     model = tiny_model().train(training)
     collator = SftCollator(LENGTH, EOS, supervise_padding=False)
-    trainer = DiffusionTrainer(model=model, args=arguments(), mask_id=MASK, data_collator=collator)
+    trainer = DiffusionTrainer(
+        model=model, args=arguments(), mask_id=MASK, data_collator=collator, eval_dataset=TRAIN[:5]
+    )
     batch = collator(TRAIN[:5])
-    loss = trainer.compute_loss(model, batch)
+    held_out = {} if training else {"place": torch.arange(5)}
+    loss = trainer.compute_loss(model, {**batch, **held_out})
     t, xt, masked = noise["t"][0], noise["xt"][0], noise["masked"][0]
-    logits = model(input_ids=xt).logits
+    logits = full_logits(model, xt)
     total = 0.0
     for b in range(5):
         for i in range(LENGTH):
@@ -288,23 +298,29 @@ def test_cut_rows_weigh_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(real(*args))
         return drawn[-1]
 
-    real = trainers.mask_suffix
-    monkeypatch.setattr(trainers, "mask_suffix", mask_suffix)
+    real = objectives.mask_suffix
+    monkeypatch.setattr(objectives, "mask_suffix", mask_suffix)
     model = tiny_model().train()
     collator = SftCollator(LENGTH, EOS, supervise_padding=True)
     made = DiffusionTrainer(
-        model=model, args=arguments(), mask_id=MASK, data_collator=collator, suffix_share=1.0, eos_id=EOS
+        model=model,
+        args=arguments(),
+        mask_id=MASK,
+        data_collator=collator,
+        eval_dataset=TRAIN[:5],
+        suffix_share=1.0,
+        eos_id=EOS,
     )
     batch = collator(TRAIN[:5])
     loss = made.compute_loss(model, batch)
     masked, counted = drawn[0]
     x0, maskable = batch["x0"], batch["maskable"]
-    log_probs = subs_log_probs(model(input_ids=torch.where(masked, MASK, x0)).logits, MASK)
+    log_probs = subs_log_probs(full_logits(model, torch.where(masked, MASK, x0)), MASK)
     means = [
         -log_probs[b][counted[b]].gather(-1, x0[b][counted[b]][:, None]).mean() * maskable[b].sum() for b in range(5)
     ]
     assert loss.item() == pytest.approx(torch.stack(means).sum().item() / int(maskable.sum()), rel=1e-5)
-    made.compute_loss(model.eval(), batch)
+    made.compute_loss(model.eval(), {**batch, "place": torch.arange(5)})
     assert len(drawn) == 1
 
 
@@ -339,7 +355,7 @@ def negatives(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-OBJECTIVE = R2ftParams(beta_w=1.5, beta_l=0.5, margin=0.25, gamma=0.1, training=TRAINING)
+OBJECTIVE = R2ftParams(launcher="python", beta_w=1.5, beta_l=0.5, margin=0.25, gamma=0.1, training=TRAINING)
 LOG_PRIOR = torch.linspace(-9, -1, len(TOKENIZER))
 
 
@@ -352,10 +368,10 @@ def test_r2ft_loss_is_that_of_full_logits() -> None:
     model = tiny_model().train()
     batch = R2ftCollator(LENGTH, EOS, MASK)(negatives(6))
     loss = r2ft_trainer(model=model, args=arguments()).compute_loss(model, batch)
-    log_probs = subs_log_probs(model(input_ids=batch["xt"]).logits, MASK)
+    log_probs = subs_log_probs(full_logits(model, batch["xt"]), MASK)
     chosen = mean_log_prob(log_probs.gather(-1, batch["x0"][..., None])[..., 0], batch["chosen_mask"])
     rejected = mean_log_prob(log_probs.gather(-1, batch["rejected"][..., None])[..., 0], batch["rejected_mask"])
-    expected = r2ft_loss(chosen, rejected, beta_w=1.5, beta_l=0.5, margin=0.25, gamma=0.1)
+    expected = r2ft_loss(chosen, rejected, beta_w=1.5, beta_l=0.5, margin=0.25, gamma=0.1).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -415,9 +431,9 @@ def test_r2ft_run_pushes_the_rejected_side_down() -> None:
         log_probs = subs_log_probs(model(input_ids=batch["xt"]).logits, MASK)
     chosen = mean_log_prob(log_probs.gather(-1, batch["x0"][..., None])[..., 0], batch["chosen_mask"]).mean()
     scored = batch["chosen_mask"] | batch["rejected_mask"]
-    prior = (log_probs.exp()[scored] * LOG_PRIOR).sum(-1).mean()
+    prior = mean_log_prob((log_probs.exp() * LOG_PRIOR).sum(-1), scored).mean()
     params = replace(TRAINING, batch_size=8, steps=40, eval_every=10, save_every=10, learning_rate=3e-2)
-    found = fit("r2ft", make, model, rows[:20], rows[20:], params, 7, "r2ft")
+    found = fit("r2ft", make, model, rows[:20], rows[20:], params, 7, "r2ft")[1]
     assert found[0]["eval_log_p_chosen"] == pytest.approx(chosen.item(), rel=1e-4)
     assert found[0]["eval_mean_log_prior"] == pytest.approx(prior.item(), rel=1e-4)
     assert [row["step"] for row in found] == [0, 10, 20, 30, 40]
@@ -541,28 +557,39 @@ def test_the_step_count_can_be_overruled() -> None:
     assert "eval_loss" in found[-1]  # 6 is no multiple of eval_every
 
 
-def test_a_global_batch_in_parts_covers_the_same_times(noise: dict[str, list[Any]]) -> None:
-    """One step of 8 rows at once and one of 2 x 4: the same eight times; the loss is the mean of the parts' losses,
-    and both estimates are of one quantity. Over 8 x 21 positions the masks alone leave them about 15% apart (1 sd)."""
-    whole = sft(tiny_model(), replace(TRAINING, steps=1, batch_size=8, eval_every=1))
-    at_once = [t for t in noise["t"] if len(t) == 8][1]  # the first is the evaluation before training
-    assert whole[1]["loss"] == pytest.approx(noise["loss"][1], rel=1e-6)
+def test_a_global_batch_in_parts_is_the_same_batch(noise: dict[str, list[Any]]) -> None:
+    """Steps of 8 rows at once and of 2 x 4: the same times, masks, losses and weights, though the parts have unequal
+    numbers of supervised tokens."""
+    settings = replace(TRAINING, steps=4, eval_every=2)
+    models = [tiny_model(), tiny_model()]
+    whole = sft(models[0], replace(settings, batch_size=8), pad=False)
+    at_once = [masked for masked in noise["masked"] if len(masked) == 8][1]  # the first is the evaluation
+    times = [t for t in noise["t"] if len(t) == 8][1]
     for values in noise.values():
         values.clear()
-    parts = sft(tiny_model(), replace(TRAINING, steps=1, batch_size=4, gradient_accumulation=2, eval_every=1))
-    first, second = noise["t"][2:4]  # two batches of evaluation come before
-    assert torch.equal(torch.cat([first, second]), at_once)
+    parts = sft(models[1], replace(settings, batch_size=4, gradient_accumulation=2), pad=False)
+    assert torch.equal(torch.cat(noise["t"][2:4]), times)  # two batches of evaluation come before
+    assert torch.equal(torch.cat(noise["masked"][2:4]), at_once)
     assert not torch.equal(noise["masked"][2], noise["masked"][3])
-    assert parts[1]["loss"] == pytest.approx(sum(noise["loss"][2:4]) / 2, rel=1e-6)
-    assert parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=0.5)
+    assert [row.keys() for row in parts] == [row.keys() for row in whole]
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    ours, theirs = models[1].state_dict(), models[0].state_dict()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
-def test_an_epochs_last_step_covers_all_times_too(noise: dict[str, list[Any]]) -> None:
-    """12 rows in micro-batches of 4, two a step: an epoch's second step has one micro-batch only. Its four times must
-    cover (0, 1] as evenly as any others: one a quarter."""
+def test_every_step_has_a_whole_global_batch(noise: dict[str, list[Any]]) -> None:
+    """12 rows in micro-batches of 4, two a step: an epoch has one step, and drops other rows than the last one did."""
     sft(tiny_model(), replace(TRAINING, steps=2, gradient_accumulation=2, eval_every=2), train=TRAIN[:12])
-    last = noise["t"][4]  # 0, 1: evaluation; 2, 3: the first step
-    assert [math.floor(4 * float(t)) for t in last] == [0, 1, 2, 3]
+    first, second = (torch.cat(noise["t"][at : at + 2]) for at in (2, 4))  # 0, 1: evaluation
+    for times in (first, second):
+        assert [math.floor(8 * float(t)) for t in times] == list(range(8))
+    epochs = [WholeSteps(12, 8, seed=7) for _ in range(2)]
+    epochs[1].set_epoch(1)
+    rows = [list(epoch) for epoch in epochs]
+    assert [len(set(order)) for order in rows] == [8, 8]
+    assert rows[0] != rows[1]
+    assert rows[0] == list(WholeSteps(12, 8, seed=7))
 
 
 def test_too_few_examples_for_one_global_batch() -> None:
@@ -570,6 +597,12 @@ def test_too_few_examples_for_one_global_batch() -> None:
         sft(tiny_model(), train=TRAIN[:3])
     with pytest.raises(UserError, match="sft: 6 training examples"):
         sft(tiny_model(), replace(TRAINING, gradient_accumulation=2), train=TRAIN[:6])
+
+
+def test_micro_batches_that_the_processes_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"sft: gradient_accumulation must be a multiple of the 3 processes.*, got 4"):
+        sft(tiny_model(), replace(TRAINING, gradient_accumulation=4))
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])

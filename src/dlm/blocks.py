@@ -7,6 +7,7 @@ from dlm.errors import UserError
 from dlm.schema import at_least, dotted, require, share
 
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
+LAUNCH = "profiles/launch"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class HubParams:
 def _check_columns(columns: dict[str, str], where: str) -> None:
     expected = {"instruction", "input", "output"}
     require(set(columns) == expected, where, "a mapping of instruction, input and output", columns)
+
+
+def _check_launcher(launcher: str, where: str) -> None:
+    named = f"a command such as python, or accelerate launch --config_file {LAUNCH}/gpu-8.yaml"
+    require(bool(launcher.strip()), dotted(where, "launcher"), named, launcher)
 
 
 def _check_seeds(seeds: tuple[int, ...], where: str) -> None:
@@ -164,10 +170,12 @@ class BaseParams:
     """The base checkpoint: random, pretrained here (from scratch, or on from `checkpoint`), or one that exists.
 
     Attributes:
+        launcher: what starts the stage's script, and how many processes of it (docs/scale.md).
         layout: of `checkpoint` (models.layouts).
         tokenizer: where the tokenizer of `checkpoint` is, null for beside it.
     """
 
+    launcher: str
     init: Literal["random", "pretrain", "continue", "checkpoint"]
     checkpoint: str
     layout: Literal["auto", "causal_lm", "masked_lm", "llada", "dream", "mdlm"]
@@ -179,6 +187,7 @@ class BaseParams:
     training: TrainingParams
 
     def check(self, where: str) -> None:
+        _check_launcher(self.launcher, where)
         at_least(self, where, 2, ["sequence_length"])
         share(self, where, ["suffix_share"])
         cuts = self.rows == "records" or not self.suffix_share
@@ -191,6 +200,7 @@ class BaseParams:
 class ReferenceParams:
     """The autoregressive reference: same shape, same SFT data; it answers by nucleus sampling and scores perplexity."""
 
+    launcher: str
     init: Literal["random", "checkpoint"]
     checkpoint: str
     top_p: float
@@ -198,6 +208,7 @@ class ReferenceParams:
     training: TrainingParams
 
     def check(self, where: str) -> None:
+        _check_launcher(self.launcher, where)
         share(self, where, ["top_p"])
         require(self.temperature > 0, dotted(where, "temperature"), "above 0", self.temperature)
 
@@ -229,8 +240,12 @@ class LoraParams:
 class SftParams:
     """Supervised fine-tuning (METHOD §2); the SFT-only model trains `r2ft.training.steps` longer."""
 
+    launcher: str
     lora: LoraParams
     training: TrainingParams
+
+    def check(self, where: str) -> None:
+        _check_launcher(self.launcher, where)
 
 
 @dataclass(frozen=True)
@@ -257,6 +272,7 @@ class NegativesParams:
 class R2ftParams:
     """The R2FT objective (paper Eq. 5) and its short training."""
 
+    launcher: str
     beta_w: float
     beta_l: float
     margin: float
@@ -264,6 +280,7 @@ class R2ftParams:
     training: TrainingParams
 
     def check(self, where: str) -> None:
+        _check_launcher(self.launcher, where)
         at_least(self, where, 0, ["beta_w", "beta_l", "gamma"])
 
 
@@ -271,6 +288,7 @@ class R2ftParams:
 class DecodeParams:
     """What every cell of the decoder x checkpoint matrix shares."""
 
+    launcher: str
     seeds: tuple[int, ...]
     steps: int
     gen_length: int
@@ -279,6 +297,7 @@ class DecodeParams:
     compile: Literal["none", "default", "cuda_graphs"]
 
     def check(self, where: str) -> None:
+        _check_launcher(self.launcher, where)
         at_least(self, where, 1, ["steps", "gen_length", "batch_size"])
         _check_seeds(self.seeds, dotted(where, "seeds"))
 

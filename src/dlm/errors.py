@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from dlm import processes
+
 FULL = "No space left on device"
 KEPT = "nothing half written was kept; mend the cause and run again"
 
@@ -14,7 +16,8 @@ class UserError(Exception):
 
 def fail(message: str) -> NoReturn:
     """Print one line to stderr and exit with status 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    who = "" if processes.is_main() else f" (process {processes.rank()})"
+    print(f"error{who}: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -22,6 +25,7 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's main; a mistake of the user ends in one clear line instead of a traceback."""
     try:
         main()
+        processes.leave()
     except UserError as error:
         fail(str(error))
     except OSError as error:

@@ -20,6 +20,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
+from dlm import processes
+
 P = ParamSpec("P")
 ILLEGAL = re.compile(r"[^A-Za-z0-9_\-./ ]")
 SECRET_NAMES = {"api_key", "token", "secret", "password"}
@@ -116,14 +118,14 @@ def stage_run(stage: str, cell: str | None = None, params: Mapping[str, Any] | N
 
     The run ends FINISHED, FAILED on an exception, KILLED on SIGTERM or Ctrl-C; the next start of the same cell marks
     one that was killed outright. Without MLflow, its database or its server: one line on stderr and a Run that does
-    nothing. DLM_TRACKING=off turns tracking off silently.
+    nothing. DLM_TRACKING=off turns tracking off silently; of several processes the first one tracks.
     """
     run, collecting = Run(), gc.isenabled()
     # Nothing that MLflow's imports make is garbage: looking for it, now and at exit, takes a third of their time.
     gc.disable()
     atexit.register(gc.freeze)
     try:
-        if os.environ.get("DLM_TRACKING", "").lower() != "off":
+        if os.environ.get("DLM_TRACKING", "").lower() != "off" and processes.is_main():
             run = _open(stage, cell)
     except Exception as error:
         _warn(error)

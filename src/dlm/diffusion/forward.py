@@ -1,5 +1,7 @@
 """The forward process of a masked diffusion LM (MDLM; paper §2.1): log-linear schedule, α_t = 1 - t."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -7,15 +9,19 @@ from torch import Tensor
 T_MIN = 1e-3
 
 
-def antithetic_t(count: int, offset: int, total: int, generator: torch.Generator) -> Float[Tensor, " count"]:
-    """Low-discrepancy times for rows offset..offset+count of a global batch of `total` rows, in [T_MIN, 1].
+def antithetic_t(places: Int[Tensor, " count"], total: int, generator: torch.Generator) -> Float[Tensor, " count"]:
+    """Low-discrepancy times for the rows at `places` of a global batch of `total` rows, in [T_MIN, 1].
 
     One uniform draw shifts an even grid, so the global batch covers (0, 1] evenly whatever the draw. Every part of
     the global batch must draw from a generator in the same state.
     """
     shift = torch.rand(1, generator=generator)
-    grid = (torch.arange(offset, offset + count) + shift) / total
-    return T_MIN + (1 - T_MIN) * grid
+    return T_MIN + (1 - T_MIN) * (places + shift) / total
+
+
+def row_draws(seeds: Sequence[int], count: int) -> Float[Tensor, "batch count"]:
+    """`count` uniform numbers for each row, from a generator of its own: no batch mate changes what a row draws."""
+    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def mask_tokens(
@@ -23,20 +29,25 @@ def mask_tokens(
     t: Float[Tensor, " batch"],
     maskable: Bool[Tensor, "batch length"],
     mask_id: int,
-    generator: torch.Generator,
+    draw: Float[Tensor, "batch length"],
 ) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
     """Replace each maskable token by [MASK] independently with probability 1 - α_t = t.
+
+    Args:
+        draw: uniform numbers in [0, 1).
 
     Returns:
         xt and where it is masked.
     """
-    draw = torch.rand(x0.shape, generator=generator).to(x0.device)
-    masked = (draw < t.to(x0.device)[:, None]) & maskable
+    masked = (draw < t[:, None]) & maskable
     return torch.where(masked, mask_id, x0), masked
 
 
 def mask_suffix(
-    x0: Int[Tensor, "batch length"], maskable: Bool[Tensor, "batch length"], eos_id: int, generator: torch.Generator
+    x0: Int[Tensor, "batch length"],
+    maskable: Bool[Tensor, "batch length"],
+    eos_id: int,
+    draw: Float[Tensor, " batch"],
 ) -> tuple[Bool[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
     """Mask everything after a cut, as decoding from left to right meets it; ours, not the paper's.
 
@@ -45,12 +56,12 @@ def mask_suffix(
 
     Args:
         maskable: one run of positions a row, an answer and its padding of EOS.
+        draw: uniform numbers in [0, 1).
 
     Returns:
         Where to mask, and the part of it that counts: up to the answer's first EOS.
     """
     order = maskable.cumsum(-1)
     content = (maskable & (x0 != eos_id)).sum(-1, keepdim=True)
-    draw = torch.rand(len(x0), 1, generator=generator).to(x0.device)
-    masked = maskable & (order > (draw * (content + 1)).long())
+    masked = maskable & (order > (draw[:, None] * (content + 1)).long())
     return masked, masked & (order <= content + 1)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -14,21 +14,14 @@ def subs_log_probs(logits: Float[Tensor, "... vocab"], mask_id: int) -> Float[Te
     return torch.log_softmax(logits + barred, dim=-1)
 
 
-def nelbo(
-    token_nll: Float[Tensor, " masked"],
-    row: Int[Tensor, " masked"],
-    t: Float[Tensor, " batch"],
-    supervised: int,
-) -> Float[Tensor, ""]:
-    """The negative ELBO per supervised token (paper Eq. 3): Σ_rows (1/t) Σ_masked -log p(x0_i | x_t) / supervised.
+def nelbo(token_nll: Float[Tensor, "batch length"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Each row's negative ELBO in nats (paper Eq. 3): (1/t) Σ_masked -log p(x0_i | x_t).
 
     Args:
-        token_nll: -log p of the true token at every masked position of the batch.
-        row: which row of the batch each of them belongs to.
+        token_nll: -log p of the true token where x_t is masked, 0 elsewhere.
         t: the rows' times.
-        supervised: how many positions of the batch could have been masked.
     """
-    return (token_nll / t[row]).sum() / max(supervised, 1)
+    return token_nll.sum(-1) / t
 
 
 def mean_log_prob(
@@ -46,8 +39,8 @@ def r2ft_loss(
     beta_l: float,
     margin: float,
     gamma: float,
-) -> Float[Tensor, ""]:
-    """Rejective fine-tuning (paper Eq. 5): -log σ(β_w·lp_w - β_l·lp_l - margin) - γ·lp_w, mean over the batch.
+) -> Float[Tensor, " batch"]:
+    """Rejective fine-tuning (paper Eq. 5), row by row: -log σ(β_w·lp_w - β_l·lp_l - margin) - γ·lp_w.
 
     Args:
         chosen: lp_w, the mean log-probability of the true continuation over its masked positions.
@@ -57,4 +50,4 @@ def r2ft_loss(
     ignored by itself.
     """
     preference = -F.logsigmoid(beta_w * chosen - beta_l * rejected - margin)
-    return (preference - gamma * chosen).mean()
+    return preference - gamma * chosen

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dlm import processes
 from dlm.api import DiffusionLM
 from dlm.data.tokenizer import before_eos
 from dlm.decoding.options import DecoderOptions
@@ -27,7 +28,7 @@ def decode_prompts(
     batch_size: int,
     fingerprint: str = "",
 ) -> tuple[list[dict[str, Any]], float]:
-    """Decode every prompt with every seed.
+    """Decode every prompt with every seed. Several processes share the prompts, and each gets all answers.
 
     Args:
         rows: prepared evaluation rows (id, prompt_ids).
@@ -35,40 +36,52 @@ def decode_prompts(
             was killed goes on after the last one.
 
     Returns:
-        The answers, and the seconds spent generating them (0 for seeds taken from disk).
+        The answers, and the seconds spent generating them by the slowest process (0 for seeds taken from disk).
     """
     setting = [type(options).__name__, asdict(options), steps, gen_length, lm.denoiser.bf16, lm.denoiser.compile]
     key = [fingerprint, setting, [row["prompt_ids"] for row in rows]]
     folder = PARTS / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    answers, seconds = [], 0.0
-    for seed in seeds:
-        part = folder / f"{seed}.jsonl"
+    share = _share([row["prompt_ids"] for row in rows])
+    suffix = f"-{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    seconds = 0.0
+    for seed in seeds if share else ():
+        part = folder / f"{seed}{suffix}.jsonl"
         if fingerprint and part.is_file():
-            answers += read_jsonl(part)
-            continue
-        started = time.perf_counter()
-        out = lm.generate(
-            [row["prompt_ids"] for row in rows],
-            options,
-            steps=steps,
-            gen_length=gen_length,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        seconds += time.perf_counter() - started
-        fresh = [
-            {
-                "id": row["id"],
-                "seed": seed,
-                "answer": out.texts[i],
-                "tokens": before_eos(out.tokens[i].tolist(), lm.tokenizer.eos_token_id),
-                "nfe": int(out.nfe[i]),
-                "leftover_masks": int(out.leftover_masks[i]),
-                "commit_step": out.commit_step[i].tolist(),
-            }
-            for i, row in enumerate(rows)
-        ]
-        if fingerprint:
-            write_jsonl(part, fresh)
-        answers += fresh
-    return answers, seconds
+            fresh = read_jsonl(part)
+        else:
+            started = time.perf_counter()
+            out = lm.generate(
+                [rows[i]["prompt_ids"] for i in share],
+                options,
+                steps=steps,
+                gen_length=gen_length,
+                seed=seed,
+                batch_size=batch_size,
+            )
+            seconds += time.perf_counter() - started
+            fresh = [
+                {
+                    "id": rows[i]["id"],
+                    "seed": seed,
+                    "answer": out.texts[place],
+                    "tokens": before_eos(out.tokens[place].tolist(), lm.tokenizer.eos_token_id),
+                    "nfe": int(out.nfe[place]),
+                    "leftover_masks": int(out.leftover_masks[place]),
+                    "commit_step": out.commit_step[place].tolist(),
+                }
+                for place, i in enumerate(share)
+            ]
+            if fingerprint:
+                write_jsonl(part, fresh)
+        found |= {(seed, i): answer for i, answer in zip(share, fresh, strict=True)}
+    parts = processes.gather((found, seconds))
+    whole = {at: answer for part, _ in parts for at, answer in part.items()}
+    return [whole[seed, i] for seed in seeds for i in range(len(rows))], max(spent for _, spent in parts)
+
+
+def _share(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Which prompts are this process's. Equal ones stay together: each draws noise by its number among them."""
+    numbers: dict[tuple[int, ...], int] = {}
+    groups = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+    return [i for i, group in enumerate(groups) if group % processes.count() == processes.rank()]

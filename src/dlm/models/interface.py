@@ -72,6 +72,7 @@ def head(model: PreTrainedModel) -> Head:
     # The class's own forward around hidden states that are given: every masked LM calls its head's parts differently.
     given = _Given()
     rest = copy.copy(model)
+    rest.__dict__.pop("forward", None)  # training puts its own there
     rest._modules = {**model._modules, model.base_model_prefix: given}
 
     def run(hidden: Tensor) -> Tensor:

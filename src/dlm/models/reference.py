@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from dlm import processes
 from dlm.data.tokenizer import before_eos, decode
 
 
@@ -21,39 +22,46 @@ def nucleus_answers(
     top_p: float,
     temperature: float,
 ) -> list[dict[str, Any]]:
-    """Sample an answer for every prompt and seed; rows as in evaluation.answers (nfe = tokens generated)."""
+    """Sample an answer for every prompt and seed; rows as in evaluation.answers (nfe = tokens generated).
+
+    Several processes share the batches, and each gets all answers.
+    """
     eos_id = tokenizer.eos_token_id
-    answers = []
+    found: dict[int, list[dict[str, Any]]] = {}
     sampler: Any = model  # generate is a mixin that PreTrainedModel's type does not show
-    for seed in seeds:
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            longest = max(len(row["prompt_ids"]) for row in batch)
-            padding = [longest - len(row["prompt_ids"]) for row in batch]
-            ids = torch.tensor([[eos_id] * p + row["prompt_ids"] for p, row in zip(padding, batch, strict=True)])
-            mask = torch.tensor([[0] * p + [1] * (longest - p) for p in padding])
-            torch.manual_seed(seed * 1_000_003 + start)
-            output = sampler.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                do_sample=True,
-                top_p=top_p,
-                top_k=0,
-                temperature=temperature,
-                max_new_tokens=gen_length,
-                eos_token_id=eos_id,
-                pad_token_id=eos_id,
+    batches = [(seed, start) for seed in seeds for start in range(0, len(rows), batch_size)]
+    for number, (seed, start) in enumerate(batches):
+        if number % processes.count() != processes.rank():
+            continue
+        answers = found.setdefault(number, [])
+        batch = rows[start : start + batch_size]
+        longest = max(len(row["prompt_ids"]) for row in batch)
+        padding = [longest - len(row["prompt_ids"]) for row in batch]
+        ids = torch.tensor([[eos_id] * p + row["prompt_ids"] for p, row in zip(padding, batch, strict=True)])
+        mask = torch.tensor([[0] * p + [1] * (longest - p) for p in padding])
+        torch.manual_seed(seed * 1_000_003 + start)
+        output = sampler.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=True,
+            top_p=top_p,
+            top_k=0,
+            temperature=temperature,
+            max_new_tokens=gen_length,
+            eos_token_id=eos_id,
+            pad_token_id=eos_id,
+        )
+        for row, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
+            content = before_eos(tokens, eos_id)
+            answers.append(
+                {
+                    "id": row["id"],
+                    "seed": seed,
+                    "answer": decode(tokenizer, content),
+                    "tokens": content,
+                    "nfe": min(len(content) + 1, gen_length),
+                    "leftover_masks": 0,
+                }
             )
-            for row, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
-                content = before_eos(tokens, eos_id)
-                answers.append(
-                    {
-                        "id": row["id"],
-                        "seed": seed,
-                        "answer": decode(tokenizer, content),
-                        "tokens": content,
-                        "nfe": min(len(content) + 1, gen_length),
-                        "leftover_masks": 0,
-                    }
-                )
-    return answers
+    whole = {number: part for parts in processes.gather(found) for number, part in parts.items()}
+    return [answer for number in range(len(batches)) for answer in whole[number]]

@@ -1,16 +1,39 @@
-"""Collators: rows of a dataset -> tensors. Canvas = prompt + answer + EOS up to the window's end."""
+"""The order of the rows, and collators: rows of a dataset -> tensors. Canvas = prompt + answer + EOS up to the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 Row = dict[str, Any]
 
 
 def stack(rows: Sequence[Any]) -> Tensor:
     return torch.tensor(rows)
+
+
+class WholeSteps(Sampler[int]):
+    """Rows in an order that (seed, epoch) decides, without those that would make an epoch's last step a smaller one.
+
+    Args:
+        rows: in the dataset.
+        step: rows of a global batch.
+    """
+
+    def __init__(self, rows: int, step: int, seed: int) -> None:
+        self.rows, self.step, self.seed, self.epoch = rows, step, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows - self.rows % self.step
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        yield from order[: len(self)].tolist()
 
 
 class PackedCollator:
@@ -80,11 +103,11 @@ class CausalCollator:
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         sequences = [row["prompt_ids"] + row["answer_ids"] + [self.eos_id] for row in rows]
-        longest = max(map(len, sequences))
-        labels = [
-            fill([-100] * len(row["prompt_ids"]) + row["answer_ids"] + [self.eos_id], longest, -100) for row in rows
-        ]
-        return {"input_ids": stack([fill(s, longest, self.eos_id) for s in sequences]), "labels": stack(labels)}
+        x0 = stack([fill(sequence, max(map(len, sequences)), self.eos_id) for sequence in sequences])
+        starts = stack([len(row["prompt_ids"]) for row in rows])[:, None]
+        ends = stack([len(sequence) for sequence in sequences])[:, None]
+        position = torch.arange(x0.shape[1])
+        return {"x0": x0, "scored": (position >= starts) & (position < ends)}
 
 
 def fill(ids: list[int], length: int, value: int) -> list[int]:

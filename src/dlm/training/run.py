@@ -1,14 +1,16 @@
 """One training run: arguments for the Trainer, checkpoints outside the outputs, resume, and the loss curve."""
 
+import copy
 import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -16,16 +18,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
+from dlm import processes
 from dlm.blocks import TrainingParams
 from dlm.data.template import Template
 from dlm.errors import UserError
 from dlm.files import atomic_directory, write_json
-from dlm.models.adapters import is_wrapped, merged, restore, save_adapter
+from dlm.models.adapters import is_wrapped, merged, restore, save_adapter, unwrapped
 from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import use_bf16
 from dlm.training.optimizer import MuonAdamW, muon_groups
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+M = TypeVar("M", bound=nn.Module)
 CHECKPOINTS = Path(".cache/training")
 CURVE_NOISE = ("runtime", "per_second", "total_flos", "epoch")
 
@@ -33,7 +37,7 @@ CURVE_NOISE = ("runtime", "per_second", "total_flos", "epoch")
 def fit(
     name: str,
     make_trainer: Callable[..., Trainer],
-    model: nn.Module,
+    model: M,
     train: list[dict[str, Any]],
     valid: list[dict[str, Any]],
     params: TrainingParams,
@@ -41,11 +45,14 @@ def fit(
     fingerprint: Any,
     *,
     steps: int | None = None,
-) -> list[dict[str, float]]:
-    """Train `model` in place; return its curve, a list of {step, loss, learning_rate, eval_...}.
+) -> tuple[M, list[dict[str, float]]]:
+    """Train `model`; return it with its curve, a list of {step, loss, learning_rate, eval_...}.
 
     Checkpoints go to .cache/training/<name>-<hash>, keyed by everything the run depends on: an interrupted run goes on
     from the last whole one, and a finished run clears them.
+
+    Several processes share the micro-batches of each step; the global batch stays what `params` says. All of them call
+    this, and all of them get the trained model (under FSDP a whole one, which is not the model given).
 
     Args:
         make_trainer: called as make_trainer(model=, args=, train_dataset=, eval_dataset=, callbacks=,
@@ -54,56 +61,33 @@ def fit(
         steps: optimizer steps, `params.steps` unless given.
 
     Raises:
-        UserError: fewer examples than one global batch, or a loss that is not finite (the last checkpoint is kept).
+        UserError: fewer examples than one global batch, micro-batches that the processes cannot share evenly, or a
+            loss that is not finite (the last checkpoint is kept).
     """
     steps = steps or params.steps
-    if len(train) < params.batch_size * params.gradient_accumulation:
+    global_batch = params.batch_size * params.gradient_accumulation
+    if len(train) < global_batch:
         raise UserError(
             f"{name}: {len(train)} training examples do not fill one global batch of "
             f"{params.batch_size} x {params.gradient_accumulation}; lower batch_size"
         )
+    if params.gradient_accumulation % processes.count():
+        raise UserError(
+            f"{name}: gradient_accumulation must be a multiple of the {processes.count()} processes that share it, "
+            f"got {params.gradient_accumulation}"
+        )
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    whole = copy.deepcopy(model) if sharded else model
     key = hashlib.sha256(json.dumps([asdict(params), steps, seed, fingerprint], sort_keys=True).encode()).hexdigest()
     folder = CHECKPOINTS / f"{name}-{key[:16]}"
-    checkpoint = last_whole_checkpoint(folder)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=params.batch_size,
-        per_device_eval_batch_size=params.batch_size,
-        gradient_accumulation_steps=params.gradient_accumulation,
-        learning_rate=params.learning_rate,
-        lr_scheduler_type=params.lr_schedule,
-        warmup_steps=params.warmup_steps,
-        weight_decay=params.weight_decay,
-        max_grad_norm=params.max_grad_norm,
-        bf16=use_bf16(params.precision),
-        eval_strategy="steps",
-        eval_steps=params.eval_every,
-        eval_on_start=checkpoint is None,
-        # A logged loss is the mean since the last log: each checkpoint must fall on one, or a resumed curve differs.
-        logging_steps=math.gcd(params.eval_every, params.save_every),
-        logging_nan_inf_filter=False,
-        save_steps=params.save_every,
-        save_total_limit=2,
-        seed=seed,
-        activation_checkpointing=params.gradient_checkpointing,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_drop_last=True,
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=None,
-    )
-    optimizer = None  # the Trainer's own: AdamW
-    if params.optimizer == "muon":
-        groups = muon_groups(model, params.weight_decay)
-        optimizer = (MuonAdamW, {"params": groups, "lr": params.learning_rate})
+    checkpoint = processes.gather(last_whole_checkpoint(folder) if processes.is_main() else None)[0]
     trainer = make_trainer(
         model=model,
-        args=arguments,
+        args=_arguments(params, steps, seed, folder, resumed=checkpoint is not None),
         train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(valid),
+        eval_dataset=Dataset.from_list([{**row, "place": place} for place, row in enumerate(valid)]),
         callbacks=[StopAtNonFinite()],
-        optimizer_cls_and_kwargs=optimizer,
+        optimizer_cls_and_kwargs=_optimizer(model, params),
     )
     if checkpoint is not None and Path(checkpoint).name == f"checkpoint-{steps}":
         # The Trainer would make one more step from a checkpoint of the last one.
@@ -113,8 +97,57 @@ def fit(
         trainer.train(resume_from_checkpoint=checkpoint)
     if not any(entry.get("step") == steps and "eval_loss" in entry for entry in trainer.state.log_history):
         trainer.evaluate()
-    shutil.rmtree(folder, ignore_errors=True)
-    return curve(trainer.state.log_history)
+    if sharded:
+        restore(whole, folder / f"checkpoint-{steps}")
+    for trained in (whole, unwrapped(whole)):
+        # The Trainer and what it is built on put their own forward pass before the class's.
+        trained.__dict__.pop("forward", None)
+    processes.gather(None)  # before the checkpoints go, everybody has read them
+    if processes.is_main():
+        shutil.rmtree(folder, ignore_errors=True)
+    return whole, curve(trainer.state.log_history)
+
+
+def _arguments(params: TrainingParams, steps: int, seed: int, folder: Path, *, resumed: bool) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=params.batch_size,
+        per_device_eval_batch_size=params.batch_size,
+        gradient_accumulation_steps=params.gradient_accumulation // processes.count(),
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=params.lr_schedule,
+        warmup_steps=params.warmup_steps,
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_grad_norm,
+        bf16=use_bf16(params.precision),
+        eval_strategy="steps",
+        eval_steps=params.eval_every,
+        eval_on_start=not resumed,
+        # A logged loss is the mean since the last log: each checkpoint must fall on one, or a resumed curve differs.
+        logging_steps=math.gcd(params.eval_every, params.save_every),
+        logging_nan_inf_filter=False,
+        save_steps=params.save_every,
+        save_total_limit=2,
+        seed=seed,
+        activation_checkpointing=params.gradient_checkpointing,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_drop_last=True,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=None,
+    )
+    if processes.count() == 1 and arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else the Trainer multiplies the batch by the GPUs it sees; a launcher shares it
+    return arguments
+
+
+def _optimizer(model: nn.Module, params: TrainingParams) -> Any:
+    """What the Trainer is told of the optimizer: None for its own, AdamW."""
+    if params.optimizer == "adamw":
+        return None
+    return MuonAdamW, {"params": muon_groups(model, params.weight_decay), "lr": params.learning_rate}
 
 
 def save_trained(
@@ -128,8 +161,10 @@ def save_trained(
 ) -> None:
     """A whole checkpoint folder or none: weights, config, tokenizer, curve.json, and the prompt template if any.
 
-    Adapters are merged into the weights, or with `merge` false saved alone.
+    Adapters are merged into the weights, or with `merge` false saved alone. One process writes.
     """
+    if not processes.is_main():
+        return
     with atomic_directory(out) as folder:
         if is_wrapped(model) and not merge:
             save_adapter(model, folder)
@@ -139,17 +174,6 @@ def save_trained(
         if template is not None:
             template.save(folder)
         write_json(folder / "curve.json", curve)
-
-
-class WholeEvaluation(Trainer):
-    """Training drops an epoch's partial batch; evaluation must not."""
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        self.args.dataloader_drop_last = False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = True
 
 
 class StopAtNonFinite(TrainerCallback):

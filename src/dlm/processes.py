@@ -1,0 +1,57 @@
+"""Several processes that share one stage's work, as torchrun or `accelerate launch` starts them (docs/scale.md).
+
+They say who they are in the environment. Training's gradients are the Trainer's business; here is what the rest needs:
+who writes, and how results come together.
+"""
+
+import os
+import sys
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process among all of them."""
+    return int(os.environ.get("RANK", 0))
+
+
+def count() -> int:
+    """How many there are: 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes outputs and logs."""
+    return rank() == 0
+
+
+def device() -> str:
+    """The device of this process: a GPU of its own where there are any."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def gather(value: T) -> list[T]:
+    """Every process's `value`, by rank, in every process; all of them must call it."""
+    if count() == 1:
+        return [value]
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(device())
+        # Gradients travel between the GPUs, values like this one through the processors' memory.
+        dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def leave() -> None:
+    """Part from the other processes in good order; without it torch warns at exit."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,102 @@
+"""The objectives of diffusion: pretraining and SFT, and R2FT.
+
+Noise is drawn for each row from (seed, global step, its place in the global batch), never from global state. So a
+resumed run sees the noise of an undisturbed one, and how a global batch is cut into micro-batches and spread over
+processes changes nothing but rounding.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlm.blocks import R2ftParams
+from dlm.diffusion.forward import antithetic_t, mask_suffix, mask_tokens, row_draws
+from dlm.diffusion.losses import mean_log_prob, nelbo, r2ft_loss, subs_log_probs
+from dlm.training.trainer import OursTrainer
+
+
+def step_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any parts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class DiffusionTrainer(OursTrainer):
+    """NELBO per supervised token on {x0, maskable} (paper Eq. 3), for pretraining and SFT.
+
+    Args:
+        suffix_share: share of the training rows that are masked by `mask_suffix` instead; needs `eos_id`.
+    """
+
+    def __init__(self, *, mask_id: int, suffix_share: float = 0.0, eos_id: int = -1, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.mask_id, self.suffix_share, self.eos_id = mask_id, suffix_share, eos_id
+
+    def weight(self, inputs: dict[str, Any]) -> Tensor:
+        maskable: Tensor = inputs["maskable"]
+        return maskable.sum(-1)
+
+    def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        x0, maskable = inputs["x0"], inputs["maskable"]
+        places, total, kind, number = self.places(inputs)
+        seed, length = self.args.seed, x0.shape[1]
+        t = antithetic_t(places.cpu(), total, torch.Generator().manual_seed(step_seed(seed, kind, number)))
+        draws = row_draws([step_seed(seed, kind, number, place) for place in places.tolist()], length + 2)
+        t, draws = t.to(x0.device), draws.to(x0.device)
+        xt, scored = mask_tokens(x0, t, maskable, self.mask_id, draws[:, :length])
+        if self.suffix_share and kind == "train":
+            after_cut, counted = mask_suffix(x0, maskable, self.eos_id, draws[:, length])
+            chosen = (draws[:, length + 1] < self.suffix_share)[:, None]
+            xt = torch.where(chosen, torch.where(after_cut, self.mask_id, x0), xt)
+            scored = torch.where(chosen, counted, scored)
+            # A cut row's loss is a mean over what counts, at the scale of the NELBO's rows.
+            t = torch.where(chosen[:, 0], counted.sum(-1) / maskable.sum(-1), t)
+        log_probs = subs_log_probs(model(xt, scored), self.mask_id)
+        token_nll = torch.zeros(x0.shape, device=x0.device)
+        token_nll[scored] = F.nll_loss(log_probs, x0[scored], reduction="none")
+        return {"loss": nelbo(token_nll, t)}
+
+
+class R2ftTrainer(OursTrainer):
+    """The R2FT objective (paper Eq. 5), mean over the global batch: both sides from one forward pass on x_t.
+
+    Evaluation also reports what the paper watches (Fig. 12): log L_w, log L_l, and the log-prior that a token sampled
+    at an open position has on average, Σ_v p(v)·log prior(v).
+    """
+
+    def __init__(self, *, mask_id: int, objective: R2ftParams, log_prior: Tensor, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.mask_id = mask_id
+        self.objective: R2ftParams = objective
+        self.log_prior = log_prior
+
+    def weight(self, inputs: dict[str, Any]) -> Tensor:
+        return torch.ones(len(inputs["x0"]), device=inputs["x0"].device)
+
+    def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        chosen_mask, rejected_mask = inputs["chosen_mask"], inputs["rejected_mask"]
+        scored = chosen_mask | rejected_mask
+        log_probs = subs_log_probs(model(inputs["xt"], scored), self.mask_id)
+
+        def spread(values: Tensor) -> Tensor:
+            canvas = torch.zeros(scored.shape, device=values.device)
+            canvas[scored] = values
+            return canvas
+
+        def side(ids: Tensor, mask: Tensor) -> Tensor:
+            return mean_log_prob(spread(log_probs.gather(-1, ids[scored][:, None])[:, 0]), mask)
+
+        chosen = side(inputs["x0"], chosen_mask)
+        rejected = side(inputs["rejected"], rejected_mask)
+        o = self.objective
+        found = {"loss": r2ft_loss(chosen, rejected, beta_w=o.beta_w, beta_l=o.beta_l, margin=o.margin, gamma=o.gamma)}
+        if not model.training:
+            prior = spread(log_probs.exp() @ self.log_prior.to(log_probs.device))
+            found |= {
+                "log_p_chosen": chosen,
+                "log_p_rejected": rejected,
+                "mean_log_prior": mean_log_prob(prior, scored),
+            }
+        return found

@@ -1,0 +1,111 @@
+"""transformers' Trainer with what our objectives share: a loss over the global batch, and held-out figures."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalPrediction
+
+from dlm.models.adapters import unwrapped
+from dlm.models.interface import head, states
+from dlm.training.batches import Row, WholeSteps
+
+
+def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor) -> Tensor:
+    """Logits [positions, V] at the True positions of `where` alone: the head runs nowhere else."""
+    return head(model)(states(model, ids)[where])
+
+
+class OursTrainer(Trainer):
+    """Common to our objectives: a loss over the whole global batch, and held-out figures over whole rows.
+
+    The loss is Σ_rows loss / Σ_rows weight, both sums over all micro-batches and processes of a step.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, model: nn.Module, data_collator: Callable[..., Any], **rest: Any) -> None:
+        # What wraps a model to spread it (DDP, FSDP) acts when the whole model is called: so that is our forward pass.
+        inner = unwrapped(model)
+        inner.forward = functools.partial(logits_at, inner)  # type: ignore[method-assign]
+        super().__init__(
+            model=model, data_collator=_keeping_places(data_collator), compute_metrics=self._summary, **rest
+        )
+        self._micro: tuple[int, int] = (-1, 0)
+        self._figures: list[str] = []
+
+    def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """The rows' "loss" [batch], and whatever else is worth reporting on held-out rows, each [batch]."""
+        raise NotImplementedError
+
+    def weight(self, inputs: dict[str, Any]) -> Tensor:
+        """What each row's loss is a sum over [batch]."""
+        raise NotImplementedError
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> WholeSteps:
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return WholeSteps(len(self.train_dataset), step, args.seed)  # type: ignore[arg-type]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        self.args.dataloader_drop_last = False  # training drops a partial batch, evaluation drops nothing
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = True
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        total = sum(self.weight(batch).sum() for batch in batches)
+        return batches, self.accelerator.gather(total).sum() if batches else None
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        total = self.weight(inputs).sum() if num_items_in_batch is None else num_items_in_batch
+        # Gradients are averaged over the processes, and so is the loss that is logged.
+        return self.figures(model, inputs)["loss"].sum() * self.args.world_size / total
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            figures = self.figures(model, inputs)
+        self._figures = list(figures)
+        return None, torch.stack([value.float() for value in figures.values()], dim=-1), self.weight(inputs)
+
+    def _summary(self, evaluated: EvalPrediction) -> dict[str, float]:
+        rows: Any = evaluated.predictions
+        rows = dict(zip(self._figures, rows.astype("float64").T, strict=True))
+        loss = float(rows.pop("loss").sum() / evaluated.label_ids.sum())  # type: ignore[union-attr]
+        return {"loss": loss, **{name: float(values.mean()) for name, values in rows.items()}}
+
+    def places(self, inputs: dict[str, Any]) -> tuple[Tensor, int, str, int]:
+        """Where the rows stand in their global batch [batch] and its size; what is drawn for, and its number."""
+        batch = len(inputs["x0"])
+        if "place" in inputs:
+            return inputs["place"], len(self.eval_dataset), "eval", 0  # type: ignore[arg-type]
+        step = self.state.global_step
+        micro = self._micro[1] + 1 if self._micro[0] == step else 0
+        self._micro = (step, micro)
+        first = (micro * self.args.world_size + self.args.process_index) * batch
+        total = batch * self.args.gradient_accumulation_steps * self.args.world_size
+        return torch.arange(first, first + batch), total, "train", step
+
+
+def _keeping_places(collate: Callable[[list[Row]], dict[str, Tensor]]) -> Callable[[list[Row]], dict[str, Tensor]]:
+    """Held-out rows carry their place (`fit`); what they are beside it is the collator's business."""
+
+    def collated(rows: list[Row]) -> dict[str, Tensor]:
+        batch = collate(rows)
+        if "place" in rows[0]:
+            batch["place"] = torch.tensor([row["place"] for row in rows])
+        return batch
+
+    return collated
