@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from dlm.errors import UserError
 from dlm.params import load_params
@@ -55,6 +56,20 @@ def test_comments_survive(name: str) -> None:
     assert len(written) > 50
     assert missing == []
     assert rendered.startswith(f"# Profile: {name} (profiles/{name}.yaml over profiles/{DEFAULT}.yaml)\n")
+
+
+LAUNCH = sorted((PROFILES / "launch").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", ["paper-small", "paper-large"])
+def test_the_launch_files_suit_the_papers_profiles(path: Path, name: str) -> None:
+    """accelerate reads them, and as many processes can share every run's micro-batches."""
+    config = load_config_from_file(str(path))
+    params = yaml.safe_load(render(PROFILES, name))
+    for stage in ("reference", "sft", "r2ft"):
+        shared = params[stage]["training"]["gradient_accumulation"]
+        assert shared % config.num_processes == 0
 
 
 @pytest.mark.parametrize("name", ["big", "", "../params", "builtin.yaml"])
