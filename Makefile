@@ -7,10 +7,13 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: setup repro test lint ui profile clean
+.PHONY: setup repro sweeps test lint ui profile clean
 
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro
+
+sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
+	dvc repro sweeps/dvc.yaml
 
 test: $(READY) lint  ## lint, types, tests
 	env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE pytest

@@ -64,6 +64,7 @@ def main() -> None:
                 "train_examples": stats["examples"]["train"],
             },
             params_text=arguments.params.read_text(encoding="utf-8"),
+            paper=params.report.paper,
         )
         write_json(results / "table.json", rows)
         write_text(results / "table.md", markdown)

@@ -69,7 +69,7 @@ class Workspace:
 
     def stale(self) -> set[str]:
         """The stages that `dvc repro` would run."""
-        return set(json.loads(self.run("dvc", "status", "--json").stdout))
+        return set(json.loads(self.run("dvc", "status", "--json", "dvc.yaml").stdout))
 
 
 @pytest.fixture(scope="module")

@@ -136,3 +136,20 @@ def test_tokens_per_step_undefined() -> None:
 
 def test_with_a_common_length_a_longer_answer_is_not_faster() -> None:
     assert metrics.tokens_per_step([10], [8], norm_length=20.0) == metrics.tokens_per_step([90], [8], norm_length=20.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("2 boats carry 3 each: 2*3 = 6.", "6"),
+        ("It costs $1,234.50 in all", "1234.5"),
+        ("#### 6,000", "6000"),
+        ("from 10 to -4", "-4"),
+        ("7.00 pounds", "7"),
+        ("100", "100"),
+        ("no number", None),
+        ("", None),
+    ],
+)
+def test_last_number(text: str, number: str | None) -> None:
+    assert metrics.last_number(text) == number

@@ -11,12 +11,16 @@ import yaml
 from dlm.decoding.options import DECODERS
 
 ROOT = Path(__file__).parent.parent
-PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = {
+    **yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"],
+    **yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"],
+}
 
 # These carry values, errors or records of a run; given the same parameters they cannot change what a stage computes.
 PLUMBING = {
     "src/dlm/__init__.py",
     "src/dlm/blocks.py",
+    "src/dlm/blocks_results.py",
     "src/dlm/cli.py",
     "src/dlm/data/records.py",
     "src/dlm/errors.py",

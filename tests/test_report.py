@@ -15,6 +15,7 @@ from dlm.analysis.claims import Claim, combine, judge_claims, relation
 from dlm.analysis.figures import ReportFigure, report_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.panels import decoder_data, draw_decoders
+from dlm.analysis.paper import TABLES, beside
 from dlm.analysis.table import COLUMNS, build_table, is_best, long_runs, quality_axes, to_markdown
 from dlm.data.records import Record
 from dlm.data.splits import Example, write_examples
@@ -43,6 +44,9 @@ USUAL = {
     "wrong_slots": 0.1,
     "repeated_slots": 0.1,
     "distinct_2": 0.1,
+    "win_rate": 30.0,
+    "lc_win_rate": 35.0,
+    "exact_match": 0.5,
 }
 
 
@@ -111,7 +115,7 @@ def test_rows_keep_the_order_and_the_keys() -> None:
     assert [(row["checkpoint"], row["decoder"]) for row in found] == [
         ("reference", "nucleus"), ("sft", "top_k"), ("sft", "conv"), ("r2ft", "top_k"), ("r2ft", "conv"),
     ]  # fmt: skip
-    metrics = {*PER_ANSWER, "distinct_2", "tokens_per_step"}
+    metrics = {*PER_ANSWER, "distinct_2", "tokens_per_step", "win_rate", "lc_win_rate"}
     expected = {"checkpoint", "decoder", "steps", "gen_length", "n", *metrics, *(f"{name}_ci" for name in metrics)}
     assert all(set(row) == expected for row in found)
 
@@ -404,6 +408,7 @@ def page(**changes: Any) -> str:
         "samples": side_by_side([example], {("sft", "conv"): answers(8)}, answers(8), 0, 3),
         "setting": {"prompts": 2, "seeds": 1, "steps": 16, "gen_length": 128, "train_examples": 20000},
         "params_text": 'prompt: "<unk> & {instruction}"\n',
+        "paper": "small",
     }
     return render(**{**values, **changes})
 
@@ -423,6 +428,34 @@ def test_page_without_an_exact_judge() -> None:
     ]
     text = page(rows=rows, long=[], claims=judge_claims(rows, []))
     assert "slot errors" not in text and "no exact judge" in text
+
+
+@pytest.mark.parametrize("size", TABLES)
+def test_every_line_of_the_papers_tables_has_its_values(size: str) -> None:
+    decoders = {*load_params(ROOT / "params.yaml").decoding}
+    for table in TABLES[size]:
+        assert len(table.measured) == len(table.columns)
+        assert len({line.names for line in table.lines}) == len(table.lines)
+        for line in table.lines:
+            assert (len(line.names), len(line.values)) == (len(table.names), len(table.columns))
+            assert line.ours is None or (line.ours[0] in ("sft", "r2ft") and line.ours[1] in decoders)
+
+
+def test_our_figures_stand_behind_the_papers() -> None:
+    """Table 1's conv after R2FT: 46.92 and 45.92 there, 35 and 30 here; SEDD has no cell here; Table 2 is not ours."""
+    one, two = TABLES["small"]
+    headings, lines = beside(one, build_table(cells(ORDERED)))
+    assert headings == ["LC win rate, %", "win rate, %", "here: LC win rate, %", "here: win rate, %"]
+    found = {line.names[:2]: values for line, values in zip(one.lines, lines, strict=True)}
+    assert found["MDLM, R2FT", "top-k + Conv"] == [46.92, 45.92, 35.0, 30.0]
+    assert found["SEDD, SFT", "categorical"] == [6.04, 7.34, None, None]
+    assert beside(two, build_table(cells(ORDERED)))[0] == list(two.columns)
+    gsm8k = TABLES["large"][2]
+    assert beside(gsm8k, build_table(cells(ORDERED)))[1][0] == [7.20, 50.0]
+    unjudged = cells(ORDERED, win_rate=None, lc_win_rate=None)
+    assert beside(one, build_table(unjudged))[0] == list(one.columns)
+    text = page()
+    assert "here: LC win rate, %" in text and "<td>46.92</td><td>45.92</td><td>35.00</td><td>30.00</td>" in text
 
 
 def run_stage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

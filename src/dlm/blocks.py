@@ -1,4 +1,4 @@
-"""The blocks of params.yaml as frozen dataclasses, one for each stage; what each one refuses (params.py reads them)."""
+"""The blocks of params.yaml up to the trained models, as frozen dataclasses: types, and what each refuses."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -53,17 +53,37 @@ class HubParams:
         _check_columns(self.columns, dotted(where, "columns"))
 
 
+@dataclass(frozen=True)
+class EvaluationSetParams:
+    """What is decoded and evaluated: prompts held out of the records, or a set of the paper's (data/evalsets.py).
+
+    Attributes:
+        path: a copy of the set on disk; null for the hub's.
+        chain_of_thought: ask to reason before the answer (GSM8K).
+    """
+
+    name: Literal["held_out", "alpaca_eval", "mt_bench", "wiki", "arena_hard", "gsm8k"]
+    path: str | None
+    chain_of_thought: bool
+
+    def check(self, where: str) -> None:
+        plain = self.name == "gsm8k" or not self.chain_of_thought
+        require(plain, dotted(where, "chain_of_thought"), "false but for gsm8k", self.chain_of_thought)
+        told = f"null where {dotted(where, 'name')} is held_out (data.file.eval_path names prompts of your own)"
+        require(self.name != "held_out" or self.path is None, dotted(where, "path"), told, self.path)
+
+
 def _check_columns(columns: dict[str, str], where: str) -> None:
     expected = {"instruction", "input", "output"}
     require(set(columns) == expected, where, "a mapping of instruction, input and output", columns)
 
 
-def _check_launcher(launcher: str, where: str) -> None:
+def check_launcher(launcher: str, where: str) -> None:
     named = f"a command such as python, or accelerate launch --config_file {LAUNCH}/gpu-8.yaml"
     require(bool(launcher.strip()), dotted(where, "launcher"), named, launcher)
 
 
-def _check_seeds(seeds: tuple[int, ...], where: str) -> None:
+def check_seeds(seeds: tuple[int, ...], where: str) -> None:
     require(bool(seeds) and len(set(seeds)) == len(seeds), where, "a list of different numbers", seeds)
 
 
@@ -77,6 +97,7 @@ class DataParams:
     eval_size: int
     max_prompt_length: int
     window: int
+    evaluation: EvaluationSetParams
     builtin: BuiltinParams
     file: FileParams
     hub: HubParams
@@ -89,6 +110,9 @@ class DataParams:
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["max_records", "valid_size", "eval_size", "max_prompt_length"])
         at_least(self, where, 2, ["window"])
+        own = self.source != "builtin" or self.evaluation.name == "held_out"
+        told = f"held_out where {where}.source is builtin: the corpus has words of its own"
+        require(own, f"{where}.evaluation.name", told, self.evaluation.name)
         if self.source == "file" and not self.file.path:
             raise UserError(f"{where}.file.path must name a file when {where}.source is file, got {self.file.path!r}")
 
@@ -187,7 +211,7 @@ class BaseParams:
     training: TrainingParams
 
     def check(self, where: str) -> None:
-        _check_launcher(self.launcher, where)
+        check_launcher(self.launcher, where)
         at_least(self, where, 2, ["sequence_length"])
         share(self, where, ["suffix_share"])
         cuts = self.rows == "records" or not self.suffix_share
@@ -208,7 +232,7 @@ class ReferenceParams:
     training: TrainingParams
 
     def check(self, where: str) -> None:
-        _check_launcher(self.launcher, where)
+        check_launcher(self.launcher, where)
         share(self, where, ["top_p"])
         require(self.temperature > 0, dotted(where, "temperature"), "above 0", self.temperature)
 
@@ -245,7 +269,7 @@ class SftParams:
     training: TrainingParams
 
     def check(self, where: str) -> None:
-        _check_launcher(self.launcher, where)
+        check_launcher(self.launcher, where)
 
 
 @dataclass(frozen=True)
@@ -280,66 +304,5 @@ class R2ftParams:
     training: TrainingParams
 
     def check(self, where: str) -> None:
-        _check_launcher(self.launcher, where)
+        check_launcher(self.launcher, where)
         at_least(self, where, 0, ["beta_w", "beta_l", "gamma"])
-
-
-@dataclass(frozen=True)
-class DecodeParams:
-    """What every cell of the decoder x checkpoint matrix shares."""
-
-    launcher: str
-    seeds: tuple[int, ...]
-    steps: int
-    gen_length: int
-    batch_size: int
-    precision: Literal["auto", "fp32", "bf16"]
-    compile: Literal["none", "default", "cuda_graphs"]
-
-    def check(self, where: str) -> None:
-        _check_launcher(self.launcher, where)
-        at_least(self, where, 1, ["steps", "gen_length", "batch_size"])
-        _check_seeds(self.seeds, dotted(where, "seeds"))
-
-
-@dataclass(frozen=True)
-class AblationParams:
-    """Quality over block and kernel size (claim 3), over steps (claim 1), and NFE with EOS-fill and cache (claim 5)."""
-
-    prompts: int
-    seeds: tuple[int, ...]
-    blocks: tuple[int, ...]
-    kernels: tuple[int, ...]
-    more_steps: tuple[int, ...]
-    long_prompts: int
-    long_steps: int
-
-    def check(self, where: str) -> None:
-        at_least(self, where, 1, ["prompts", "long_prompts", "long_steps"])
-        _check_seeds(self.seeds, dotted(where, "seeds"))
-        require(min(self.blocks, default=1) >= 1, dotted(where, "blocks"), "a list of lengths from 1", self.blocks)
-        require(min(self.more_steps, default=1) >= 1, dotted(where, "more_steps"), "a list from 1", self.more_steps)
-        for size in self.kernels:
-            require(size >= 1 and size % 2 == 1, dotted(where, "kernels"), "odd and at least 1", size)
-
-
-@dataclass(frozen=True)
-class EvaluateParams:
-    """Metrics and their intervals."""
-
-    high_prior_tokens: int
-    bootstrap_samples: int
-
-    def check(self, where: str) -> None:
-        at_least(self, where, 1, ["high_prior_tokens"])
-        at_least(self, where, 10, ["bootstrap_samples"])
-
-
-@dataclass(frozen=True)
-class ReportParams:
-    """The report page; `decoders` are the cells it shows, the decoder axes of dvc.yaml."""
-
-    results: str
-    decoders: tuple[str, ...]
-    title: str
-    samples: int

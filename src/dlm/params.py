@@ -12,20 +12,17 @@ import yaml
 
 from dlm.blocks import (
     LARGEST_SEED,
-    AblationParams,
     BaseParams,
     DataParams,
-    DecodeParams,
-    EvaluateParams,
     ModelParams,
     NegativesParams,
     R2ftParams,
     ReferenceParams,
-    ReportParams,
     SftParams,
     TemplateParams,
     TokenizerParams,
 )
+from dlm.blocks_results import AblationParams, DecodeParams, EvaluateParams, InfillParams, ReportParams
 from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.errors import UserError
 from dlm.schema import at_least, build, dotted, require
@@ -48,6 +45,7 @@ class Params:
     decode: DecodeParams
     decoding: dict[str, Any]
     ablation: AblationParams
+    infill: InfillParams
     evaluate: EvaluateParams
     report: ReportParams
 
@@ -59,6 +57,8 @@ class Params:
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}decoding.{name}")
         for name in self.report.decoders:
             require(name in self.decoding, f"{where}report.decoders", f"among decoding's {list(self.decoding)}", name)
+        for name in self.infill.decoders:
+            require(name in self.decoding, f"{where}infill.decoders", f"among decoding's {list(self.decoding)}", name)
         for length in self.ablation.blocks:
             options = decoder_options("semi_ar", {"block_length": length}, f"{where}ablation.blocks")
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}ablation.blocks")

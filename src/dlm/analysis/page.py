@@ -12,23 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dlm.analysis import table
 from dlm.analysis.claims import RULE, Claim
 from dlm.analysis.figures import ReportFigure
+from dlm.analysis.paper import TABLES, beside
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "matplotlib", "mlflow", "dvc")
-# Paper, Table 1: fine-tuning, decoder, EOS-fill, length-controlled win rate, win rate (%).
-PAPER_TABLE_1 = (
-    ("AR (gpt2-alpaca)", "nucleus", "–", "41.08", "40.74"),
-    ("SEDD, SFT", "categorical", "no", "6.04", "7.34"),
-    ("MDLM, SFT", "categorical", "no", "32.16", "31.79"),
-    ("MDLM, SFT", "repetition penalty", "no", "28.92", "28.66"),
-    ("MDLM, SFT", "LLADA (semi-AR 512)", "no", "14.54", "10.65"),
-    ("MDLM, R2FT", "LLADA", "no", "37.47", "34.25"),
-    ("MDLM, R2FT", "categorical", "no", "23.31", "21.48"),
-    ("MDLM, R2FT", "top-k", "no", "40.72", "40.24"),
-    ("MDLM, R2FT", "top-k", "yes", "41.17", "40.98"),
-    ("MDLM, R2FT", "top-k + semi-AR", "yes", "42.31", "41.91"),
-    ("MDLM, SFT", "top-k + Conv", "yes", "46.32", "42.19"),
-    ("MDLM, R2FT", "top-k + Conv", "yes", "46.92", "45.92"),
-)
 Answers = Mapping[tuple[str, str], Sequence[dict[str, Any]]]
 
 
@@ -42,6 +28,7 @@ def render(
     samples: Sequence[dict[str, Any]],
     setting: Mapping[str, Any],
     params_text: str,
+    paper: str,
 ) -> str:
     """The page's HTML.
 
@@ -54,6 +41,7 @@ def render(
         samples: of side_by_side.
         setting: prompts, seeds, steps, gen_length and train_examples, for the introduction.
         params_text: params.yaml as it is.
+        paper: whose figures stand beside ours, a key of paper.TABLES.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -81,7 +69,7 @@ def render(
         setting=setting,
         params_text=params_text,
         versions=versions(),
-        paper=PAPER_TABLE_1,
+        paper=[(published, beside(published, rows)) for published in TABLES[paper]],
     )
 
 

@@ -41,6 +41,15 @@ QUALITY = (
     Column("missing_slots", "missing", "facts asked for and not stated / facts asked for", "lower"),
     Column("wrong_slots", "wrong", "facts stated untruly, unasked or of another town / facts asked for", "lower"),
     Column("repeated_slots", "repeated", "facts stated again / facts asked for", "lower"),
+    Column(
+        "lc_win_rate",
+        "LC win rate",
+        "percent of the answers that the judge prefers to the reference's, were both equally long",
+        "higher",
+        1,
+    ),
+    Column("win_rate", "win rate", "percent of the answers that the judge prefers to the reference's", "higher", 1),
+    Column("exact_match", "exact match", "share of answers whose last number is the right one", "higher"),
     Column("nonempty", "non-empty", "share of answers with any token", "higher"),
     Column("length", "length", "content tokens before the first end-of-text (L*)", None, 1),
     Column("nfe", "NFE", "forward passes for an answer (S*)", "lower", 1),
@@ -78,7 +87,8 @@ BOLD = (
     "Bold: the best diffusion value of a column. A column without an arrow has no good end: the reference is its mark."
 )
 PLUS_MINUS = (
-    "± is half the width of the 95% interval (bootstrap over prompts; jackknife for distinct-2); – means not defined."
+    "± is half the width of the 95% interval (bootstrap over prompts; jackknife for distinct-2; normal for the win "
+    "rates); – means not defined."
 )
 
 

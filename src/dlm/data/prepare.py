@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dlm.blocks import DataParams, TokenizerParams
 from dlm.data.builtin import generate, split_combinations
+from dlm.data.evalsets import read_evaluation_set
 from dlm.data.grammar import load_grammar
 from dlm.data.records import Record
 from dlm.data.sources import load_hub, read_records
@@ -31,12 +32,15 @@ def load_splits(data: DataParams, seed: int) -> tuple[dict[str, list[Record]], d
         return splits, {"read": sum(sizes.values()), "kept": sum(sizes.values())}
     if data.source == "hub":
         records, counts = load_hub(data.hub.name, data.hub.config, data.hub.split, data.hub.columns)
+    else:
+        assert data.file.path is not None  # DataParams.check
+        records, counts = read_records(data.file.path, data.file.columns)
+    if data.evaluation.name != "held_out":
+        prompts = read_evaluation_set(data.evaluation)
+    elif data.source == "file" and data.file.eval_path is not None:
+        prompts, _ = read_records(data.file.eval_path, data.file.columns, require_output=False)
+    else:
         return deal(records, data, seed), counts
-    assert data.file.path is not None  # DataParams.check
-    records, counts = read_records(data.file.path, data.file.columns)
-    if data.file.eval_path is None:
-        return deal(records, data, seed), counts
-    prompts, _ = read_records(data.file.eval_path, data.file.columns, require_output=False)
     dealt = deal(records, data, seed, eval_size=0)
     return {**dealt, "eval": prompts[: data.eval_size]}, counts
 

@@ -28,13 +28,21 @@ def read_records(path: str | Path, columns: dict[str, str], *, require_output: b
     Raises:
         UserError: the file is missing, empty, broken, of an unknown format, or without a column or usable record.
     """
-    path = Path(path)
+    return _clean(_read(Path(path), columns.values()), columns, str(path), require_output)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file as they are, column -> value. Raises UserError as `read_records` does, but for columns."""
+    return _read(path, None)[1]
+
+
+def _read(path: Path, wanted: Collection[str] | None) -> Table:
+    """A file's table, all columns of it without `wanted`."""
     suffixes = ["", *(suffix.lower() for suffix in path.suffixes if suffix.lower() not in DECOMPRESSORS)]
     if suffixes[-1] not in READERS:
         supported = f"{', '.join(READERS)}, each also with {', '.join(DECOMPRESSORS)}"
         raise _bad(path, f"unknown suffix; rename or convert it to one of {supported}")
-    raw = read_bytes(path)
-    return _clean(READERS[suffixes[-1]](raw, path, columns.values()), columns, str(path), require_output)
+    return READERS[suffixes[-1]](read_bytes(path), path, wanted)
 
 
 def load_hub(
@@ -99,7 +107,7 @@ def _text(value: Any, column: str, where: str) -> str:
     return text
 
 
-def _json(raw: bytes, path: Path, wanted: Collection[str]) -> Table:
+def _json(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:
     rows = _loads(_decode(raw, path), path, 1, ", or name it .jsonl if each line is an object of its own")
     if isinstance(rows, dict):
         lists = [value for value in rows.values() if isinstance(value, list)]
@@ -109,7 +117,7 @@ def _json(raw: bytes, path: Path, wanted: Collection[str]) -> Table:
     return _objects(rows, lambda index: f"{path}: record {index + 1}")
 
 
-def _json_lines(raw: bytes, path: Path, wanted: Collection[str]) -> Table:
+def _json_lines(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:
     # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
     lines = [(n, line) for n, line in enumerate(_decode(raw, path).split("\n"), start=1) if line.strip()]
     return _objects([_loads(line, path, n) for n, line in lines], lambda index: f"{path}:{lines[index][0]}")
@@ -132,7 +140,7 @@ def _loads(text: str, path: Path, line: int, hint: str = "") -> Any:
     raise _bad(f"{path}:{line}", f"not valid JSON ({reason}); mend it, or download it again if it is truncated{hint}")
 
 
-def _delimited(raw: bytes, path: Path, wanted: Collection[str], delimiter: str) -> Table:
+def _delimited(raw: bytes, path: Path, wanted: Collection[str] | None, delimiter: str) -> Table:
     text = _decode(raw, path)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -154,7 +162,7 @@ def _delimited(raw: bytes, path: Path, wanted: Collection[str], delimiter: str) 
     return names, [dict(zip(names, row, strict=True)) for row in rest]
 
 
-def _parquet(raw: bytes, path: Path, wanted: Collection[str]) -> Table:
+def _parquet(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:
     import pyarrow as pa  # here, as no other format needs it
     import pyarrow.parquet as pq
 
@@ -162,7 +170,7 @@ def _parquet(raw: bytes, path: Path, wanted: Collection[str]) -> Table:
         file = pq.ParquetFile(pa.BufferReader(raw))
         names = file.schema_arrow.names
         # Only what is used: other columns may hold types without a Python value.
-        return names, file.read(columns=[name for name in names if name in wanted]).to_pylist()
+        return names, file.read(columns=[name for name in names if wanted is None or name in wanted]).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _bad(path, f"not valid parquet ({str(error)[:200]}); download or write it again") from None
 
@@ -178,7 +186,7 @@ def _bad(where: str | Path, what: str) -> UserError:
     return UserError(" ".join(f"{where}: {what}".split()))
 
 
-READERS: dict[str, Callable[[bytes, Path, Collection[str]], Table]] = {
+READERS: dict[str, Callable[[bytes, Path, Collection[str] | None], Table]] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,

@@ -17,6 +17,7 @@ from dlm.errors import UserError
 from dlm.evaluation import metrics
 from dlm.evaluation.bootstrap import bootstrap_ci, jackknife_ci
 from dlm.evaluation.perplexity import response_perplexities
+from dlm.evaluation.preferences import win_rates
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import read_json
 from dlm.models.backbone import load_checkpoint
@@ -35,6 +36,7 @@ PER_ANSWER = (
     "log_prior",
     "slot_error_rate",
     "well_formed",
+    "exact_match",
     "missing_slots",
     "wrong_slots",
     "repeated_slots",
@@ -46,7 +48,7 @@ class Corpus:
     """What the metrics need to know besides the answers.
 
     Attributes:
-        examples: evaluation rows by id (prompt_ids, meta).
+        examples: evaluation rows by id (instruction, prompt_ids, output, meta).
         high_prior: ids of the corpus's most frequent tokens.
         log_prior: smoothed log relative frequency of every id in the training answers.
         inlier_bounds: of the training responses' perplexities.
@@ -70,7 +72,10 @@ def load_corpus(build: Path, data: DataParams, high_prior_tokens: int) -> Corpus
     perplexities = read_json(build / "models" / "reference" / "training_perplexities.json")
     ranked = np.argsort(-np.asarray(stats["token_counts"]), kind="stable")
     return Corpus(
-        examples={row["id"]: row for row in read_split(build / "data", "eval", ["id", "prompt_ids", "meta"])},
+        examples={
+            row["id"]: row
+            for row in read_split(build / "data", "eval", ["id", "instruction", "prompt_ids", "meta", "output"])
+        },
         high_prior=frozenset(ranked[:high_prior_tokens].tolist()),
         log_prior=log_prior(stats["token_counts"]),
         inlier_bounds=metrics.inlier_bounds([p for p in perplexities if p is not None]),
@@ -108,6 +113,7 @@ def _score(answer: dict[str, Any], example: dict[str, Any], perplexity: float | 
         "nfe": answer["nfe"],
         "leftover_masks": answer["leftover_masks"],
         "length": len(tokens),
+        "characters": len(answer["answer"]),
         "perplexity": perplexity,
         "inlier": float(metrics.is_inlier(perplexity, corpus.inlier_bounds)),
         "nonempty": float(len(tokens) > 0),
@@ -117,6 +123,8 @@ def _score(answer: dict[str, Any], example: dict[str, Any], perplexity: float | 
         "log_prior": metrics.mean_log_prior(tokens, corpus.log_prior),
     }
     meta = json.loads(example["meta"])
+    if meta.get("set") == "gsm8k":
+        row["exact_match"] = float(metrics.last_number(answer["answer"]) == metrics.last_number(example["output"]))
     if corpus.judge is not None and "topic" in meta:
         report = corpus.judge.judge(answer["answer"], meta["topic"], meta["slots"])
         row |= {
@@ -129,8 +137,15 @@ def _score(answer: dict[str, Any], example: dict[str, Any], perplexity: float | 
     return row
 
 
-def summarise(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, Any]:
-    """Means with 95% intervals: bootstrap over prompts, whose seeds stay together (jackknife for distinct-2)."""
+def summarise(
+    rows: Sequence[dict[str, Any]], samples: int, difficulty: Mapping[int, float] | None = None
+) -> dict[str, Any]:
+    """Means with 95% intervals: bootstrap over prompts, whose seeds stay together (jackknife for distinct-2).
+
+    Args:
+        rows: of score_answers; win rates where they carry preferences (evaluation.preferences).
+        difficulty: of each prompt id, for the length-controlled win rate.
+    """
     clusters = [row["id"] for row in rows]
     summary: dict[str, Any] = {"n": len(rows), "prompts": len(set(clusters))}
     for name in PER_ANSWER:
@@ -149,4 +164,4 @@ def summarise(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, Any]:
     interval = jackknife_ci(clusters, lambda chosen: metrics.distinct_share([bigrams[i] for i in chosen]))
     summary["distinct_2"] = metrics.distinct_share(bigrams)
     summary["distinct_2_ci"] = list(interval) if interval else None
-    return summary
+    return summary | win_rates(rows, difficulty)

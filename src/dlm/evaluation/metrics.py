@@ -4,12 +4,15 @@ A response is its content tokens: everything before the first EOS, already cut b
 defined here" and is left out of averages; it never stands for 0.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from dlm.errors import UserError
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def repetition(tokens: Sequence[int], n: int = 4) -> float | None:
@@ -112,6 +115,15 @@ def is_inlier(perplexity: float | None, bounds: tuple[float, float]) -> bool:
     outliers.
     """
     return perplexity is not None and bounds[0] <= perplexity <= bounds[1]
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, without separators and trailing zeros, to compare GSM8K's answers; None for none."""
+    found = NUMBER.findall(text)
+    if not found:
+        return None
+    number = found[-1].replace(",", "")
+    return number.rstrip("0").rstrip(".") if "." in number else number
 
 
 def tokens_per_step(lengths: Sequence[int], nfe: Sequence[int], norm_length: float | None = None) -> float | None:

@@ -1,0 +1,114 @@
+"""The blocks of params.yaml from decoding to the report, as frozen dataclasses (blocks.py has the others)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dlm.blocks import check_launcher, check_seeds
+from dlm.schema import at_least, dotted, require
+
+
+@dataclass(frozen=True)
+class DecodeParams:
+    """What every cell of the decoder x checkpoint matrix shares."""
+
+    launcher: str
+    seeds: tuple[int, ...]
+    steps: int
+    gen_length: int
+    batch_size: int
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["none", "default", "cuda_graphs"]
+
+    def check(self, where: str) -> None:
+        check_launcher(self.launcher, where)
+        at_least(self, where, 1, ["steps", "gen_length", "batch_size"])
+        check_seeds(self.seeds, dotted(where, "seeds"))
+
+
+@dataclass(frozen=True)
+class AblationParams:
+    """Quality over block and kernel size (claim 3), over steps (claim 1), and NFE with EOS-fill and cache (claim 5)."""
+
+    prompts: int
+    seeds: tuple[int, ...]
+    blocks: tuple[int, ...]
+    kernels: tuple[int, ...]
+    more_steps: tuple[int, ...]
+    long_prompts: int
+    long_steps: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["prompts", "long_prompts", "long_steps"])
+        check_seeds(self.seeds, dotted(where, "seeds"))
+        require(min(self.blocks, default=1) >= 1, dotted(where, "blocks"), "a list of lengths from 1", self.blocks)
+        require(min(self.more_steps, default=1) >= 1, dotted(where, "more_steps"), "a list from 1", self.more_steps)
+        for size in self.kernels:
+            require(size >= 1 and size % 2 == 1, dotted(where, "kernels"), "odd and at least 1", size)
+
+
+@dataclass(frozen=True)
+class InfillParams:
+    """Bidirectional generation on the builtin corpus (evaluation/bidirectional.py); no part of the default run."""
+
+    prompts: int
+    seeds: tuple[int, ...]
+    steps: tuple[int, ...]
+    decoders: tuple[str, ...]
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["prompts"])
+        check_seeds(self.seeds, dotted(where, "seeds"))
+        require(min(self.steps, default=0) >= 1, dotted(where, "steps"), "a list from 1", self.steps)
+
+
+@dataclass(frozen=True)
+class JudgeParams:
+    """Who compares each answer with the reference's for the win rates (evaluation/judges).
+
+    Attributes:
+        kind: auto (the builtin corpus's exact judge, none elsewhere), endpoint (OpenAI-compatible chat) or local (a
+            causal LM of transformers).
+        model: the endpoint's name for it, or a folder or hub name for local.
+        key_variable: the environment variable that holds the endpoint's key.
+        difficulty: a CSV with a column instruction_difficulty, one row for each prompt of the evaluation set.
+    """
+
+    kind: Literal["auto", "none", "endpoint", "local"]
+    base_url: str
+    model: str
+    key_variable: str
+    concurrency: int
+    difficulty: str | None
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["concurrency"])
+        named = self.kind in ("auto", "none") or bool(self.model)
+        require(named, dotted(where, "model"), f"the judge's name where kind is {self.kind}", self.model)
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """Metrics, win rates and their intervals."""
+
+    high_prior_tokens: int
+    bootstrap_samples: int
+    judge: JudgeParams
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["high_prior_tokens"])
+        at_least(self, where, 10, ["bootstrap_samples"])
+
+
+@dataclass(frozen=True)
+class ReportParams:
+    """The report page; `decoders` are the cells it shows, the decoder axes of dvc.yaml.
+
+    Attributes:
+        paper: which of the paper's tables stand beside ours, those of its small or of its large model.
+    """
+
+    results: str
+    decoders: tuple[str, ...]
+    title: str
+    samples: int
+    paper: Literal["small", "large"]

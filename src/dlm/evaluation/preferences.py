@@ -1,0 +1,71 @@
+"""Every answer against the reference's to the same prompt and seed: preferences, and the win rates of a cell."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlm.errors import UserError
+from dlm.evaluation.winrate import Rate, length_controlled, win_rate
+
+Row = dict[str, Any]
+Baseline = Mapping[tuple[int, int], str]
+
+
+def baseline_of(answers: Sequence[Row]) -> Baseline:
+    """The reference's answers by (prompt id, seed)."""
+    return {(answer["id"], answer["seed"]): answer["answer"] for answer in answers}
+
+
+def win_rates(rows: Sequence[Row], difficulty: Mapping[int, float] | None) -> Row:
+    """Win rate and length-controlled win rate in percent, each with its 95% interval; None without preferences.
+
+    The seeds of a prompt are averaged first: the prompts are what the standard errors count.
+
+    Args:
+        rows: per-answer values with id, preference (None where the judge failed), characters and baseline_characters.
+        difficulty: of each prompt id, if known.
+    """
+    prompts: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.get("preference") is not None:
+            prompts.setdefault(row["id"], []).append(row)
+    if not prompts:
+        return dict.fromkeys(("win_rate", "win_rate_ci", "lc_win_rate", "lc_win_rate_ci"))
+    names = ("preference", "characters", "baseline_characters")
+    preference, ours, theirs = (
+        np.array([np.mean([row[name] for row in group]) for group in prompts.values()]) for name in names
+    )
+    hard = None if difficulty is None else [difficulty[number] for number in prompts]
+    return {
+        **_with_interval("win_rate", win_rate(preference)),
+        **_with_interval("lc_win_rate", length_controlled(preference, ours, theirs, hard)),
+    }
+
+
+def _with_interval(name: str, rate: Rate) -> Row:
+    margin = 1.96 * rate.standard_error
+    return {name: rate.percent, f"{name}_ci": [max(0.0, rate.percent - margin), min(100.0, rate.percent + margin)]}
+
+
+def read_difficulty(path: Path | str, places: Mapping[int, int]) -> dict[int, float]:
+    """Each prompt's difficulty from a CSV with a column instruction_difficulty, one row a prompt of the whole set.
+
+    Args:
+        places: prompt id -> its place in the set (a prompt that is too long leaves a hole).
+
+    Raises:
+        UserError: no such file or column, a value that is no number, or fewer rows than prompts.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as handle:
+            values = [float(row["instruction_difficulty"]) for row in csv.DictReader(handle)]
+    except OSError as error:
+        raise UserError(f"evaluate.judge.difficulty: {path}: {error.strerror}; set it to a CSV or to null") from None
+    except (KeyError, ValueError, TypeError, csv.Error):
+        raise UserError(f"{path}: a column instruction_difficulty with a number in every row is needed") from None
+    if max(places.values(), default=-1) >= len(values):
+        raise UserError(f"{path}: {len(values)} rows for {max(places.values()) + 1} prompts; give the whole set's")
+    return {number: values[place] for number, place in places.items()}
