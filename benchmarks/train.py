@@ -1,0 +1,496 @@
+"""How fast training steps are: SFT and R2FT through their trainers, against a bare step, and in model FLOPs.
+
+Each repeat times four runs, one after the other, each of --steps steps after WARM_UP more:
+  sft floor     the backbone alone on the canvases and at the scored positions of sft: forward pass, head at those
+                positions, cross-entropy, backward pass, optimizer step; nothing of the trainers, no clipping;
+  sft           DiffusionTrainer as the sft stage drives it: dataset, collator, noise, clipping, schedule;
+  r2ft          R2ftTrainer likewise, on negatives made by the pipeline's rule;
+  r2ft floor    as sft floor, on the canvases and at the scored positions of r2ft.
+Ratios are taken repeat by repeat; all repeats see the same rows and noise. Evaluation and checkpoints are left out.
+SFT puts its loss on padding too, as the SFT-only model does.
+
+Weights are random. Rows too: prompts of L/8 to L/4 tokens, answers of L/8 to L/2, negatives by params.yaml's numbers.
+The precision is the pipeline's `auto`: bfloat16 autocast over float32 weights on a GPU, float32 on a CPU. llada-8b is
+trained by adapters on a bfloat16 base, with gradient checkpointing. The device is the Trainer's choice: a GPU if any.
+
+Model FLOPs of a step (see `model_flops`) leave out norms, the softmax, the optimizer and what checkpointing computes
+again. MFU is their rate over that of square matrix products timed in the same repeat.
+
+Writes OUT.json (all runs) and OUT.md (the table), and prints the table.
+"""
+
+import argparse
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import (
+    Arguments,
+    Spread,
+    beside,
+    command_line,
+    default_device,
+    grid,
+    hardware,
+    numbers,
+    ratios,
+    report,
+    spread,
+)
+from datasets import Dataset
+from subjects import MODELS, Subject, load_subject
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from dlm.blocks import LoraParams, R2ftParams, TrainingParams
+from dlm.diffusion.corruption import Rule, continuation
+from dlm.errors import run_script
+from dlm.files import atomic_path, write_json
+from dlm.models.adapters import new_adapter, unwrapped
+from dlm.models.precision import use_bf16
+from dlm.schema import require
+from dlm.training.batches import R2ftCollator, Row, SftCollator
+from dlm.training.objectives import DiffusionTrainer, R2ftTrainer
+from dlm.training.run import StopAtNonFinite, _arguments
+from dlm.training.trainer import OursTrainer
+
+WARM_UP = 2  # steps before the clock starts; the first makes the optimizer's state
+SHORTEST = 32
+SEED = 0
+OBJECTIVES = ("sft", "r2ft")
+RUNS = (("sft", "floor"), ("sft", "trainer"), ("r2ft", "trainer"), ("r2ft", "floor"))  # neighbours are compared
+TARGETS = {"floor_share": 0.85, "r2ft_over_sft": 1.15}
+ADAPTED = {"llada-8b": LoraParams(rank=64, alpha=16, dropout=0.1, targets=("q_proj", "k_proj", "v_proj"), merge=False)}
+MATMULS = {"cpu": (2048, 6), "cuda": (8192, 30)}  # side, and how many are timed
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """What one step shows the model: canvases [batch, L], the flat places [n] that are scored, their tokens [n]."""
+
+    canvas: Tensor
+    places: Tensor
+    tokens: Tensor
+
+
+class Clock(TrainerCallback):
+    """Seconds a step, from the end of the warm-up to the end of the run."""
+
+    def __init__(self, steps: int, device: str) -> None:
+        self.steps, self.device = steps, device
+        self.started = self.seconds = 0.0
+
+    def tick(self, done: int) -> None:
+        """`done` steps are over. On a GPU the queue is waited for at either end alone."""
+        if done == WARM_UP:
+            self.started = _now(self.device)
+        if done == WARM_UP + self.steps:
+            self.seconds = (_now(self.device) - self.started) / self.steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.tick(state.global_step)
+
+
+class Bench:
+    """A model in training mode and the runs that are timed. All of them train the same weights, one after the other."""
+
+    def __init__(self, subject: Subject, batch_size: int, length: int, steps: int, folder: Path) -> None:
+        self.subject, self.length, self.steps, self.folder = subject, length, steps, folder
+        self.device = subject.model.device.type
+        self.bf16 = use_bf16("auto")
+        lora = ADAPTED.get(subject.name)
+        self.model: Any = fresh(subject.model) if subject.name == "builtin" else subject.model
+        if lora is not None:
+            self.model.name_or_path = subject.name  # peft wants the two names to agree
+            self.model = new_adapter(self.model, lora, subject.name, SEED)
+        self.params = TrainingParams(
+            steps=WARM_UP + steps,
+            batch_size=batch_size,
+            gradient_accumulation=1,
+            optimizer="adamw",
+            learning_rate=3e-5,
+            lr_schedule="constant",
+            warmup_steps=0,
+            weight_decay=0.1,
+            max_grad_norm=1.0,
+            precision="auto",
+            gradient_checkpointing=lora is not None,
+            eval_every=WARM_UP + steps + 1,  # never: nor are losses logged in between
+            save_every=WARM_UP + steps + 1,
+        )
+        if self.params.gradient_checkpointing:
+            unwrapped(self.model).activation_checkpointing_enable()  # for the floor too
+        self.rows = synthetic_rows(subject, batch_size * self.params.steps, length)
+        self.canvases = {objective: list(self._canvases(objective)) for objective in OBJECTIVES}
+
+    @property
+    def tokens(self) -> int:
+        """Canvas tokens of a step."""
+        return self.params.batch_size * self.length
+
+    def scored(self, objective: str) -> float:
+        """Scored positions of a timed step, on average."""
+        return sum(len(step.places) for step in self.canvases[objective][WARM_UP:]) / self.steps
+
+    def run(self, objective: str, implementation: str) -> float:
+        """Seconds a step of one run."""
+        clock = Clock(self.steps, self.device)
+        if implementation == "floor":
+            self._floor(objective, clock)
+        else:
+            self.trainer(objective, clock).train()
+            self._bare()
+        gc.collect()  # a trainer is in cycles, and holds its optimizer's state
+        return clock.seconds
+
+    def trainer(self, objective: str, *callbacks: TrainerCallback) -> OursTrainer:
+        """The trainer that `fit` makes for the stage of this objective, without evaluation, checkpoints and a bar."""
+        mask_id, eos_id = self.subject.mask_id, self.subject.eos_id
+        rest: dict[str, Any] = {
+            "model": self.model,
+            "args": self._settings(),
+            "callbacks": [StopAtNonFinite(), *callbacks],
+            "mask_id": mask_id,
+        }
+        made: OursTrainer
+        if objective == "sft":
+            rows = [{name: row[name] for name in ("prompt_ids", "answer_ids")} for row in self.rows]
+            collator = SftCollator(self.length, eos_id, supervise_padding=True)
+            made = DiffusionTrainer(data_collator=collator, train_dataset=Dataset.from_list(rows), **rest)
+        else:
+            made = R2ftTrainer(
+                data_collator=R2ftCollator(self.length, eos_id, mask_id),
+                train_dataset=Dataset.from_list(self.rows),
+                objective=R2ftParams("python", 1.0, 1.0, 0.0, 0.1, self.params),
+                log_prior=torch.zeros(self.subject.model.config.vocab_size),  # read in evaluation alone
+                **rest,
+            )
+        made.remove_callback(PrinterCallback)
+        return made
+
+    def _settings(self) -> Any:
+        settings = _arguments(self.params, self.params.steps, SEED, self.folder, resumed=True)
+        settings.eval_strategy, settings.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
+        settings.disable_tqdm = True
+        return settings
+
+    def _bare(self) -> None:
+        """Take the trainer's forward pass off the model, as `fit` does."""
+        for part in (self.model, unwrapped(self.model)):
+            part.__dict__.pop("forward", None)
+
+    def _canvases(self, objective: str) -> Iterator[Canvases]:
+        """What the trainer's steps show the model. Rows and noise hang on the seed and the step's number alone."""
+        trainer = self.trainer(objective)
+        self._bare()
+        for step, inputs in enumerate(trainer.get_train_dataloader()):
+            trainer.state.global_step = step
+            seen = _Seen(self.subject.model.config.vocab_size)
+            trainer.figures(seen, inputs)
+            places = seen.scored.flatten().nonzero()[:, 0]
+            yield Canvases(seen.canvas, places, inputs["x0"].flatten()[places])
+
+    def _floor(self, objective: str, clock: Clock) -> None:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self._settings(), self.model)
+        optimizer = optimizer_class(trained, weight_decay=self.params.weight_decay, **options)
+        self.model.train()
+        for done, step in enumerate(self.canvases[objective], start=1):
+            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
+                loss = floor_loss(self.model, step)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            clock.tick(done)
+
+
+def fresh(model: PreTrainedModel) -> PreTrainedModel:
+    """Random weights in a model's shape.
+
+    Trained ones give subnormal gradients, with which a CPU computes up to three times slower, depending on the text.
+    """
+    torch.manual_seed(SEED)
+    made = type(model)(model.config)
+    nn.Module.to(made, model.device)
+    return made
+
+
+class _Seen(nn.Module):
+    """In a model's place: keeps what it is shown, and takes all tokens for equally likely."""
+
+    canvas: Tensor
+    scored: Tensor
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.vocab = vocab
+
+    def forward(self, canvas: Tensor, scored: Tensor) -> Tensor:
+        self.canvas, self.scored = canvas, scored
+        return torch.zeros(int(scored.sum()), self.vocab, device=canvas.device)
+
+
+def floor_loss(model: Any, step: Canvases) -> Tensor:
+    """Cross-entropy at the scored positions, the head nowhere else."""
+    inner: Any = unwrapped(model)
+    hidden = inner.get_decoder()(input_ids=step.canvas, use_cache=False).last_hidden_state
+    return F.cross_entropy(inner.get_output_embeddings()(hidden.flatten(0, 1)[step.places]), step.tokens)
+
+
+def model_flops(model: Any, tokens: int, length: int, scored: float) -> float:
+    """FLOPs of a training step's matrix products, counted for the model and not for what a machine does twice.
+
+    6 a weight and token where the weight is trained, 4 where it is frozen (no gradient of its own): the backbone's
+    matrices at all `tokens`, the head at the `scored` positions. Attention: 12·layers·width·L a token.
+    """
+    inner: Any = unwrapped(model)
+    table, projection = inner.get_input_embeddings().weight, inner.get_output_embeddings().weight
+    matrices = [p for p in inner.get_decoder().parameters() if p.ndim == 2 and p is not table]
+    weights = sum(_passes(matrix) * matrix.numel() for matrix in matrices)
+    attention = 12 * inner.config.num_hidden_layers * inner.config.hidden_size * length
+    return (weights + attention) * tokens + _passes(projection) * projection.numel() * scored
+
+
+def _passes(weight: Tensor) -> int:
+    return 6 if weight.requires_grad else 4
+
+
+def synthetic_rows(subject: Subject, count: int, length: int) -> list[Row]:
+    """Examples of random tokens with a negative each, in the columns that the r2ft stage reads."""
+    rng = np.random.default_rng(SEED)
+    ids = np.setdiff1d(np.arange(subject.model.config.vocab_size), [subject.mask_id, subject.eos_id])
+    rule = Rule(15, 30, 50, 1.0, False, 0.0, ids[:1], np.ones(1), subject.eos_id)  # params.yaml: negatives
+    rows = []
+    for example in range(count):
+        question, answer = int(rng.integers(length // 8, length // 4 + 1)), int(rng.integers(length // 8, length // 2))
+        x0 = np.full(length, subject.eos_id)
+        x0[: question + answer] = rng.choice(ids, question + answer)
+        negative = continuation(x0, question, answer, rule, rng)
+        rows.append(
+            {
+                "prompt_ids": x0[:question].tolist(),
+                "answer_ids": x0[question : question + answer].tolist(),
+                "example": example,
+                "context_mask": negative.context_mask.tolist(),
+                "rejected_ids": negative.rejected_ids.tolist(),
+                "rejected_mask": negative.rejected_mask.tolist(),
+            }
+        )
+    return rows
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOPs a second of large square matrix products."""
+    side, count = MATMULS[device]
+    left, right = torch.randn(2, side, side, device=device, dtype=dtype)
+    out = left @ right
+    started = _now(device)
+    for _ in range(count):
+        torch.matmul(left, right, out=out)
+    return 2 * side**3 * count / (_now(device) - started)
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main() -> None:
+    parser = Arguments(__doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    for name in ("batch_size", "steps", "repeats", "threads"):
+        require(getattr(arguments, name) >= 1, f"--{name.replace('_', '-')}", "at least 1", getattr(arguments, name))
+    require(arguments.length >= SHORTEST, "--length", f"at least {SHORTEST}", arguments.length)
+    torch.set_num_threads(arguments.threads)
+    device, bf16 = default_device(), use_bf16("auto")
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    # What adapters leave alone stays in the type that LLaDA is published in; what is trained is float32.
+    frozen = arguments.subject in ADAPTED and bf16
+    subject = load_subject(arguments.subject, device, "bfloat16" if frozen else "float32")
+    most = subject.model.config.max_position_embeddings
+    require(arguments.length <= most, "--length", f"at most {most}, the positions of {subject.name}", arguments.length)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(subject, arguments.batch_size, arguments.length, arguments.steps, Path(folder))
+        seconds, rates = interleaved(bench, arguments.repeats, lambda: matmul_rate(device, dtype))
+    write(arguments.out, summary(arguments, bench, seconds, rates, dtype))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--subject", choices=MODELS, default="builtin", help="the shape; its weights are random")
+    add("--batch-size", type=int, default=8, metavar="N", help="canvases a step (default 8)")
+    add("--length", type=int, default=192, metavar="N", help="L, canvas length (default 192)")
+    add("--steps", type=int, default=10, metavar="N", help=f"timed steps a run, after {WARM_UP} more (default 10)")
+    add("--repeats", type=int, default=5, metavar="N", help="timed runs of each kind (default 5)")
+    add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch on the CPU")
+    add("--out", type=Path, required=True, help="where to write, without an ending: results/benchmarks/NAME")
+
+
+def interleaved(
+    bench: Bench, repeats: int, rate: Callable[[], float]
+) -> tuple[dict[tuple[str, str], list[float]], list[float]]:
+    """Seconds a step of every run, and the matmul rate, repeat by repeat."""
+    seconds: dict[tuple[str, str], list[float]] = {run: [] for run in RUNS}
+    rates = []
+    for repeat in range(repeats):
+        rates.append(rate())
+        for run in RUNS:
+            seconds[run].append(bench.run(*run))
+        told = ", ".join(f"{' '.join(run)} {times[-1]:.3f} s" for run, times in seconds.items())
+        report(f"repeat {repeat + 1}: {told}; matmul {rates[-1] / 1e9:.0f} GFLOP/s")
+    return seconds, rates
+
+
+def summary(
+    arguments: argparse.Namespace,
+    bench: Bench,
+    seconds: dict[tuple[str, str], list[float]],
+    rates: list[float],
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """What OUT.json holds."""
+    flops = {name: model_flops(bench.model, bench.tokens, bench.length, bench.scored(name)) for name in OBJECTIVES}
+    parameters = list(bench.model.parameters())
+    lora = ADAPTED.get(arguments.subject)
+    rows = []
+    for (objective, implementation), times in seconds.items():
+        each = spread(times)
+        rows.append(
+            {
+                "objective": objective,
+                "implementation": implementation,
+                "batch_size": arguments.batch_size,
+                "length": arguments.length,
+                "scored_positions": bench.scored(objective),
+                "seconds": times,
+                "seconds_per_step": each,
+                "tokens_per_second": bench.tokens / each["median"],
+                "floor_share": ratios(seconds[objective, "floor"], times),
+                "model_flops": flops[objective],
+                "mfu": spread([flops[objective] / s / rate for s, rate in zip(times, rates, strict=True)]),
+            }
+        )
+    return {
+        "title": arguments.out.name,
+        "command": command_line(),
+        "hardware": hardware(bench.device),
+        "settings": {
+            **{name: getattr(arguments, name) for name in ("subject", "batch_size", "length", "steps", "repeats")},
+            "warm_up": WARM_UP,
+            "seed": SEED,
+            "device": bench.device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "optimizer": bench.params.optimizer,
+            "gradient_checkpointing": bench.params.gradient_checkpointing,
+            "lora": None if lora is None else {"rank": lora.rank, "targets": list(lora.targets)},
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+        "matmul": {"side": MATMULS[bench.device][0], "flops_per_second": spread(rates)},
+        "rows": rows,
+        "r2ft_over_sft": {
+            "seconds": ratios(seconds["r2ft", "trainer"], seconds["sft", "trainer"]),
+            "floor_seconds": ratios(seconds["r2ft", "floor"], seconds["sft", "floor"]),
+            "model_flops": flops["r2ft"] / flops["sft"],
+        },
+        "targets": TARGETS,
+    }
+
+
+HEADINGS = (
+    "objective",
+    "implementation",
+    "L",
+    "batch",
+    "scored/step",
+    "s/step",
+    "tokens/s",
+    "floor share",
+    "model GFLOPs/step",
+    "MFU",
+)
+NOTES = """\
+- s/step and ratios: median (smallest–largest) over {repeats} interleaved repeats of {steps} steps after {warm_up} more.
+- tokens/s: canvas tokens, at the median. scored/step: positions through the head, on average.
+- floor share: tokens/s over the floor's, a bare forward and backward pass and optimizer step on the same canvases with
+  as many scored positions (target: at least {floor_share}).
+- model FLOPs: 6 for a trained weight and token, {frozen}attention 12·layers·width·L a token, the head at the scored
+  positions; none for the optimizer or for what is computed twice.
+- MFU: model FLOPs a second over the rate of {dtype} matrix products of side {side} in the same repeat,
+  {rate} GFLOP/s."""
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The machine, the command, the table and what its columns mean."""
+    machine, settings, targets, over = (result[key] for key in ("hardware", "settings", "targets", "r2ft_over_sft"))
+    where = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores used"
+    if machine["gpu"]:
+        where = f"{machine['gpu']} ({where})"
+    lora = settings["lora"]
+    parts = [f"{settings['parameters'] / 1e6:,.1f}M parameters"]
+    if lora:
+        trained = settings["trained_parameters"] / 1e6
+        parts.append(
+            f"{trained:,.1f}M of them trained: adapters of rank {lora['rank']} on {', '.join(lora['targets'])}"
+        )
+    if settings["gradient_checkpointing"]:
+        parts.append("gradient checkpointing")
+    head = [
+        f"**{result['title']}**: {settings['subject']} ({'; '.join(parts)}; {settings['dtype']}; "
+        f"{settings['optimizer']}) on {where}, torch {machine['torch']}.",
+        f"`{result['command']}`",
+    ]
+    ratio = (
+        f"R2FT step / SFT step: {numbers(over['seconds'], 2)} (target: at most {targets['r2ft_over_sft']}); "
+        f"of their floors {numbers(over['floor_seconds'], 2)}, of their model FLOPs {over['model_flops']:.2f}."
+    )
+    matmul = result["matmul"]
+    notes = NOTES.format(
+        **settings,
+        floor_share=targets["floor_share"],
+        frozen="4 for a frozen one (the base and the head), " if lora else "",
+        rate=numbers(_scaled(matmul["flops_per_second"], 1e-9), 0),
+        side=matmul["side"],
+    )
+    return "\n\n".join([*head, grid([list(HEADINGS), *map(_cells, result["rows"])], 2), ratio, notes]) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["objective"],
+        row["implementation"],
+        str(row["length"]),
+        str(row["batch_size"]),
+        f"{row['scored_positions']:.1f}",
+        numbers(row["seconds_per_step"], 3),
+        f"{row['tokens_per_second']:.0f}",
+        "1" if row["implementation"] == "floor" else numbers(row["floor_share"], 2),
+        f"{row['model_flops'] / 1e9:,.1f}",
+        numbers(row["mfu"], 2),
+    ]
+
+
+def _scaled(values: Spread, factor: float) -> Spread:
+    return {name: value * factor for name, value in values.items()}
+
+
+def write(out: Path, result: dict[str, Any]) -> None:
+    write_json(beside(out, "json"), result)
+    table = to_markdown(result)
+    with atomic_path(beside(out, "md")) as temporary:
+        temporary.write_text(table, encoding="utf-8")
+    print(table, end="")
+
+
+if __name__ == "__main__":
+    run_script(main)

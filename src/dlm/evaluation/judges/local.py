@@ -1,0 +1,129 @@
+"""A causal LM on this machine as pairwise judge: one forward pass for each order of the candidates, no sampling."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from dlm.errors import UserError
+from dlm.evaluation.judges.pairs import Pair, Verdict
+from dlm.evaluation.judges.prompts import LETTERS, pairwise_prompt
+from dlm.models.backbone import load_checkpoint
+
+CUE = "\nThe better reply is"  # without a chat template the text itself must lead to the letter
+PLACE = "<<the prompt>>"
+
+
+def load_local_judge(
+    path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | str = "auto", batch_size: int = 8
+) -> "LocalJudge":
+    """A judge from a folder or the hub.
+
+    Raises:
+        UserError: as `load_checkpoint`, or as `LocalJudge`.
+    """
+    model, tokenizer = load_checkpoint(path, causal=True, dtype=dtype)
+    model.to(device)
+    return LocalJudge(model, tokenizer, batch_size=batch_size)
+
+
+class LocalJudge:
+    """Compares the logits of the two letters after the prompt, in both orders of the candidates.
+
+    Args:
+        model: a causal LM; put into eval mode.
+        tokenizer: its own; the prompt goes through its chat template if it has one.
+        batch_size: prompts through the model at once; two a pair.
+
+    Raises:
+        UserError: a letter is no single token.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, batch_size: int = 8) -> None:
+        self._model, self._tokenizer, self._batch_size = model.eval(), tokenizer, batch_size
+        self._letters = [_letter_ids(tokenizer, letter) for letter in LETTERS]
+        self._longest = getattr(model.config, "max_position_embeddings", None)
+        self._before, self._after = _template(tokenizer)
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One verdict for each pair; None where a prompt is longer than the model's positions.
+
+        Swapping answer and baseline gives 1 - preference.
+        """
+        texts = [
+            (
+                pairwise_prompt(pair.instruction, pair.answer, pair.baseline),
+                pairwise_prompt(pair.instruction, pair.baseline, pair.answer),
+            )
+            for pair in pairs
+        ]
+        ids = {text: self._encode(text) for both in texts for text in both}
+        fitting = {text: row for text, row in ids.items() if self._longest is None or len(row) <= self._longest}
+        # Ordered by what they are, not by who wrote which: the roles swapped make the same batches. The longest first.
+        order = sorted(fitting, key=lambda text: (-len(fitting[text]), text))
+        first: dict[str, float] = {}
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            first |= dict(zip(batch, self._first_share([fitting[text] for text in batch]).tolist(), strict=True))
+        return [
+            Verdict(0.5 + (first[ours] - first[theirs]) / 2 if ours in first and theirs in first else None)
+            for ours, theirs in texts
+        ]
+
+    def _encode(self, prompt: str) -> list[int]:
+        backend = self._tokenizer.backend_tokenizer
+        if self._before is None:
+            return list(backend.encode(prompt + CUE).ids)
+        # In between, text that spells a special token is text: an answer cannot end its turn and judge itself.
+        return [*self._before, *backend.encode(prompt, add_special_tokens=False).ids, *self._after]
+
+    @torch.no_grad()
+    def _first_share(self, rows: list[list[int]]) -> Float[Tensor, " batch"]:
+        """P(first letter) / P(either) after each row, in float64; padded on the right, which no token before it sees."""
+        last = torch.tensor([len(row) - 1 for row in rows])
+        input_ids = torch.zeros(len(rows), int(last.max()) + 1, dtype=torch.long)
+        visible = torch.zeros_like(input_ids)
+        for place, row in enumerate(rows):
+            input_ids[place, : len(row)] = torch.tensor(row)
+            visible[place, : len(row)] = 1
+        # A large vocabulary's logits at every position would not fit; these are the rows' last ones.
+        kept, column = last.unique(return_inverse=True)
+        device = next(self._model.parameters()).device
+        logits = self._model(
+            input_ids=input_ids.to(device),
+            attention_mask=visible.to(device),
+            logits_to_keep=kept.to(device),
+            use_cache=False,
+        ).logits[torch.arange(len(rows)), column.to(device)]
+        first, second = (logits[:, ids].double().logsumexp(dim=1) for ids in self._letters)
+        return torch.sigmoid(first - second).cpu()
+
+
+def _letter_ids(tokenizer: PreTrainedTokenizerFast, letter: str) -> list[int]:
+    """The tokens that spell a letter, bare or after a space (as byte-level and SentencePiece vocabularies mark it)."""
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[token] for token in (letter, f"Ġ{letter}", f"▁{letter}") if token in vocabulary]
+    if not ids:
+        raise UserError(f"the judge's tokenizer has no token for the letter {letter}; take another model as judge")
+    return ids
+
+
+def _template(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int] | None, list[int]]:
+    """What the chat template puts before and after the user's text; (None, []) without a template."""
+    if not tokenizer.chat_template:
+        return None, []
+    turn = [{"role": "user", "content": PLACE}]
+    text = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, enable_thinking=False))
+    before, found, after = text.partition(PLACE)
+    if not found:
+        raise UserError("the judge's chat template drops the user's text; take another model as judge")
+    backend = tokenizer.backend_tokenizer
+    kept = backend.encode_special_tokens
+    backend.encode_special_tokens = False  # the template's own markers are special tokens
+    try:
+        return tuple(list(backend.encode(part, add_special_tokens=False).ids) for part in (before, after))
+    finally:
+        backend.encode_special_tokens = kept

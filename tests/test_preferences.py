@@ -1,0 +1,56 @@
+"""From judged answers to a cell's win rates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlm.errors import UserError
+from dlm.evaluation.preferences import baseline_of, read_difficulty, win_rates
+from dlm.evaluation.winrate import length_controlled_win_rate
+
+
+def row(number: int, preference: float | None, ours: int = 20, theirs: int = 20) -> dict[str, Any]:
+    return {"id": number, "preference": preference, "characters": ours, "baseline_characters": theirs}
+
+
+def test_seeds_of_a_prompt_are_one_prompt() -> None:
+    """Prompt 0 has 1 and 0, prompt 1 has 1 and a failure, prompt 2 only a failure: (0.5 + 1) / 2."""
+    found = win_rates([row(0, 1.0), row(0, 0.0), row(1, 1.0), row(1, None), row(2, None)], None)
+    assert found["win_rate"] == 75
+    low, high = found["win_rate_ci"]
+    assert (low, high) == (pytest.approx(75 - 1.96 * 25), 100)  # sd of (0.5, 1) / sqrt(2) = 25 points, cut at 100
+
+
+def test_lengths_and_difficulty_go_into_the_controlled_rate() -> None:
+    rows = [row(0, 0.8, 30), row(1, 0.5, 10), row(2, 0.9, 35), row(3, 0.4, 5)]
+    lengths = [30, 10, 35, 5]
+    preferences = [0.8, 0.5, 0.9, 0.4]
+    assert win_rates(rows, None)["lc_win_rate"] == length_controlled_win_rate(preferences, lengths, [20] * 4)
+    hard = {0: 1.0, 1: -1.0, 2: 0.5, 3: 2.0}
+    with_hard = win_rates(rows, hard)["lc_win_rate"]
+    assert with_hard == length_controlled_win_rate(preferences, lengths, [20] * 4, [1.0, -1.0, 0.5, 2.0])
+
+
+@pytest.mark.parametrize("rows", [[], [{"id": 0}], [row(0, None)]])
+def test_without_preferences(rows: list[dict[str, Any]]) -> None:
+    assert set(win_rates(rows, None).values()) == {None}
+
+
+def test_the_baseline_answers_the_same_prompt_and_seed() -> None:
+    answers = [{"id": 4, "seed": 0, "answer": "a"}, {"id": 4, "seed": 1, "answer": "b"}]
+    assert baseline_of(answers) == {(4, 0): "a", (4, 1): "b"}
+
+
+def test_difficulty_by_place(tmp_path: Path) -> None:
+    """AlpacaEval's layout. Prompt 1 of the prepared set was the set's third."""
+    path = tmp_path / "hard.csv"
+    path.write_text("index,instruction_difficulty\n0,0.5\n1,-1.25\n2,2.0\n")
+    assert read_difficulty(path, {0: 0, 1: 2}) == {0: 0.5, 1: 2.0}
+    with pytest.raises(UserError, match="3 rows for 4 prompts"):
+        read_difficulty(path, {0: 3})
+    path.write_text("index,other\n0,0.5\n")
+    with pytest.raises(UserError, match="a column instruction_difficulty with a number in every row"):
+        read_difficulty(path, {0: 0})
+    with pytest.raises(UserError, match="No such file.*set it to a CSV or to null"):
+        read_difficulty(tmp_path / "none.csv", {0: 0})
