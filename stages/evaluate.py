@@ -1,8 +1,10 @@
-"""Metrics of one cell's answers that need no LLM judge, with intervals, as one JSON file."""
+"""Metrics of one cell's answers and its win rates against the reference, with intervals, as one JSON file."""
 
 from dlm import cli
 from dlm.errors import run_script
 from dlm.evaluation.cell import load_corpus, score_answers, summarise
+from dlm.evaluation.judges.choice import make_judge
+from dlm.evaluation.preferences import add_preferences, baseline_of, places, read_difficulty
 from dlm.files import read_jsonl, write_json
 from dlm.params import tracked
 from dlm.tracking import stage_run
@@ -20,13 +22,23 @@ def main() -> None:
     source = build / "models/reference/answers.jsonl" if is_reference else build / "answers" / f"{cell}.jsonl"
     with stage_run("evaluate", cell=cell, params=tracked(params, "evaluate")) as run:
         corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
-        rows = score_answers(read_jsonl(source), corpus, params.decode.batch_size)
-        summary = summarise(rows, params.evaluate.bootstrap_samples)
+        answers = read_jsonl(source)
+        rows = score_answers(answers, corpus, params.decode.batch_size)
+        judge = None if is_reference else make_judge(params.evaluate.judge, params.data, params.seed)
+        difficulty = None
+        if judge is not None:
+            baseline = baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))
+            add_preferences(rows, answers, corpus.examples, baseline, judge)
+            run.metrics({f"judge_{name}": count for name, count in judge.costs().items()})
+            if params.evaluate.judge.difficulty is not None:
+                difficulty = read_difficulty(params.evaluate.judge.difficulty, places(corpus.examples))
+        summary = summarise(rows, params.evaluate.bootstrap_samples, difficulty)
         result = {
             "checkpoint": arguments.checkpoint,
             "decoder": arguments.decoder,
             "steps": None if is_reference else params.decode.steps,
             "gen_length": params.decode.gen_length,
+            "judge_failures": sum("preference" in row and row["preference"] is None for row in rows),
             **summary,
         }
         out = build / "evaluation" / f"{cell}.json"

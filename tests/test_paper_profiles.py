@@ -38,6 +38,7 @@ SMALL = {
     "data": {
         "source": "file",
         "file": {"path": "alpaca.json"},
+        "evaluation": {"path": "alpaca.json"},
         "valid_size": 6,
         "eval_size": 3,
         "max_prompt_length": 96,
@@ -57,13 +58,22 @@ SMALL = {
         "long_prompts": 2,
         "long_steps": 8,
     },
-    "evaluate": {"bootstrap_samples": 50},
+    # The judge has the layout of the small profile's reference, random like all weights here.
+    "evaluate": {"bootstrap_samples": 50, "judge": {"kind": "local", "model": "judge"}},
 }
+
+
+def gpt2(folder: str, positions: int) -> None:
+    size = published.VOCAB - 1
+    config = GPT2Config(vocab_size=size, n_positions=positions, n_embd=32, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    published.gpt2(Path(folder))
 
 
 def whole_pipeline(profile: str, changes: dict[str, Any]) -> None:
     """48 records, two steps, a canvas of 192; every stage, the decoders of the table."""
     records(Path("alpaca.json"), 48)
+    gpt2("judge", positions=2048)
     params = smaller(profile, SMALL)
     merge(params, changes)
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -85,6 +95,12 @@ def whole_pipeline(profile: str, changes: dict[str, Any]) -> None:
     stage("report")
     table = read_json(f"results/{profile}/table.json")
     assert {(row["checkpoint"], row["decoder"]) for row in table} >= set(cells)
+    rates = {row["checkpoint"]: row["win_rate"] for row in table}
+    assert rates["reference"] is None
+    assert 0 < rates["sft"] < 100  # a random judge
+    page = Path(f"results/{profile}/report.html").read_text()
+    assert "here: LC win rate, %" in page
+    assert ("LLaDA-8B-Base" in page) == (profile == "paper-large")
 
 
 def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +109,7 @@ def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published.mdlm(Path("mdlm"), seed=1)
     Path("mdlm/config.json").write_text(json.dumps({**published.MDLM, "model_length": 192}))
     published.gpt2(Path("gpt2"))
-    size = published.VOCAB - 1
-    GPT2LMHeadModel(GPT2Config(vocab_size=size, n_positions=192, n_embd=32, n_layer=1, n_head=2)).save_pretrained("ar")
-    published.gpt2(Path("ar"))
+    gpt2("ar", positions=192)
     places = {
         "tokenizer": {"path": "gpt2"},
         "base": {"checkpoint": "mdlm", "tokenizer": "gpt2"},

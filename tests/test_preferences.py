@@ -52,5 +52,5 @@ def test_difficulty_by_place(tmp_path: Path) -> None:
     path.write_text("index,other\n0,0.5\n")
     with pytest.raises(UserError, match="a column instruction_difficulty with a number in every row"):
         read_difficulty(path, {0: 0})
-    with pytest.raises(UserError, match="No such file.*set it to a CSV or to null"):
+    with pytest.raises(UserError, match=r"No such file.*set it to a CSV or to null"):
         read_difficulty(tmp_path / "none.csv", {0: 0})

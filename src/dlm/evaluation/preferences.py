@@ -1,6 +1,7 @@
 """Every answer against the reference's to the same prompt and seed: preferences, and the win rates of a cell."""
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlm.errors import UserError
+from dlm.evaluation.judges.pairs import Judge, Pair
 from dlm.evaluation.winrate import Rate, length_controlled, win_rate
 
 Row = dict[str, Any]
@@ -17,6 +19,31 @@ Baseline = Mapping[tuple[int, int], str]
 def baseline_of(answers: Sequence[Row]) -> Baseline:
     """The reference's answers by (prompt id, seed)."""
     return {(answer["id"], answer["seed"]): answer["answer"] for answer in answers}
+
+
+def add_preferences(
+    rows: Sequence[Row], answers: Sequence[Row], examples: Mapping[int, Row], baseline: Baseline, judge: Judge
+) -> None:
+    """Put the judge's preference, and the baseline's length in characters, into every row of a cell.
+
+    Args:
+        rows: of cell.score_answers, in the order of `answers`.
+        examples: evaluation rows by id (instruction, meta).
+
+    Raises:
+        UserError: the reference did not answer these prompts with these seeds.
+    """
+    missing = [answer["id"] for answer in answers if (answer["id"], answer["seed"]) not in baseline]
+    if missing:
+        raise UserError(f"the reference has no answer to prompt {missing[0]} with this seed; run the reference stage")
+    others = [baseline[answer["id"], answer["seed"]] for answer in answers]
+    pairs = [
+        Pair(example["instruction"], answer["answer"], other, json.loads(example["meta"]))
+        for answer, other in zip(answers, others, strict=True)
+        for example in [examples[answer["id"]]]
+    ]
+    for row, other, verdict in zip(rows, others, judge.prefer(pairs), strict=True):
+        row |= {"preference": verdict.preference, "baseline_characters": len(other)}
 
 
 def win_rates(rows: Sequence[Row], difficulty: Mapping[int, float] | None) -> Row:
@@ -48,6 +75,11 @@ def win_rates(rows: Sequence[Row], difficulty: Mapping[int, float] | None) -> Ro
 def _with_interval(name: str, rate: Rate) -> Row:
     margin = 1.96 * rate.standard_error
     return {name: rate.percent, f"{name}_ci": [max(0.0, rate.percent - margin), min(100.0, rate.percent + margin)]}
+
+
+def places(examples: Mapping[int, Row]) -> dict[int, int]:
+    """Prompt id -> its place in the evaluation set (records of other sources stand in their own order)."""
+    return {number: json.loads(row["meta"]).get("place", number) for number, row in examples.items()}
 
 
 def read_difficulty(path: Path | str, places: Mapping[int, int]) -> dict[int, float]:

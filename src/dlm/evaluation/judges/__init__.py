@@ -1,1 +1,1 @@
-"""Who compares two answers to a prompt, or grades one: a chat endpoint, a local model, the builtin corpus's exact judge."""
+"""Who compares answers, or grades them: a chat endpoint, a local model, the builtin corpus's exact judge."""

@@ -6,14 +6,13 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 from typing import TypeVar
 
 from dlm.errors import UserError
+from dlm.evaluation.judges.client import Client, Refusal, Usage
 from dlm.evaluation.judges.replies import Reply, ReplyCache
-from dlm.evaluation.judges.requests import Refusal, Requests
 
 T = TypeVar("T")
 CACHE = Path(".cache/judge")
@@ -25,24 +24,6 @@ FATAL = {
     403: "the key in the environment variable {key_variable} may not use the model {model}; change either",
     404: "no model {model} there; mend the model's name or base_url (it usually ends in /v1)",
 }
-
-
-@dataclass
-class Usage:
-    """What judging cost.
-
-    Attributes:
-        requests: sent, retries among them.
-        cache_hits: prompts answered from disk.
-        failures: prompts that ended without a verdict.
-        prompt_tokens, completion_tokens: as the server counts them.
-    """
-
-    requests: int = 0
-    cache_hits: int = 0
-    failures: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class ChatEndpoint:
@@ -62,7 +43,7 @@ class ChatEndpoint:
         cache: folder of the replies.
 
     Raises:
-        UserError: the variable is not set, or holds what cannot be a key.
+        UserError: no URL, or the variable is not set or holds what cannot be a key.
     """
 
     def __init__(
@@ -77,6 +58,8 @@ class ChatEndpoint:
         backoff: float = 1.0,
         cache: Path | str = CACHE,
     ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise UserError(f"base_url must start with http:// or https://, got {base_url!r}")
         key = os.environ.get(key_variable, "").strip()
         if not key:
             raise UserError(
@@ -87,7 +70,7 @@ class ChatEndpoint:
         self.usage = Usage()
         self._base_url, self._model, self._key_variable = base_url, model, key_variable
         self._concurrency, self._retries, self._backoff = concurrency, retries, backoff
-        self._requests = Requests(base_url, model, key, timeout)
+        self._client = Client(base_url, model, key, timeout)
         self._cache = ReplyCache(Path(cache) / f"{hashlib.sha256(model.encode()).hexdigest()[:16]}.jsonl")
         self._lock = Lock()
         self._stop = Event()
@@ -123,6 +106,8 @@ class ChatEndpoint:
                 self.usage.cache_hits += 1
             return value
         for attempt in range(1 + REASKS):
+            if self._stop.is_set():
+                return None
             # What greedy decoding got wrong it would get wrong again.
             reply = self._reply(prompt, temperature=1.0 if attempt else 0.0)
             if reply is None:
@@ -130,34 +115,30 @@ class ChatEndpoint:
             if (value := read(reply)) is not None:
                 self._cache.put(key, reply)
                 return value
-        with self._lock:
-            self.usage.failures += 1
+        if not self._stop.is_set():
+            with self._lock:
+                self.usage.failures += 1
         return None
 
     def _reply(self, prompt: str, temperature: float) -> Reply | None:
-        refusal = Refusal("not asked")
-        for attempt in range(self._retries + 1):
-            if self._stop.is_set():
-                return None
+        for attempt in range(1 + self._retries):
             with self._lock:
                 self.usage.requests += 1
-            outcome = self._requests.send(prompt, temperature)
+            outcome = self._client.send(prompt, temperature)
             if not isinstance(outcome, Refusal):
                 with self._lock:
                     self._unanswered = 0
                     self.usage.prompt_tokens += outcome.prompt_tokens
                     self.usage.completion_tokens += outcome.completion_tokens
                 return outcome.reply
-            refusal = outcome
-            if not refusal.again or attempt == self._retries:
-                break
+            if not outcome.again or attempt == self._retries:
+                self._give_up_on(outcome)
+                return None
+            delay = outcome.wait or min(self._backoff * 2**attempt, LONGEST_WAIT)
             # Never before Retry-After; spread out, so that the threads do not come back all at once.
-            self._stop.wait((refusal.wait or self._delay(attempt)) * random.uniform(1, 1.5))
-        self._give_up_on(refusal)
+            if self._stop.wait(delay * random.uniform(1, 1.5)):
+                return None
         return None
-
-    def _delay(self, attempt: int) -> float:
-        return min(self._backoff * 2**attempt, LONGEST_WAIT)
 
     def _give_up_on(self, refusal: Refusal) -> None:
         with self._lock:
@@ -170,6 +151,6 @@ class ChatEndpoint:
         if unanswered >= UNANSWERED:
             self._stop.set()
             raise UserError(
-                f"{self._base_url}: {unanswered} prompts in a row got no reply ({refusal.reason}); see that it runs, that "
-                "base_url and model are right, then run again: what was answered is kept"
+                f"{self._base_url}: {unanswered} prompts in a row got no reply ({refusal.reason}); see that it runs "
+                "and that base_url and model are right, then run again: what was answered is kept"
             )

@@ -1,8 +1,10 @@
 """A model behind a chat endpoint as pairwise judge."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from dlm.evaluation.judges.chat import ChatEndpoint, Usage
+from dlm.evaluation.judges.chat import ChatEndpoint
+from dlm.evaluation.judges.client import Usage
 from dlm.evaluation.judges.pairs import Pair, Verdict, model_first
 from dlm.evaluation.judges.prompts import LETTERS, pairwise_prompt
 from dlm.evaluation.judges.replies import Reply, label_alone, label_shares
@@ -22,6 +24,10 @@ class EndpointJudge:
     def usage(self) -> Usage:
         """What judging has cost so far."""
         return self._endpoint.usage
+
+    def costs(self) -> dict[str, int]:
+        """Requests, tokens and failures so far (chat.Usage)."""
+        return asdict(self.usage)
 
     def prefer(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict for each pair; None where the endpoint gave no letter in several tries.

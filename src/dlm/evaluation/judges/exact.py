@@ -21,6 +21,9 @@ class ExactJudge:
         """1, 0.5 or 0 for each pair; None where its meta has no topic and slots to judge by."""
         return [Verdict(self._preference(pair)) for pair in pairs]
 
+    def costs(self) -> dict[str, int]:
+        return {}
+
     def _preference(self, pair: Pair) -> float | None:
         if pair.meta is None or "topic" not in pair.meta or not pair.meta.get("slots"):
             return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,7 @@ def load_local_judge(
         UserError: as `load_checkpoint`, or as `LocalJudge`.
     """
     model, tokenizer = load_checkpoint(path, causal=True, dtype=dtype)
-    model.to(device)
+    cast(torch.nn.Module, model).to(device)
     return LocalJudge(model, tokenizer, batch_size=batch_size)
 
 
@@ -44,6 +45,7 @@ class LocalJudge:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, batch_size: int = 8) -> None:
         self._model, self._tokenizer, self._batch_size = model.eval(), tokenizer, batch_size
+        tokenizer.backend_tokenizer.no_truncation()  # a prompt cut short would lose its question
         self._letters = [_letter_ids(tokenizer, letter) for letter in LETTERS]
         self._longest = getattr(model.config, "max_position_embeddings", None)
         self._before, self._after = _template(tokenizer)
@@ -73,6 +75,9 @@ class LocalJudge:
             for ours, theirs in texts
         ]
 
+    def costs(self) -> dict[str, int]:
+        return {}
+
     def _encode(self, prompt: str) -> list[int]:
         backend = self._tokenizer.backend_tokenizer
         if self._before is None:
@@ -82,7 +87,7 @@ class LocalJudge:
 
     @torch.no_grad()
     def _first_share(self, rows: list[list[int]]) -> Float[Tensor, " batch"]:
-        """P(first letter) / P(either) after each row, in float64; padded on the right, which no token before it sees."""
+        """P(first letter) / P(either) after each row, in float64; the padding on the right is seen by no row's end."""
         last = torch.tensor([len(row) - 1 for row in rows])
         input_ids = torch.zeros(len(rows), int(last.max()) + 1, dtype=torch.long)
         visible = torch.zeros_like(input_ids)
@@ -124,6 +129,7 @@ def _template(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int] | None, lis
     kept = backend.encode_special_tokens
     backend.encode_special_tokens = False  # the template's own markers are special tokens
     try:
-        return tuple(list(backend.encode(part, add_special_tokens=False).ids) for part in (before, after))
+        around = [list(backend.encode(part, add_special_tokens=False).ids) for part in (before, after)]
     finally:
         backend.encode_special_tokens = kept
+    return around[0], around[1]

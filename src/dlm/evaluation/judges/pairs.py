@@ -38,6 +38,10 @@ class Judge(Protocol):
         """One verdict for each pair, in the pairs' order."""
         ...
 
+    def costs(self) -> dict[str, int]:
+        """What judging has taken so far, by name; empty where it is free."""
+        ...
+
 
 def model_first(pair: Pair, seed: int) -> bool:
     """Whether the model's answer is shown first: a fair coin that the seed and the pair's texts alone decide."""

@@ -7,8 +7,8 @@ _PAIRWISE = """\
 Two assistants, A and B, replied to the same request. Decide which reply serves the person who asked better.
 
 Look at, in this order: whether it does what was asked, whether what it says is right, whether it reads as fluent and \
-connected text. Words said again and again, sentences that break off and content nobody asked for count against a reply. \
-Neither the length of a reply nor its place here is a merit.
+connected text. Words said again and again, sentences that break off and content nobody asked for count against a \
+reply. Neither the length of a reply nor its place here is a merit.
 
 [request]
 {instruction}

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from dlm.evaluation.judges.chat import ChatEndpoint, Usage
+from dlm.evaluation.judges.chat import ChatEndpoint
+from dlm.evaluation.judges.client import Usage
 from dlm.evaluation.judges.prompts import GRADES, grade_prompt
 from dlm.evaluation.judges.replies import Reply, label_alone, label_shares
 
