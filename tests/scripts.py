@@ -5,6 +5,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -16,6 +18,7 @@ def stage(name: str, *arguments: str, folder: Path | str = ".") -> None:
     try:
         runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
     finally:
+        torch.set_flush_denormal(False)  # a stage's process sets it; hypothesis draws subnormal numbers
         sys.argv = before[0]
         os.chdir(before[1])
         del os.environ["DLM_TRACKING"]
