@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from common import (
     Arguments,
-    beside,
     check_device,
     command_line,
     default_device,
@@ -28,6 +27,7 @@ from common import (
     report,
     split_variant,
     spread,
+    write,
 )
 
 from dlm.api import DiffusionLM
@@ -36,7 +36,6 @@ from dlm.errors import UserError, run_script
 from dlm.evaluation.answers import decode_prompts
 from dlm.evaluation.bootstrap import bootstrap_ci
 from dlm.evaluation.cell import Corpus, load_corpus, score_answers, summarise
-from dlm.files import atomic_path, write_json
 from dlm.params import Params, load_params
 from dlm.schema import require
 
@@ -77,7 +76,7 @@ def main() -> None:
         },
         "rows": rows,
     }
-    write(arguments.out, result)
+    write(arguments.out, result, to_markdown(result))
 
 
 def parse() -> argparse.Namespace:
@@ -175,14 +174,6 @@ def change(scores: Sequence[Row], base: Sequence[Row], name: str, samples: int) 
     values, clusters = zip(*known, strict=True)
     interval = bootstrap_ci(values, clusters, samples=samples)
     return {"mean": sum(values) / len(values), "ci": interval and list(interval)}
-
-
-def write(out: Path, result: dict[str, Any]) -> None:
-    write_json(beside(out, "json"), result)
-    text = to_markdown(result)
-    with atomic_path(beside(out, "md")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text, end="")
 
 
 def to_markdown(result: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.errors import UserError
+from dlm.files import write_json, write_text
 from dlm.schema import require
 
 Spread = dict[str, float]  # median, low and high (the smallest and the largest) over the repeats
@@ -129,3 +130,10 @@ def grid(lines: Sequence[Sequence[str]], left: int) -> str:
         for line in [lines[0], rule, *lines[1:]]
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
+
+
+def write(out: Path, result: dict[str, Any], table: str) -> None:
+    """OUT.json, all runs, and OUT.md, the table, which is printed too."""
+    write_json(beside(out, "json"), result)
+    write_text(beside(out, "md"), table)
+    print(table, end="")

@@ -37,6 +37,7 @@ from common import (
     report,
     spread,
     variant,
+    write,
 )
 from memory import child_peak, peak_bytes
 from plain import PlainDecoder, supports
@@ -48,7 +49,7 @@ from dlm.decoding.noise import row_keys
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.presets import make_decoder
 from dlm.errors import run_script
-from dlm.files import atomic_path, write_json
+from dlm.files import atomic_path
 from dlm.models.compiled import MODES
 from dlm.schema import require
 
@@ -156,7 +157,9 @@ def main() -> None:
         "settings": {**settings, "device": arguments.device.partition(":")[0], "parameters": parameters(subject)},
         "rows": rows,
     }
-    write(arguments.out, result)
+    with atomic_path(beside(arguments.out, "png")) as temporary:
+        draw(result["rows"], temporary)
+    write(arguments.out, result, to_markdown(result))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -298,16 +301,6 @@ def peak_of(subject: Subject, setting: Setting, device: str) -> int:
     whole = runner.options is None or runner.options.block_length is None
     steps = min(2, setting.steps) if setting.name.startswith("plain") and whole else None
     return peak_bytes(lambda: runner.run(0, steps), lambda: small.run(0), device)
-
-
-def write(out: Path, result: dict[str, Any]) -> None:
-    write_json(beside(out, "json"), result)
-    table = to_markdown(result)
-    with atomic_path(beside(out, "md")) as temporary:
-        temporary.write_text(table, encoding="utf-8")
-    with atomic_path(beside(out, "png")) as temporary:
-        draw(result["rows"], temporary)
-    print(table, end="")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from common import beside, grid, numbers
 
 from dlm.analysis.canvas import INK, PALETTE, canvas
 from dlm.errors import run_script
-from dlm.files import atomic_path, read_json
+from dlm.files import atomic_path, read_json, write_text
 
 Row = dict[str, Any]
 HEADINGS = (
@@ -122,8 +122,7 @@ def main() -> None:
     path = parser.parse_args().json
     result = read_json(path)
     out = path.parent / path.name.removesuffix(".json")
-    with atomic_path(beside(out, "md")) as temporary:
-        temporary.write_text(to_markdown(result), encoding="utf-8")
+    write_text(beside(out, "md"), to_markdown(result))
     with atomic_path(beside(out, "png")) as temporary:
         draw(result["rows"], temporary)
     sys.stdout.write(to_markdown(result))

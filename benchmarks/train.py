@@ -34,7 +34,6 @@ import torch.nn.functional as F
 from common import (
     Arguments,
     Spread,
-    beside,
     command_line,
     default_device,
     grid,
@@ -43,6 +42,7 @@ from common import (
     ratios,
     report,
     spread,
+    write,
 )
 from datasets import Dataset
 from subjects import MODELS, Subject, load_subject
@@ -53,7 +53,6 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from dlm.blocks import LoraParams, R2ftParams, TrainingParams
 from dlm.diffusion.corruption import Rule, continuation
 from dlm.errors import run_script
-from dlm.files import atomic_path, write_json
 from dlm.models.adapters import new_adapter, unwrapped
 from dlm.models.precision import use_bf16
 from dlm.schema import require
@@ -322,7 +321,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(subject, arguments.batch_size, arguments.length, arguments.steps, Path(folder))
         seconds, rates = interleaved(bench, arguments.repeats, lambda: matmul_rate(device, dtype))
-    write(arguments.out, summary(arguments, bench, seconds, rates, dtype))
+    result = summary(arguments, bench, seconds, rates, dtype)
+    write(arguments.out, result, to_markdown(result))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -482,14 +482,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _scaled(values: Spread, factor: float) -> Spread:
     return {name: value * factor for name, value in values.items()}
-
-
-def write(out: Path, result: dict[str, Any]) -> None:
-    write_json(beside(out, "json"), result)
-    table = to_markdown(result)
-    with atomic_path(beside(out, "md")) as temporary:
-        temporary.write_text(table, encoding="utf-8")
-    print(table, end="")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Infilling and goal-conditioned generation by decoder and steps: table.json and table.md under results (sweeps)."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from dlm import cli
 from dlm.api import DiffusionLM
 from dlm.data.grammar import load_grammar
 from dlm.data.splits import read_split
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError, run_script
-from dlm.evaluation.bidirectional import METRICS, TASKS, make_gap, score_gap, summarise
+from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, score_gap, summarise
 from dlm.evaluation.slots import SlotJudge
-from dlm.files import atomic_directory, write_json
-from dlm.params import tracked
+from dlm.files import atomic_directory, write_json, write_text
+from dlm.params import Params, tracked
 from dlm.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
@@ -22,7 +24,7 @@ COLUMNS = ["id", "prompt_ids", "answer_ids", "output", "meta"]
 def main() -> None:
     arguments = cli.stage_arguments(__doc__).parse_args()
     params = cli.stage_params(arguments)
-    settings, build = params.infill, arguments.build
+    build = arguments.build
     if params.data.source != "builtin":
         raise UserError("params.yaml: data.source must be builtin for the infill stage: its judge is the corpus's own")
     judge = SlotJudge(load_grammar(params.data.builtin.grammar))
@@ -31,37 +33,38 @@ def main() -> None:
     with stage_run("infill", params=tracked(params, "infill", "decode", "decoding")) as run:
         for checkpoint in CHECKPOINTS:
             lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
-            for task in TASKS:
-                made = [
-                    make_gap(row, json.loads(row["meta"]), task, judge, lm.tokenizer, params.data.canvas_length)
-                    for row in examples
-                ]
-                gaps = [gap for gap in made if gap is not None][: settings.prompts]
-                for steps in settings.steps:
-                    for decoder in settings.decoders:
-                        options = params.decoder(decoder, eos_fill=False)
-                        scores: list[dict[str, Any]] = []
-                        for seed in settings.seeds:
-                            out = lm.infill(
-                                [gap.ids for gap in gaps],
-                                options,
-                                steps=steps,
-                                seed=seed,
-                                batch_size=params.decode.batch_size,
-                            )
-                            scores += [
-                                {"id": gap.id, **score_gap(gap, filled[0], judge)}
-                                for gap, filled in zip(gaps, out.gaps, strict=True)
-                            ]
-                        head = {"checkpoint": checkpoint, "task": task, "decoder": decoder, "steps": steps}
-                        rows.append({**head, **summarise(scores, params.evaluate.bootstrap_samples)})
-        out_folder = Path(params.report.results) / "infill"
-        with atomic_directory(out_folder) as folder:
+            gaps = {task: cut(examples, task, judge, lm, params) for task in TASKS}
+            for task, steps, decoder in itertools.product(TASKS, params.infill.steps, params.infill.decoders):
+                scores = fill(lm, gaps[task], params.decoder(decoder, eos_fill=False), steps, judge, params)
+                head = {"checkpoint": checkpoint, "task": task, "decoder": decoder, "steps": steps}
+                rows.append({**head, **summarise(scores, params.evaluate.bootstrap_samples)})
+        out = Path(params.report.results) / "infill"
+        with atomic_directory(out) as folder:
             write_json(folder / "table.json", rows)
-            (folder / "table.md").write_text(to_markdown(rows), encoding="utf-8")
+            write_text(folder / "table.md", to_markdown(rows))
         run.table("infill", rows)
-        run.outputs([out_folder])
+        run.outputs([out])
     print(to_markdown(rows), end="")
+
+
+def cut(examples: list[dict[str, Any]], task: Task, judge: SlotJudge, lm: DiffusionLM, params: Params) -> list[Gap]:
+    """The first `infill.prompts` gaps of a task."""
+    length = params.data.canvas_length
+    made = (make_gap(row, json.loads(row["meta"]), task, judge, lm.tokenizer, length) for row in examples)
+    return list(itertools.islice((gap for gap in made if gap is not None), params.infill.prompts))
+
+
+def fill(
+    lm: DiffusionLM, gaps: list[Gap], options: DecoderOptions, steps: int, judge: SlotJudge, params: Params
+) -> list[dict[str, Any]]:
+    """The figures of every gap and seed."""
+    scores = []
+    for seed in params.infill.seeds:
+        out = lm.infill([gap.ids for gap in gaps], options, steps=steps, seed=seed, batch_size=params.decode.batch_size)
+        scores += [
+            {"id": gap.id, **score_gap(gap, filled[0], judge)} for gap, filled in zip(gaps, out.gaps, strict=True)
+        ]
+    return scores
 
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from dlm.analysis.page import render, side_by_side
 from dlm.analysis.table import build_table, long_runs, to_markdown
 from dlm.data.splits import read_split
 from dlm.errors import run_script
-from dlm.files import atomic_directory, atomic_path, read_json, read_jsonl, write_json
+from dlm.files import atomic_directory, read_json, read_jsonl, write_json, write_text
 from dlm.params import tracked
 from dlm.tracking import Run, stage_run
 
@@ -80,11 +80,6 @@ def write_figures(folder: Path, figures: list[ReportFigure]) -> list[tuple[Repor
             figure.draw(figure.data, temporary / f"{figure.name}.png")
             write_json(temporary / f"{figure.name}.json", figure.data)
     return [(figure, (folder / f"{figure.name}.png").read_bytes()) for figure in figures]
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:

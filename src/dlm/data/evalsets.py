@@ -20,13 +20,11 @@ class EvaluationSet:
     Attributes:
         repository: of the hub's datasets; None where the hub has none.
         file: in the repository.
-        size: how many prompts it has.
         record: a row of the file -> instruction, input and output ("" for none).
     """
 
     repository: str | None
     file: str
-    size: int
     record: Callable[[dict[str, Any]], tuple[str, str, str]]
 
 
@@ -37,22 +35,20 @@ def _gsm8k(row: dict[str, Any]) -> tuple[str, str, str]:
 
 SETS = {
     "alpaca_eval": EvaluationSet(
-        "tatsu-lab/alpaca_eval", "alpaca_eval.json", 805, lambda row: (row["instruction"], "", row["output"])
+        "tatsu-lab/alpaca_eval", "alpaca_eval.json", lambda row: (row["instruction"], "", row["output"])
     ),
     "mt_bench": EvaluationSet(
         "HuggingFaceH4/mt_bench_prompts",
         "raw/question.jsonl",
-        80,
         lambda row: ((row.get("turns") or row["prompt"])[0], "", ""),
     ),
-    "wiki": EvaluationSet(None, "wiki_questions.json", 504, lambda row: (row["instruction"], "", "")),
+    "wiki": EvaluationSet(None, "wiki_questions.json", lambda row: (row["instruction"], "", "")),
     "arena_hard": EvaluationSet(
         "lmarena-ai/arena-hard-auto",
         "data/arena-hard-v0.1/question.jsonl",
-        500,
         lambda row: (row["prompt"] if "prompt" in row else row["turns"][0]["content"], "", ""),
     ),
-    "gsm8k": EvaluationSet("openai/gsm8k", "main/test-00000-of-00001.parquet", 1319, _gsm8k),
+    "gsm8k": EvaluationSet("openai/gsm8k", "main/test-00000-of-00001.parquet", _gsm8k),
 }
 
 
