@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: setup repro sweeps test lint ui profile clean
+.PHONY: setup repro sweeps test lint browser ui profile clean
 
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro
@@ -15,13 +15,18 @@ repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
 	dvc repro sweeps/dvc.yaml
 
-test: $(READY) lint  ## lint, types, tests
+test: $(READY) lint browser  ## lint, types, tests
 	env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE pytest
 
 lint: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
+
+browser:  # for the tests that open pages; without it and without root's apt-get they are skipped
+	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+		{ timeout 300 apt-get update -qq; timeout 600 apt-get install -y -qq --no-install-recommends chromium; } > /dev/null 2>&1; } \
+		|| echo "no chromium: the browser tests are skipped"
 
 ui: $(READY)  ## browse the runs at http://127.0.0.1:5000
 	dlm-ui

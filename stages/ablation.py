@@ -1,14 +1,13 @@
-"""Evidence for claims 1, 3 and 5: block and kernel size at few steps, more steps, EOS-fill and the cache at many."""
+"""Evidence for claims 1, 3, 4 and 5: block and kernel size at few steps, more steps, and as many steps as tokens."""
 
-from dataclasses import asdict
 from typing import Any
 
 from dlm import cli, processes
 from dlm.api import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import run_script
-from dlm.evaluation.answers import decode_prompts
-from dlm.evaluation.cell import load_corpus, score_answers, summarise
+from dlm.evaluation.cell import load_corpus
+from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.params import Params, tracked
 from dlm.tracking import stage_run
@@ -24,24 +23,13 @@ def main() -> None:
         "ablation", cell=arguments.checkpoint, params=tracked(params, "ablation", "decode", "decoding")
     ) as run:
         corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
-        examples = list(corpus.examples.values())
         weights = build / "models" / arguments.checkpoint
         lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
         rows = []
         for variant, options, prompts, steps in variants(params):
-            answers, _ = decode_prompts(
-                lm,
-                examples[:prompts],
-                options,
-                seeds=params.ablation.seeds,
-                steps=steps,
-                gen_length=params.decode.gen_length,
-                batch_size=params.decode.batch_size,
-            )
-            scores = score_answers(answers, corpus, params.decode.batch_size)
-            summary = summarise(scores, params.evaluate.bootstrap_samples)
-            head = {"checkpoint": arguments.checkpoint, "variant": variant, "steps": steps}
-            rows.append({**asdict(options), **head, **summary})  # semi-AR has an option `variant` of its own
+            found = measure(lm, corpus, options, params, prompts=prompts, seeds=params.ablation.seeds, steps=steps)
+            # semi-AR has an option `variant` of its own
+            rows.append({**found, "checkpoint": arguments.checkpoint, "variant": variant})
         if not processes.is_main():
             return
         out = build / "ablation" / f"{arguments.checkpoint}.json"
@@ -52,7 +40,8 @@ def main() -> None:
 
 def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
     """(name, options, prompts, steps) of every run: semi-AR over blocks and Conv over kernels at decode.steps; top_k
-    and Conv at more_steps; Conv at long_steps with the cache: without and with EOS-fill, and over low_confidence."""
+    and Conv at more_steps; semi-AR at long_steps, and Conv with the cache: without and with EOS-fill, and over
+    low_confidence."""
     settings, short = params.ablation, params.decode.steps
     runs: list[tuple[str, DecoderOptions, int, int]] = []
 
@@ -75,6 +64,7 @@ def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
         ("long low_confidence", {"eos_fill": True, "rule": "low_confidence"}),
     ):
         add(variant, "conv", settings.long_prompts, settings.long_steps, cache=True, **changes)
+    add("long semi_ar", "semi_ar", settings.long_prompts, settings.long_steps)
     return runs
 
 

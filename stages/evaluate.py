@@ -2,7 +2,7 @@
 
 from dlm import cli
 from dlm.errors import run_script
-from dlm.evaluation.cell import load_corpus, score_answers, summarise
+from dlm.evaluation.cell import closeness, load_corpus, score_answers, summarise
 from dlm.evaluation.judges.choice import make_judge
 from dlm.evaluation.preferences import add_preferences, baseline_of, places, read_difficulty
 from dlm.files import read_jsonl, write_json
@@ -40,10 +40,11 @@ def main() -> None:
             "gen_length": params.decode.gen_length,
             "judge_failures": sum("preference" in row and row["preference"] is None for row in rows),
             **summary,
+            **closeness(answers, corpus, params.decode.batch_size, params.seed),
         }
         out = build / "evaluation" / f"{cell}.json"
         write_json(out, result)
-        run.metrics({name: value for name, value in summary.items() if isinstance(value, int | float)})
+        run.metrics({name: value for name, value in result.items() if isinstance(value, int | float)})
         run.outputs([out])
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from dlm import cli
 from dlm.analysis.claims import judge_claims
-from dlm.analysis.figures import ReportFigure, report_figures
+from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.table import build_table, long_runs, to_markdown
 from dlm.data.splits import read_split
 from dlm.errors import run_script
-from dlm.files import atomic_directory, read_json, read_jsonl, write_json, write_text
+from dlm.files import read_json, read_jsonl, write_json, write_text
 from dlm.params import tracked
 from dlm.tracking import Run, stage_run
 
@@ -39,14 +39,13 @@ def main() -> None:
         figures = report_figures(
             rows, ablation, curves, traced, {decoder: answers[traced, decoder] for decoder in params.report.decoders}
         )
-        long = long_runs(ablation)
-        markdown = to_markdown(rows, long)
+        markdown = to_markdown(rows, long_runs(ablation))
         claims = judge_claims(rows, ablation)
         drawn = write_figures(results / "figures", figures)
         page = render(
             title=params.report.title,
             rows=rows,
-            long=long,
+            ablation=ablation,
             claims=claims,
             figures=drawn,
             samples=side_by_side(
@@ -71,15 +70,6 @@ def main() -> None:
         write_text(results / "report.html", page)
         log(run, results, rows)
     print(markdown, end="")
-
-
-def write_figures(folder: Path, figures: list[ReportFigure]) -> list[tuple[ReportFigure, bytes]]:
-    """Every figure's PNG and data into `folder`, which is replaced as a whole; returns them with their bytes."""
-    with atomic_directory(folder) as temporary:
-        for figure in figures:
-            figure.draw(figure.data, temporary / f"{figure.name}.png")
-            write_json(temporary / f"{figure.name}.json", figure.data)
-    return [(figure, (folder / f"{figure.name}.png").read_bytes()) for figure in figures]
 
 
 def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:

@@ -23,6 +23,17 @@ TINY = {
     "r2ft": {"training": {"steps": 2, "batch_size": 4}},
     "decode": {"seeds": [0, 1], "steps": 4, "gen_length": 64},
     "ablation": {"prompts": 2, "blocks": [32], "kernels": [9], "more_steps": [8], "long_prompts": 2, "long_steps": 8},
+    "infill": {"prompts": 2, "seeds": [0], "steps": [2]},
+    "sweeps": {
+        "prompts": 2,
+        "steps": [4, 8],
+        "size_steps": [4],
+        "blocks": [32],
+        "kernels": [9],
+        "gains": ["tanh"],
+        "top_k": [1],
+        "rejection": {"steps": 2, "every": 1, "decoders": ["top_k"]},
+    },
     "evaluate": {"bootstrap_samples": 50},
 }
 
@@ -123,6 +134,21 @@ def test_runs_are_tracked_as_children_of_one_parent(workspace: Workspace) -> Non
     assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
     assert {"prepare", "sft@sft", "r2ft", "decode@r2ft-conv", "report"} <= {run.info.run_name for run in children}
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_sweeps(workspace: Workspace) -> None:
+    """All of sweeps/dvc.yaml after the default run, which has nothing left to do for it."""
+    workspace.run("dvc", "repro", "sweeps/dvc.yaml")
+    found = workspace.folder / "results" / "sweeps"
+    page = (found / "README.md").read_text()
+    pictures = sorted(path.stem for path in (found / "figures").glob("*.png"))
+    assert len(pictures) == 13 and all(f"(figures/{name}.png)" in page for name in pictures)
+    data = json.loads((found / "figures" / "fig-12-r2ft-steps.json").read_text())
+    assert data["panels"][0]["lines"][0]["x"] == [0, 1, 2]
+    written = next(shown for shown in data["panels"][1]["lines"] if shown["label"] == "written by top_k")
+    assert written["x"] == [0, 1, 2]
+    assert json.loads(workspace.run("dvc", "status", "--json", "sweeps/dvc.yaml").stdout) == {}
+    assert workspace.stale() == set()
 
 
 def test_a_cold_run_gives_the_same_hashes(workspace: Workspace) -> None:

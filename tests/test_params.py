@@ -101,7 +101,7 @@ GOOD: list[dict[str, Any]] = [
     {"decoding.x": {"decoder": "remdm", "eta": 0.1, "alpha_on": 0.9}},
     {"decoding.x": {"decoder": "semi_ar", "rule": "factor", "variant": "restrict", "kv_cache": "dual"}},
     {"decoding.repetition_penalty": {"rule": "threshold", "threshold": 1, "penalty": 0.5}},
-    {"decoding": {}, "report.decoders": [], "infill.decoders": []},
+    {"decoding": {}, "report.decoders": [], "infill.decoders": [], "sweeps.rejection.decoders": []},
 ]
 
 

@@ -1,5 +1,6 @@
 """Collators, the trainers' losses against full logits, and a run that can be killed at any time."""
 
+import copy
 import json
 import math
 import os
@@ -111,6 +112,7 @@ def sft(
     fingerprint: str = "one",
     steps: int | None = None,
     pad: bool = True,
+    visit: Callable[[int, PreTrainedModel], None] | None = None,
 ) -> list[dict[str, float]]:
     """`fit` as the sft stage calls it, with callbacks of the test's own."""
 
@@ -118,7 +120,8 @@ def sft(
         collator = SftCollator(LENGTH, EOS, supervise_padding=pad)
         return DiffusionTrainer(mask_id=MASK, data_collator=collator, callbacks=[*callbacks, *extra], **rest)
 
-    return fit("sft", make, model, list(train), list(valid), params, 7, {"test": fingerprint}, steps=steps)[1]
+    told = {"test": fingerprint}
+    return fit("sft", make, model, list(train), list(valid), params, 7, told, steps=steps, visit=visit)[1]
 
 
 def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:
@@ -555,6 +558,27 @@ def test_the_step_count_can_be_overruled() -> None:
     found = sft(tiny_model(), TRAINING, steps=6)
     assert [row["step"] for row in found] == [0, 4, 6]
     assert "eval_loss" in found[-1]  # 6 is no multiple of eval_every
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_visits_show_the_model_as_it_was(cut: bool, tmp_path: Path) -> None:
+    """Step 8 of 12 is what a run of 8 ends with (constant rate); also where the run was cut between."""
+    params = replace(TRAINING, lr_schedule="constant")
+    short, model = tiny_model(), tiny_model()
+    sft(short, params, steps=8)
+    seen: dict[int, PreTrainedModel] = {}
+
+    def look(step: int, trained: PreTrainedModel) -> None:
+        seen[step] = copy.deepcopy(trained)
+
+    if cut:
+        with pytest.raises(Crash):
+            sft(tiny_model(), params, At(10, crash), visit=look)
+    sft(model, params, visit=look)
+    assert list(seen) == [4, 8, 12]
+    assert same_weights(seen[8], short) and not same_weights(seen[4], short)
+    assert same_weights(model, seen[12])
+    assert list((tmp_path / ".cache/training").iterdir()) == []
 
 
 def test_a_global_batch_in_parts_is_the_same_batch(noise: dict[str, list[Any]]) -> None:

@@ -22,7 +22,7 @@ from dlm.blocks import (
     TemplateParams,
     TokenizerParams,
 )
-from dlm.blocks_results import AblationParams, DecodeParams, EvaluateParams, InfillParams, ReportParams
+from dlm.blocks_results import AblationParams, DecodeParams, EvaluateParams, InfillParams, ReportParams, SweepsParams
 from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.errors import UserError
 from dlm.schema import at_least, build, dotted, require
@@ -46,6 +46,7 @@ class Params:
     decoding: dict[str, Any]
     ablation: AblationParams
     infill: InfillParams
+    sweeps: SweepsParams
     evaluate: EvaluateParams
     report: ReportParams
 
@@ -55,13 +56,22 @@ class Params:
         for name, block in self.decoding.items():
             options = decoder_options(name, block, f"{where}decoding.{name}")
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}decoding.{name}")
-        for name in self.report.decoders:
-            require(name in self.decoding, f"{where}report.decoders", f"among decoding's {list(self.decoding)}", name)
-        for name in self.infill.decoders:
-            require(name in self.decoding, f"{where}infill.decoders", f"among decoding's {list(self.decoding)}", name)
+        for block, names in (
+            ("report", self.report.decoders),
+            ("infill", self.infill.decoders),
+            ("sweeps.rejection", self.sweeps.rejection.decoders),
+        ):
+            for name in names:
+                told = f"among decoding's {list(self.decoding)}"
+                require(name in self.decoding, f"{where}{block}.decoders", told, name)
+        for name in self.sweeps.rejection.negatives:
+            self.negatives_of(name)
         for length in self.ablation.blocks:
             options = decoder_options("semi_ar", {"block_length": length}, f"{where}ablation.blocks")
             options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}ablation.blocks")
+        if "semi_ar" in self.decoding:
+            long = f"{where}ablation.long_steps (decoding.semi_ar)"
+            self.decoder("semi_ar").check_lengths(self.decode.gen_length, self.ablation.long_steps, long)
         if self.decode.gen_length > self.data.window:
             raise UserError(
                 f"{where}decode.gen_length must be at most data.window ({self.data.window}), "
@@ -73,6 +83,14 @@ class Params:
                 f"{where}model.max_length must be at least {longest} "
                 f"(data.max_prompt_length + data.window, base.sequence_length), got {self.model.max_length}"
             )
+
+    def negatives_of(self, name: str) -> NegativesParams:
+        """The block `negatives` with the changes of sweeps.rejection.negatives.<name>; UserError for a name without."""
+        where, known = f"params.yaml: sweeps.rejection.negatives.{name}", self.sweeps.rejection.negatives
+        if name not in known:
+            raise UserError(f"{where} is missing; known: {', '.join(known)}")
+        require(isinstance(known[name], dict), where, "a block of changes to negatives", known[name])
+        return build(NegativesParams, {**asdict(self.negatives), **known[name]}, where)
 
     def decoder(self, name: str, **changes: Any) -> DecoderOptions:
         """The options of `decoding.<name>`, some of them changed. Raises UserError for a name without a block."""

@@ -34,12 +34,13 @@ STYLE = {
     "text.color": INK,
     "legend.frameon": False,
     "errorbar.capsize": 2.5,
+    "svg.hashsalt": "dlm",
 }
 
 
 @contextmanager
 def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches, written to `path` as PNG when the block ends.
+    """A figure of so many inches, written to `path` as PNG, and beside it as SVG, when the block ends.
 
     No pyplot, no matplotlibrc, no metadata: the same data give the same bytes.
     """
@@ -48,3 +49,4 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), format="svg", metadata={"Date": None, "Creator": None})

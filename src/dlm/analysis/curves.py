@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-
 from dlm.analysis.canvas import DASHES, MARKERS, PALETTE, canvas
+from dlm.analysis.lines import line, panel
 
 Curve = Sequence[Mapping[str, float]]
+STEPS = "optimizer step"
+NATS = "nats a token"
+PRIOR_TITLE = "mean log-prior of a sampled token"
 # What the loss of each model averages over: losses of different panels do not compare.
 LOSSES = {
     "base": "base\ndiffusion, all text",
@@ -16,44 +18,31 @@ LOSSES = {
     "sft_answer": "sft_answer\ndiffusion, answer alone",
     "reference": "reference\nnext token",
 }
-R2FT_PANELS = (
-    ("mean log p of the two sides", {"eval_log_p_chosen": "chosen", "eval_log_p_rejected": "rejected"}),
-    ("mean log-prior of a sampled token", {"eval_mean_log_prior": "log-prior"}),
-)
 
 
 def r2ft_data(curve: Curve) -> dict[str, Any]:
-    """The held-out quantities of R2FT over its steps."""
-    panels = [
-        {"title": title, "lines": {name: series(curve, key) for key, name in keys.items()}}
-        for title, keys in R2FT_PANELS
-    ]
-    return {"panels": panels}
+    """The held-out quantities of R2FT over its steps, for `draw_lines`."""
+    prior = curve_line("log-prior", curve, "eval_mean_log_prior", 2)
+    return {"columns": 2, "panels": [sides(curve), panel(PRIOR_TITLE, STEPS, NATS, [prior])]}
+
+
+def sides(curve: Curve) -> dict[str, Any]:
+    """log L_w and log L_l over R2FT's steps (paper Fig. 12a)."""
+    chosen = curve_line("chosen", curve, "eval_log_p_chosen", 0)
+    rejected = curve_line("rejected", curve, "eval_log_p_rejected", 1)
+    return panel("mean log p of the two sides", STEPS, NATS, [chosen, rejected])
+
+
+def curve_line(label: str, curve: Curve, key: str, colour: int, dash: int = 0) -> dict[str, Any]:
+    """The rows of a curve that carry `key`, as a line."""
+    found = series(curve, key)
+    return line(label, found["step"], [{"value": value, "ci": None} for value in found["value"]], colour, dash)
 
 
 def series(curve: Curve, key: str) -> dict[str, list[float]]:
     """Steps and values of the rows that carry `key`."""
     rows = [row for row in curve if row.get(key) is not None]
     return {"step": [row["step"] for row in rows], "value": [row[key] for row in rows]}
-
-
-def draw_r2ft(data: dict[str, Any], path: Path) -> None:
-    """Left log p of both sides, right the mean log-prior."""
-    with canvas(path, 9, 3.2) as figure:
-        axes = figure.subplots(1, len(data["panels"]))
-        for axis, panel in zip(axes, data["panels"], strict=True):
-            for index, (name, line) in enumerate(panel["lines"].items()):
-                axis.plot(
-                    line["step"],
-                    line["value"],
-                    marker=MARKERS[index],
-                    linestyle=DASHES[index],
-                    color=PALETTE[index],
-                    label=name,
-                )
-            axis.set_title(panel["title"])
-            _steps(axis, "nats a token")
-        axes[0].legend()
 
 
 def loss_data(curves: Mapping[str, Curve]) -> dict[str, Any]:
@@ -84,10 +73,6 @@ def draw_losses(data: dict[str, Any], path: Path) -> None:
                 label="held out",
             )
             axis.set_title(panel["title"])
-            _steps(axis, "loss, nats a token" if axis is axes[0] else "")
+            axis.set_xlabel(STEPS)
+            axis.set_ylabel("loss, nats a token" if axis is axes[0] else "")
         axes[-1].legend()
-
-
-def _steps(axis: Axes, label: str) -> None:
-    axis.set_xlabel("optimizer step")
-    axis.set_ylabel(label)

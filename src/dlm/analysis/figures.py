@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlm.analysis.curves import Curve, draw_losses, draw_r2ft, loss_data, r2ft_data
-from dlm.analysis.panels import decoder_data, draw_decoders, draw_sizes, size_data
-from dlm.analysis.table import COLUMNS, Row, quality_axes
+from dlm.analysis.curves import Curve, draw_losses, loss_data, r2ft_data
+from dlm.analysis.lines import draw_lines, labels, line_of, panel
+from dlm.analysis.panels import decoder_data, draw_decoders
+from dlm.analysis.table import COLUMNS, Column, Row, quality_axes
 from dlm.analysis.unmasking import draw_unmasking, unmasking_data
+from dlm.files import atomic_directory, write_json
+
+# variant of the ablation's rows -> (the key of its size, its label)
+SIZES = {"block": ("block_length", "semi-AR over block length"), "kernel": ("kernel_size", "Conv over kernel size")}
+SIZE_LABEL = "block length or kernel size, tokens (log scale)"
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class ReportFigure:
         title: what it shows.
         look_for: one sentence that holds whatever the data are.
         data: what is drawn, JSON-ready.
-        draw: writes `data` as PNG to a path.
+        draw: writes `data` to a path as PNG, and as SVG beside it.
     """
 
     name: str
@@ -70,7 +76,7 @@ def report_figures(
             "Look for what each line loses from right to left: the claim is that semi-AR loses much with short blocks, "
             "and Conv little with small kernels.",
             size_data(ablation, quality_axes(ablation)),
-            draw_sizes,
+            draw_lines,
         ),
         ReportFigure(
             "r2ft",
@@ -78,7 +84,7 @@ def report_figures(
             "Look for the distance between chosen and rejected, which R2FT should widen by lowering the rejected side "
             "alone; a rising log-prior would be a drift towards frequent words.",
             r2ft_data(curves["r2ft"]),
-            draw_r2ft,
+            draw_lines,
         ),
         ReportFigure(
             "losses",
@@ -97,3 +103,34 @@ def report_figures(
             draw_unmasking,
         ),
     ]
+
+
+def size_data(ablation: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
+    """The columns over block length and kernel size: a line for each plan and checkpoint."""
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in ablation))
+    panels = []
+    for column in columns:
+        lines = [
+            line_of(
+                f"{name}, {checkpoint}",
+                [row for row in ablation if row["variant"] == variant and row["checkpoint"] == checkpoint],
+                size,
+                column,
+                2 + colour,
+                1 - dash,
+            )
+            for colour, (variant, (size, name)) in enumerate(SIZES.items())
+            for dash, checkpoint in enumerate(checkpoints)
+        ]
+        found = labels(column)
+        panels.append(panel(found["title"], SIZE_LABEL, found["y_label"], lines, x_scale="log2"))
+    return {"columns": len(panels), "panels": panels}
+
+
+def write_figures(folder: Path, figures: Sequence[ReportFigure]) -> list[tuple[ReportFigure, bytes]]:
+    """Every figure as PNG and SVG with its data into `folder`, replaced as a whole; returns them with their PNGs."""
+    with atomic_directory(folder) as temporary:
+        for figure in figures:
+            figure.draw(figure.data, temporary / f"{figure.name}.png")
+            write_json(temporary / f"{figure.name}.json", figure.data)
+    return [(figure, (folder / f"{figure.name}.png").read_bytes()) for figure in figures]

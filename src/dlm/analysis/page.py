@@ -22,7 +22,7 @@ def render(
     *,
     title: str,
     rows: Sequence[table.Row],
-    long: Sequence[table.Row],
+    ablation: Sequence[table.Row],
     claims: Sequence[Claim],
     figures: Sequence[tuple[ReportFigure, bytes]],
     samples: Sequence[dict[str, Any]],
@@ -35,7 +35,7 @@ def render(
     Args:
         title: of the page.
         rows: of build_table.
-        long: of long_runs.
+        ablation: the ablation stage's rows of all checkpoints.
         claims: of judge_claims.
         figures: each with its PNG.
         samples: of side_by_side.
@@ -51,6 +51,7 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    long = table.long_runs(ablation)
     # Functions of the table, so that page and markdown print the same numbers.
     environment.globals.update(number=table.number, interval=table.interval, is_best=table.is_best)
     return environment.get_template("report.html.j2").render(
@@ -69,7 +70,7 @@ def render(
         setting=setting,
         params_text=params_text,
         versions=versions(),
-        paper=[(published, beside(published, rows)) for published in TABLES[paper]],
+        paper=[(published, beside(published, [*rows, *table.speed_rows(ablation)])) for published in TABLES[paper]],
     )
 
 

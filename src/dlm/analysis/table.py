@@ -62,6 +62,7 @@ QUALITY = (
 )
 STRUCTURE = (
     Column("inlier", "inlier", "share of answers whose perplexity is like the training answers' (± 2 sd)", "higher"),
+    Column("mauve", "MAUVE", "how near the answers lie to held-out ones, 1 for the same distribution", "higher"),
     Column("perplexity", "perplexity", "geometric mean under the reference; repetition lowers it", None, 1),
     Column("repetition_4", "repetition-4", "share of an answer's 4-grams that it already used", "lower", 3),
     Column("distinct_2", "distinct-2", "different bigrams / all bigrams of the cell", "higher", 3),
@@ -77,6 +78,7 @@ LONG_RUNS = {
     "steps conv": "conv, kernel {kernel_size}",
     "long": "conv",
     "long eos_fill": "conv, EOS-fill",
+    "long semi_ar": "semi_ar, block {block_length}",
     "long low_confidence": "conv over low_confidence, EOS-fill",
 }
 STEPS = Column("steps", "S", "denoising steps", None, 0)
@@ -87,8 +89,8 @@ BOLD = (
     "Bold: the best diffusion value of a column. A column without an arrow has no good end: the reference is its mark."
 )
 PLUS_MINUS = (
-    "± is half the width of the 95% interval (bootstrap over prompts; jackknife for distinct-2; normal for the win "
-    "rates); – means not defined."
+    "± is half the width of the 95% interval (bootstrap over prompts; jackknife for distinct-2 and MAUVE; normal for "
+    "the win rates); – means not defined."
 )
 
 
@@ -144,6 +146,17 @@ def long_runs(ablation: Sequence[Row]) -> list[Row]:
         for row in ablation
         if row["variant"] in LONG_RUNS
     ]
+
+
+def speed_rows(ablation: Sequence[Row]) -> list[Row]:
+    """Tokens a step of the ablation's runs without and with EOS-fill, a variant in the decoder's place (Table 5)."""
+    found = [row for row in ablation if row["variant"] in ("long", "long eos_fill")]
+    rows = []
+    for row in found:
+        lengths = [other["length"] for other in found if other["checkpoint"] == row["checkpoint"]]
+        speed = _tokens_per_step(row, sum(lengths) / len(lengths))
+        rows.append({"checkpoint": row["checkpoint"], "decoder": row["variant"], **speed})
+    return rows
 
 
 def is_reference(row: Row) -> bool:

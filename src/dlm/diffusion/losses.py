@@ -24,6 +24,13 @@ def nelbo(token_nll: Float[Tensor, "batch length"], t: Float[Tensor, " batch"]) 
     return token_nll.sum(-1) / t
 
 
+def over_canvas(values: Float[Tensor, " n"], where: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
+    """The values of the True positions of `where` in their places, 0 elsewhere."""
+    canvas = torch.zeros(where.shape, dtype=values.dtype, device=values.device)
+    canvas[where] = values
+    return canvas
+
+
 def mean_log_prob(
     log_probs: Float[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]
 ) -> Float[Tensor, " batch"]:

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from dlm.data.tokenizer import encode
-from dlm.evaluation.bootstrap import bootstrap_ci
+from dlm.evaluation.bootstrap import mean_with_ci
 from dlm.evaluation.slots import SlotJudge, split_sentences
 
 Task = Literal["infill", "goal"]
@@ -105,7 +104,6 @@ def summarise(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, Any]:
     clusters = [row["id"] for row in rows]
     summary: dict[str, Any] = {"n": len(rows), "prompts": len(set(clusters))}
     for name in METRICS:
-        values = [row[name] for row in rows]
-        interval = bootstrap_ci(values, clusters, samples=samples)
-        summary |= {name: float(np.mean(values)), f"{name}_ci": list(interval) if interval else None}
+        mean, interval = mean_with_ci([row[name] for row in rows], clusters, samples)
+        summary |= {name: mean, f"{name}_ci": interval}
     return summary

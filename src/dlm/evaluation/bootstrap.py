@@ -55,6 +55,17 @@ def bootstrap_ci(
     return float(low), float(high)
 
 
+def mean_with_ci(
+    values: Sequence[float | int | None], clusters: Sequence[int], samples: int
+) -> tuple[float | None, list[float] | None]:
+    """The mean of what is not None, and its interval as a list (JSON-ready); None where there is none."""
+    kept = [value for value in values if value is not None]
+    if not kept:
+        return None, None
+    interval = bootstrap_ci(values, clusters, samples=samples)
+    return float(np.mean(kept)), list(interval) if interval else None
+
+
 def jackknife_ci(
     clusters: Sequence[int] | np.ndarray, statistic: Statistic, *, level: float = 0.95
 ) -> tuple[float, float] | None:

@@ -15,7 +15,8 @@ from dlm.data.grammar import load_grammar
 from dlm.data.splits import log_prior, read_split
 from dlm.errors import UserError
 from dlm.evaluation import metrics
-from dlm.evaluation.bootstrap import bootstrap_ci, jackknife_ci
+from dlm.evaluation.bootstrap import jackknife_ci, mean_with_ci
+from dlm.evaluation.divergence import buckets, mauve, response_features
 from dlm.evaluation.perplexity import response_perplexities
 from dlm.evaluation.preferences import win_rates
 from dlm.evaluation.slots import SlotJudge
@@ -54,7 +55,8 @@ class Corpus:
         inlier_bounds: of the training responses' perplexities.
         eos_id: the end-of-text id.
         judge: the builtin corpus's exact judge, None for other corpora.
-        scorer: the autoregressive reference, for perplexity.
+        scorer: the autoregressive reference, for perplexity and MAUVE.
+        real: prompt_ids and answer_ids of held-out records, what answers as a whole are compared with.
     """
 
     examples: Mapping[int, dict[str, Any]]
@@ -64,6 +66,7 @@ class Corpus:
     eos_id: int
     judge: SlotJudge | None
     scorer: torch.nn.Module
+    real: Sequence[Mapping[str, list[int]]]
 
 
 def load_corpus(build: Path, data: DataParams, high_prior_tokens: int) -> Corpus:
@@ -82,6 +85,7 @@ def load_corpus(build: Path, data: DataParams, high_prior_tokens: int) -> Corpus
         eos_id=stats["eos_id"],
         judge=SlotJudge(load_grammar(data.builtin.grammar)) if data.source == "builtin" else None,
         scorer=load_checkpoint(build / "models" / "reference", causal=True)[0],
+        real=read_split(build / "data", "valid", ["prompt_ids", "answer_ids"]),
     )
 
 
@@ -152,16 +156,27 @@ def summarise(
         values = [row.get(name) for row in rows]
         if name == "perplexity":
             values = [None if value is None else math.log(value) for value in values]
-        kept = [value for value in values if value is not None]
-        mean = float(np.mean(kept)) if kept else None
-        interval = bootstrap_ci(values, clusters, samples=samples) if kept else None
+        mean, interval = mean_with_ci(values, clusters, samples)
         if name == "perplexity":
             mean = None if mean is None else math.exp(mean)
-            interval = interval and (math.exp(interval[0]), math.exp(interval[1]))
-        summary[name] = mean
-        summary[f"{name}_ci"] = list(interval) if interval else None
+            interval = interval and [math.exp(bound) for bound in interval]
+        summary |= {name: mean, f"{name}_ci": interval}
     bigrams = metrics.numbered_ngrams([row["tokens"] for row in rows], 2)
-    interval = jackknife_ci(clusters, lambda chosen: metrics.distinct_share([bigrams[i] for i in chosen]))
-    summary["distinct_2"] = metrics.distinct_share(bigrams)
-    summary["distinct_2_ci"] = list(interval) if interval else None
+    spread = jackknife_ci(clusters, lambda chosen: metrics.distinct_share([bigrams[i] for i in chosen]))
+    summary |= {"distinct_2": metrics.distinct_share(bigrams), "distinct_2_ci": list(spread) if spread else None}
     return summary | win_rates(rows, difficulty)
+
+
+def closeness(answers: Sequence[dict[str, Any]], corpus: Corpus, batch_size: int, seed: int) -> dict[str, Any]:
+    """MAUVE of the answers against the held-out records' (divergence.mauve), with its interval (jackknife).
+
+    Args:
+        seed: of the clustering.
+    """
+    asked = [corpus.examples[answer["id"]]["prompt_ids"] for answer in answers]
+    ours = response_features(corpus.scorer, asked, [a["tokens"] for a in answers], corpus.eos_id, batch_size)
+    prompts, replies = ([row[name] for row in corpus.real] for name in ("prompt_ids", "answer_ids"))
+    real = response_features(corpus.scorer, prompts, replies, corpus.eos_id, batch_size)
+    mine, theirs, count = buckets(ours, real, seed)
+    spread = jackknife_ci([answer["id"] for answer in answers], lambda chosen: mauve(mine[chosen], theirs, count))
+    return {"mauve": mauve(mine, theirs, count), "mauve_ci": list(spread) if spread else None}

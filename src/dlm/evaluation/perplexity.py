@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dlm.data.tokenizer import before_eos
@@ -49,8 +49,24 @@ def response_perplexities(
 def _score(
     model: nn.Module, prompts: list[list[int]], contents: list[list[int]], pad_id: int
 ) -> Float[Tensor, " batch"]:
-    """Perplexities of one batch, padded on the right: under a causal mask no token sees the padding."""
-    device = next(model.parameters()).device
+    """Perplexities of one batch."""
+    input_ids, attention_mask = padded(prompts, contents, pad_id, next(model.parameters()).device)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    # Row by row: the float32 log-softmax of a whole batch over a large vocabulary would double the peak memory.
+    nll = [
+        F.cross_entropy(logits[row, start - 1 : end - 1].float(), input_ids[row, start:end])
+        for row, (start, end) in enumerate(
+            (len(prompt), len(prompt) + len(content)) for prompt, content in zip(prompts, contents, strict=True)
+        )
+    ]
+    return torch.stack(nll).double().exp()
+
+
+def padded(
+    prompts: list[list[int]], contents: list[list[int]], pad_id: int, device: torch.device
+) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
+    """Prompts and responses in one batch with its attention mask, padded on the right: under a causal mask no token
+    sees the padding. Raises ValueError for an empty prompt."""
     lengths = [len(prompt) + len(content) for prompt, content in zip(prompts, contents, strict=True)]
     input_ids = torch.full((len(lengths), max(lengths)), pad_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -59,11 +75,4 @@ def _score(
             raise ValueError("a prompt is empty: the first token of its response has nothing to be predicted from")
         input_ids[row, : lengths[row]] = torch.tensor(prompt + content)
         attention_mask[row, : lengths[row]] = 1
-    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    # Row by row: the float32 log-softmax of a whole batch over a large vocabulary would double the peak memory.
-    nll = [
-        F.cross_entropy(logits[row, len(prompt) - 1 : length - 1].float(), input_ids[row, len(prompt) : length])
-        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
-    ]
-    return torch.stack(nll).double().exp()
+    return input_ids.to(device), attention_mask.to(device)

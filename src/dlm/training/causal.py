@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlm.diffusion.losses import over_canvas
 from dlm.training.trainer import OursTrainer
 
 
@@ -19,6 +19,5 @@ class CausalTrainer(OursTrainer):
     def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         x0, scored = inputs["x0"], inputs["scored"]
         before = scored.roll(-1, dims=1)  # the first position is never scored
-        token_nll = torch.zeros(x0.shape, device=x0.device)
-        token_nll[scored] = F.cross_entropy(model(x0, before).float(), x0[scored], reduction="none")
-        return {"loss": token_nll.sum(-1)}
+        token_nll = F.cross_entropy(model(x0, before).float(), x0[scored], reduction="none")
+        return {"loss": over_canvas(token_nll, scored).sum(-1)}

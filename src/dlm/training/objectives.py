@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dlm.blocks import R2ftParams
 from dlm.diffusion.forward import antithetic_t, mask_suffix, mask_tokens, row_draws
-from dlm.diffusion.losses import mean_log_prob, nelbo, r2ft_loss, subs_log_probs
+from dlm.diffusion.losses import mean_log_prob, nelbo, over_canvas, r2ft_loss, subs_log_probs
 from dlm.training.trainer import OursTrainer
 
 
@@ -54,9 +54,8 @@ class DiffusionTrainer(OursTrainer):
             # A cut row's loss is a mean over what counts, at the scale of the NELBO's rows.
             t = torch.where(chosen[:, 0], counted.sum(-1) / maskable.sum(-1), t)
         log_probs = subs_log_probs(model(xt, scored), self.mask_id)
-        token_nll = torch.zeros(x0.shape, device=x0.device)
-        token_nll[scored] = F.nll_loss(log_probs, x0[scored], reduction="none")
-        return {"loss": nelbo(token_nll, t)}
+        token_nll = F.nll_loss(log_probs, x0[scored], reduction="none")
+        return {"loss": nelbo(over_canvas(token_nll, scored), t)}
 
 
 class R2ftTrainer(OursTrainer):
@@ -80,20 +79,15 @@ class R2ftTrainer(OursTrainer):
         scored = chosen_mask | rejected_mask
         log_probs = subs_log_probs(model(inputs["xt"], scored), self.mask_id)
 
-        def spread(values: Tensor) -> Tensor:
-            canvas = torch.zeros(scored.shape, device=values.device)
-            canvas[scored] = values
-            return canvas
-
         def side(ids: Tensor, mask: Tensor) -> Tensor:
-            return mean_log_prob(spread(log_probs.gather(-1, ids[scored][:, None])[:, 0]), mask)
+            return mean_log_prob(over_canvas(log_probs.gather(-1, ids[scored][:, None])[:, 0], scored), mask)
 
         chosen = side(inputs["x0"], chosen_mask)
         rejected = side(inputs["rejected"], rejected_mask)
         o = self.objective
         found = {"loss": r2ft_loss(chosen, rejected, beta_w=o.beta_w, beta_l=o.beta_l, margin=o.margin, gamma=o.gamma)}
         if not model.training:
-            prior = spread(log_probs.exp() @ self.log_prior.to(log_probs.device))
+            prior = over_canvas(log_probs.exp() @ self.log_prior.to(log_probs.device), scored)
             found |= {
                 "log_p_chosen": chosen,
                 "log_p_rejected": rejected,

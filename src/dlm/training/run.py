@@ -45,6 +45,7 @@ def fit(
     fingerprint: Any,
     *,
     steps: int | None = None,
+    visit: Callable[[int, M], None] | None = None,
 ) -> tuple[M, list[dict[str, float]]]:
     """Train `model`; return it with its curve, a list of {step, loss, learning_rate, eval_...}.
 
@@ -59,6 +60,8 @@ def fit(
             optimizer_cls_and_kwargs=).
         fingerprint: what besides `params` decides the result (JSON-ready): objective, hashes of data and weights.
         steps: optimizer steps, `params.steps` unless given.
+        visit: called with (step, the model as it was then) for every `save_every` steps and the last, after training
+            (one process only).
 
     Raises:
         UserError: fewer examples than one global batch, micro-batches that the processes cannot share evenly, or a
@@ -83,7 +86,7 @@ def fit(
     checkpoint = processes.gather(last_whole_checkpoint(folder) if processes.is_main() else None)[0]
     trainer = make_trainer(
         model=model,
-        args=_arguments(params, steps, seed, folder, resumed=checkpoint is not None),
+        args=_arguments(params, steps, seed, folder, resumed=checkpoint is not None, keep=None if visit else 2),
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list([{**row, "place": place} for place, row in enumerate(valid)]),
         callbacks=[StopAtNonFinite()],
@@ -102,13 +105,19 @@ def fit(
     for trained in (whole, unwrapped(whole)):
         # The Trainer and what it is built on put their own forward pass before the class's.
         trained.__dict__.pop("forward", None)
+    if visit is not None:
+        for path in sorted(folder.glob("checkpoint-*"), key=_step_of):
+            restore(whole, path)
+            visit(_step_of(path), whole)
     processes.gather(None)  # before the checkpoints go, everybody has read them
     if processes.is_main():
         shutil.rmtree(folder, ignore_errors=True)
     return whole, curve(trainer.state.log_history)
 
 
-def _arguments(params: TrainingParams, steps: int, seed: int, folder: Path, *, resumed: bool) -> TrainingArguments:
+def _arguments(
+    params: TrainingParams, steps: int, seed: int, folder: Path, *, resumed: bool, keep: int | None = 2
+) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -128,7 +137,7 @@ def _arguments(params: TrainingParams, steps: int, seed: int, folder: Path, *, r
         logging_steps=math.gcd(params.eval_every, params.save_every),
         logging_nan_inf_filter=False,
         save_steps=params.save_every,
-        save_total_limit=2,
+        save_total_limit=keep,
         seed=seed,
         activation_checkpointing=params.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
@@ -190,14 +199,17 @@ class StopAtNonFinite(TrainerCallback):
 
 def last_whole_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint whose last-written file is whole; broken ones are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for path in found:
+    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
             return str(path)
         except (OSError, json.JSONDecodeError):
             shutil.rmtree(path)
     return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -1,6 +1,7 @@
 """transformers' Trainer with what our objectives share: a loss over the global batch, and held-out figures."""
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor) -> Tensor:
     return head(model)(states(model, ids)[where])
 
 
-class OursTrainer(Trainer):
+class OursTrainer(Trainer, ABC):
     """Common to our objectives: a loss over the whole global batch, and held-out figures over whole rows.
 
     The loss is Σ_rows loss / Σ_rows weight, both sums over all micro-batches and processes of a step.
@@ -37,13 +38,13 @@ class OursTrainer(Trainer):
         self._micro: tuple[int, int] = (-1, 0)
         self._figures: list[str] = []
 
+    @abstractmethod
     def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """The rows' "loss" [batch], and whatever else is worth reporting on held-out rows, each [batch]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weight(self, inputs: dict[str, Any]) -> Tensor:
         """What each row's loss is a sum over [batch]."""
-        raise NotImplementedError
 
     def _get_train_sampler(self, train_dataset: Any = None) -> WholeSteps:
         args = self.args

@@ -1,0 +1,274 @@
+"""The figures of `make sweeps`: which there are, from which rows, and what to look for in each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from dlm.analysis.curves import NATS, PRIOR_TITLE, STEPS, curve_line, sides
+from dlm.analysis.figures import ReportFigure
+from dlm.analysis.lines import draw_lines, labels, line, line_of, panel
+from dlm.analysis.table import COLUMNS, Column, Row, quality_axes
+from dlm.analysis.weights import draw_weights
+from dlm.analysis.zone import distance_data, draw_zone
+
+Axes = Sequence[Column]
+STEPS_LABEL = "steps S (log scale)"
+
+
+def sweep_figures(
+    settings: Sequence[Row],
+    distance: Sequence[Mapping[str, Any]],
+    rejection: Sequence[Mapping[str, Any]],
+    weights: dict[str, Any],
+    baseline: str,
+) -> list[ReportFigure]:
+    """All of them, in the order of the paper, then ours.
+
+    Args:
+        settings: rows of the settings stage, of all checkpoints.
+        distance: of the distance stage, by checkpoint (SFT alone first).
+        rejection: of the rejection stage, by negatives (the default first).
+        weights: of weights_data.
+        baseline: the cell that the win rates compare with.
+    """
+    axes = quality_axes(settings)
+    zones = [
+        ReportFigure(
+            f"fig-{number:02}-candidate-zone-{found['checkpoint']}",
+            f"Candidate zone, {found['checkpoint']} (the paper's Fig. {number})",
+            "Look for where the blue ends: from there on no candidate says anything new, and a decoder that commits "
+            "there can only repeat, fill or stop.",
+            {key: found[key] for key in ("checkpoint", "prompts", "example", "candidates")},
+            draw_zone,
+        )
+        for number, found in zip((2, 11), distance, strict=True)
+    ]
+    figures = [
+        ReportFigure(
+            "fig-01-quality-over-speed",
+            "Quality over speed (the paper's Fig. 1)",
+            "Look for the line that is uppermost at a given speed: above another at the same number of tokens a "
+            "pass, a decoder gives more for the same work.",
+            speed_data(settings, axes[0]),
+            draw_lines,
+        ),
+        zones[0],
+        ReportFigure(
+            "fig-03-distance",
+            "Frequent and repeated tokens by distance (the paper's Fig. 3)",
+            "Look for what rises with the distance: in the left panel it is what the model prefers before anything "
+            "is written, in the others what the decoders made of it, against real answers.",
+            distance_data(distance),
+            draw_lines,
+        ),
+        ReportFigure(
+            "fig-04-blocks",
+            "Semi-AR over block length (the paper's Fig. 4)",
+            "Look for the fall from right to left, and whether more steps (other colours) undo it: short blocks with"
+            " few steps each have their time cut into coarse intervals.",
+            over_size(settings, "blocks", "block length, tokens (log scale)", [COLUMNS["perplexity"], *axes]),
+            draw_lines,
+        ),
+        ReportFigure(
+            "fig-05-weights",
+            "Conv's weights as the canvas fills (the paper's Fig. 5)",
+            "Look for the bright edge that moves ahead of what is committed: only what is bright may commit, and how"
+            " gradually it fades is the gain's choice.",
+            weights,
+            draw_weights,
+        ),
+        ReportFigure(
+            "fig-08-kernels",
+            "Conv over kernel size (the paper's Fig. 8)",
+            "Look for lines flatter than those over block length: a soft window has no time of its own to coarsen.",
+            over_size(settings, "kernels", "kernel size, tokens (log scale)", [COLUMNS["perplexity"], *axes]),
+            draw_lines,
+        ),
+        *_win_rates(settings, baseline),
+        ReportFigure(
+            "fig-10-quality-over-steps",
+            "Quality over steps (the paper's Fig. 10)",
+            "Look for where each line levels off: left of there a decoder pays for its speed with quality.",
+            over_steps(settings, axes),
+            draw_lines,
+        ),
+        zones[1],
+        ReportFigure(
+            "fig-12-r2ft-steps",
+            "R2FT over its steps (the paper's Fig. 12)",
+            "Look for a chosen side that stays flat while the rejected side falls; where the chosen side or the log-"
+            "prior leaves its first value, R2FT has gone on for too long.",
+            rejection_data(rejection[0]),
+            draw_lines,
+        ),
+        ReportFigure(
+            "negatives",
+            "Other negatives over R2FT's steps",
+            "Look for lines that leave the default's: fewer or simpler negatives are learnt by heart, and what they "
+            "cost shows in the quality of the text.",
+            negatives_data(rejection, axes),
+            draw_lines,
+        ),
+        ReportFigure(
+            "gains",
+            "Conv's gain g",
+            "Look for intervals that do not overlap: the paper says that tanh wins and shows no table.",
+            named_data(settings, "gains", "gain g", axes, "linear"),
+            draw_lines,
+        ),
+        ReportFigure(
+            "top-k",
+            "How many candidates top-k and Conv keep",
+            "Look for the maximum of each line: one candidate writes the safest text, many bring the tail back.",
+            named_data(settings, "top_k", "candidates k (log scale)", axes, "log2"),
+            draw_lines,
+        ),
+    ]
+    return figures
+
+
+def of(rows: Sequence[Row], sweep: str, **values: Any) -> list[Row]:
+    """The rows of one sweep with these values."""
+    return [row for row in rows if row["sweep"] == sweep and all(row[key] == value for key, value in values.items())]
+
+
+def distinct(rows: Sequence[Row], key: str) -> list[Any]:
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def speed_data(rows: Sequence[Row], axis: Column) -> dict[str, Any]:
+    """A panel for each checkpoint: quality over tokens a pass (L*_norm / S*, METHOD §6), a line for each decoder."""
+    panels = []
+    for checkpoint in distinct(rows, "checkpoint"):
+        found = of(rows, "steps", checkpoint=checkpoint)
+        length = sum(row["length"] for row in found) / len(found)
+        lines = []
+        for colour, decoder in enumerate(distinct(found, "decoder")):
+            mine = sorted((row for row in found if row["decoder"] == decoder), key=lambda row: row["nfe"])
+            points = [{"value": row[axis.name], "ci": row[f"{axis.name}_ci"]} for row in mine]
+            lines.append(line(decoder, [length / row["nfe"] for row in mine], points, colour, 0))
+        label = "tokens a forward pass (log scale)"
+        panels.append(panel(f"{axis.heading}, {checkpoint}", label, labels(axis)["y_label"], lines, x_scale="log2"))
+    return {"columns": len(panels), "panels": panels}
+
+
+def over_size(rows: Sequence[Row], sweep: str, x_label: str, columns: Axes) -> dict[str, Any]:
+    """A panel for each column: a colour for each S, dashes for the checkpoint."""
+    found = of(rows, sweep)
+    panels = []
+    for column in columns:
+        lines = [
+            line_of(
+                f"S = {steps}, {checkpoint}",
+                of(found, sweep, steps=steps, checkpoint=checkpoint),
+                "x",
+                column,
+                colour,
+                1 - dash,
+            )
+            for dash, checkpoint in enumerate(distinct(found, "checkpoint"))
+            for colour, steps in enumerate(distinct(found, "steps"))
+        ]
+        shown = labels(column)
+        y_scale: Literal["linear", "log"] = "log" if column.name == "perplexity" else "linear"
+        panels.append(panel(shown["title"], x_label, shown["y_label"], lines, x_scale="log2", y_scale=y_scale))
+    return {"columns": len(panels), "panels": panels}
+
+
+def over_steps(rows: Sequence[Row], columns: Axes) -> dict[str, Any]:
+    """A panel for each column and checkpoint: quality over S, a line for each decoder."""
+    found = of(rows, "steps")
+    panels = []
+    for column in columns:
+        for checkpoint in distinct(found, "checkpoint"):
+            lines = [
+                line_of(decoder, of(found, "steps", decoder=decoder, checkpoint=checkpoint), "x", column, colour)
+                for colour, decoder in enumerate(distinct(found, "decoder"))
+            ]
+            shown = labels(column)
+            title = f"{shown['title']}, {checkpoint}"
+            panels.append(panel(title, STEPS_LABEL, shown["y_label"], lines, x_scale="log2"))
+    return {"columns": 2, "panels": panels}
+
+
+def _win_rates(rows: Sequence[Row], baseline: str) -> list[ReportFigure]:
+    """Nothing where nobody compared the answers."""
+    if all(row["win_rate"] is None for row in rows):
+        return []
+    column = COLUMNS["win_rate"]
+    blocks = over_size(rows, "blocks", "semi-AR's block length, tokens (log scale)", [column])["panels"]
+    kernels = over_size(rows, "kernels", "Conv's kernel size, tokens (log scale)", [column])["panels"]
+    for shown in (*blocks, *kernels):
+        shown["title"] = f"win rate against {baseline}"
+        shown["marks"] = {"as good as it": 50.0}
+    return [
+        ReportFigure(
+            "fig-09-win-rate",
+            "Win rate over block length and kernel size (the paper's Fig. 9)",
+            "Look for lines above 50 percent, where the answers beat the baseline's to the same prompts, and for "
+            "which of the two panels falls from right to left.",
+            {"columns": 2, "panels": [*blocks, *kernels]},
+            draw_lines,
+        )
+    ]
+
+
+def rejection_data(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Both sides' log p (12a); the log-prior that the model gives and that of what it writes (12b)."""
+    curve, rows = found["curve"], found["rows"]
+    prior = [curve_line("sampled from the model", curve, "eval_mean_log_prior", 2)]
+    prior += [
+        line_of(
+            f"written by {decoder}",
+            [row for row in rows if row["decoder"] == decoder],
+            "r2ft_steps",
+            COLUMNS["log_prior"],
+            3 + colour,
+        )
+        for colour, decoder in enumerate(distinct(rows, "decoder"))
+    ]
+    right = panel(PRIOR_TITLE, STEPS, NATS, prior, marks={"real answers": found["corpus_log_prior"]})
+    return {"columns": 2, "panels": [sides(curve), right]}
+
+
+def negatives_data(found: Sequence[Mapping[str, Any]], axes: Axes) -> dict[str, Any]:
+    """A panel for each metric and decoder: a line for each kind of negatives."""
+    panels = []
+    for decoder in distinct(found[0]["rows"], "decoder"):
+        for column in (*axes, COLUMNS["repetition_4"], COLUMNS["length"]):
+            lines = [
+                line_of(
+                    each["negatives"],
+                    [row for row in each["rows"] if row["decoder"] == decoder],
+                    "r2ft_steps",
+                    column,
+                    colour,
+                )
+                for colour, each in enumerate(found)
+            ]
+            shown = labels(column)
+            panels.append(panel(f"{shown['title']}, {decoder}", STEPS, shown["y_label"], lines))
+    return {"columns": len(axes) + 2, "panels": panels}
+
+
+def named_data(
+    rows: Sequence[Row], sweep: str, x_label: str, columns: Axes, x_scale: Literal["linear", "log2"]
+) -> dict[str, Any]:
+    """A panel for each column: a line for each decoder and checkpoint."""
+    found = of(rows, sweep)
+    panels = []
+    for column in columns:
+        lines = [
+            line_of(
+                f"{decoder}, {checkpoint}",
+                of(found, sweep, decoder=decoder, checkpoint=checkpoint),
+                "x",
+                column,
+                colour,
+                1 - dash,
+            )
+            for colour, decoder in enumerate(distinct(found, "decoder"))
+            for dash, checkpoint in enumerate(distinct(found, "checkpoint"))
+        ]
+        shown = labels(column)
+        panels.append(panel(shown["title"], x_label, shown["y_label"], lines, x_scale=x_scale))
+    return {"columns": len(panels), "panels": panels}

@@ -1,0 +1,72 @@
+"""Conv's weights s_i over the canvas as it fills (paper Fig. 5)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import matplotlib
+import numpy as np
+import torch
+
+from dlm.analysis.canvas import DASHES, PALETTE, canvas
+from dlm.decoding.options import DecoderOptions, Gain
+from dlm.decoding.windows import conv
+
+COMMITTED = "#d4d4d4"
+
+
+def weights_data(answer: dict[str, Any], prompt_length: int, options: DecoderOptions, steps: int) -> dict[str, Any]:
+    """s_i of every response position before every step of one answer, and of every gain g halfway.
+
+    Args:
+        answer: tokens and commit_step (-1: set by EOS-fill) of a Conv decoder.
+        prompt_length: tokens to the left of the response, all of them committed.
+        options: the decoder's (kernel_size, kernel, gain, conv_mult).
+    """
+    when = np.asarray(answer["commit_step"])
+    end = len(answer["tokens"])
+    # What EOS-fill set was set when the end-of-text was.
+    when = np.where(when < 0, when[end] if end < len(when) else steps, when)
+    committed = when[None] < np.arange(steps)[:, None]
+    assert options.kernel_size is not None
+
+    def weigh(rows: np.ndarray, gain: Gain) -> Any:
+        state = np.concatenate([np.ones((len(rows), prompt_length), dtype=bool), rows], axis=1)
+        window = conv(options.kernel_size or 1, gain, options.conv_mult, options.kernel)
+        return window(torch.from_numpy(state)).exp()[:, prompt_length:].round(decimals=4).tolist()
+
+    middle = steps // 2
+    return {
+        "kernel_size": options.kernel_size,
+        "gain": options.gain,
+        "committed": committed.astype(int).tolist(),
+        "weights": weigh(committed, options.gain),
+        "step": middle,
+        "gains": {gain: weigh(committed[middle : middle + 1], gain)[0] for gain in get_args(Gain)},
+    }
+
+
+def draw_weights(data: dict[str, Any], path: Path) -> None:
+    """Above, step by position (grey: committed); below, what each gain makes of one step."""
+    committed = np.asarray(data["committed"], dtype=bool)
+    shown = np.ma.masked_array(np.asarray(data["weights"]), committed)
+    with canvas(path, 9, 4.6) as figure:
+        image, lines = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
+        colours = matplotlib.colormaps["viridis"].with_extremes(bad=COMMITTED)
+        mesh = image.imshow(shown, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=1)
+        image.grid(visible=False)
+        image.set_ylabel("step")
+        image.set_title(f"weight s before each step, {data['gain']}, kernel {data['kernel_size']} (grey: committed)")
+        figure.colorbar(mesh, ax=image, label="s", pad=0.01)
+        for index, (gain, weights) in enumerate(data["gains"].items()):
+            open_ones = np.where(committed[data["step"]], np.nan, weights)
+            lines.plot(open_ones, color=PALETTE[index], linestyle=DASHES[index], linewidth=1.5, label=gain)
+        lines.set_ylabel("s of open positions")
+        lines.set_title(f"the gains on the same canvas, before step {data['step']}")
+        lines.set_xlabel("position in the response, tokens")
+        lines.legend(ncols=4)
+
+
+def first_of(answers: Sequence[dict[str, Any]], prompt: int) -> dict[str, Any]:
+    """The first answer to a prompt."""
+    return next(answer for answer in answers if answer["id"] == prompt)

@@ -1,0 +1,72 @@
+"""What stands in the candidate zone, and what is written, by distance from the prompt (paper Figs. 2, 3 and 11)."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
+
+from dlm.analysis.canvas import FAINT, PALETTE, canvas
+from dlm.analysis.lines import line, panel
+
+# In the order of evaluation.distance.KINDS.
+NAMES = {
+    "end": "end of text",
+    "high_prior": "frequent token",
+    "repetition": "token of the context",
+    "other": "anything else",
+}
+COLOURS = dict(zip(NAMES, (FAINT, PALETTE[4], PALETTE[1], PALETTE[0]), strict=True))
+DISTANCE = "distance from the prompt, tokens"
+
+
+def draw_zone(data: dict[str, Any], path: Path) -> None:
+    """Above, one prompt's best candidates (a row each, the best below); below, their kinds over all prompts."""
+    kinds = np.asarray(data["example"]["kinds"]).T
+    shares = [data["candidates"][kind] for kind in NAMES]
+    colours = [COLOURS[kind] for kind in NAMES]
+    with canvas(path, 9, 4.2) as figure:
+        one, every = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])
+        one.imshow(
+            kinds, aspect="auto", origin="lower", interpolation="nearest", cmap=ListedColormap(colours), vmin=0, vmax=3
+        )
+        one.set_yticks(range(len(kinds)), [f"{place + 1}." for place in range(len(kinds))])
+        one.set_ylabel("candidate")
+        one.grid(visible=False)
+        one.set_title(f"one prompt, {data['checkpoint']}: {textwrap.shorten(data['example']['instruction'], 90)}")
+        every.stackplot(range(len(shares[0])), shares, colors=colours)
+        every.set_ylim(0, 1)
+        every.set_ylabel("share of candidates")
+        every.set_title(f"the {len(kinds)} best candidates of each position, mean over {data['prompts']} prompts")
+        every.set_xlabel(DISTANCE)
+        handles = [Patch(facecolor=COLOURS[kind], edgecolor="#888888", label=name) for kind, name in NAMES.items()]
+        figure.legend(handles=handles, loc="outside upper left", ncols=4)
+
+
+def distance_data(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Probability by kind at the first step, and what each decoder wrote, for `draw_lines`.
+
+    Args:
+        found: of the distance stage, by checkpoint.
+    """
+    first = found[0]
+    centres = [start + first["bin"] / 2 for start in range(0, first["gen_length"], first["bin"])]
+    thought = [
+        line(f"{NAMES[kind]}, {each['checkpoint']}", centres, each["probability"][kind], colour, 1 - dash)
+        for colour, kind in ((4, "high_prior"), (1, "repetition"), (6, "end"))
+        for dash, each in enumerate(found)
+    ]
+    panels = [panel("probability, all masked", DISTANCE, "probability", thought)]
+    for kind in ("high_prior", "repetition"):
+        for each in found:
+            lines = [
+                line(decoder, centres, shares[kind], colour, 0)
+                for colour, (decoder, shares) in enumerate(each["written"].items())
+            ]
+            lines.append(line("real answers", centres, first["expected"][kind], 6, 3))
+            title = f"written, {each['checkpoint']}: {NAMES[kind]}"
+            panels.append(panel(title, DISTANCE, "share of tokens", lines))
+    return {"columns": 3, "panels": panels}

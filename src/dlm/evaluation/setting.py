@@ -1,0 +1,47 @@
+"""One decoder setting on some prompts: answers, their scores, the summary with its intervals."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dlm.api import DiffusionLM
+from dlm.decoding.options import DecoderOptions
+from dlm.evaluation.answers import decode_prompts
+from dlm.evaluation.cell import Corpus, score_answers, summarise
+from dlm.evaluation.judges.pairs import Judge
+from dlm.evaluation.preferences import Baseline, add_preferences
+from dlm.params import Params
+
+
+def measure(
+    lm: DiffusionLM,
+    corpus: Corpus,
+    options: DecoderOptions,
+    params: Params,
+    *,
+    prompts: int,
+    seeds: Sequence[int],
+    steps: int,
+    rival: tuple[Judge, Baseline] | None = None,
+) -> dict[str, Any]:
+    """The options, `steps` and cell.summarise's figures. Several processes share the prompts; each gets the result.
+
+    Args:
+        params: gen_length and batch_size of `decode`, and `evaluate`'s bootstrap samples.
+        prompts: the first so many of the evaluation set.
+        rival: a judge and the answers that it compares with, for win rates.
+    """
+    answers, _ = decode_prompts(
+        lm,
+        list(corpus.examples.values())[:prompts],
+        options,
+        seeds=seeds,
+        steps=steps,
+        gen_length=params.decode.gen_length,
+        batch_size=params.decode.batch_size,
+    )
+    rows = score_answers(answers, corpus, params.decode.batch_size)
+    if rival is not None:
+        judge, baseline = rival
+        add_preferences(rows, answers, corpus.examples, baseline, judge)
+    return {**asdict(options), "steps": steps, **summarise(rows, params.evaluate.bootstrap_samples)}

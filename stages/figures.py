@@ -1,0 +1,54 @@
+"""The figures of the sweeps, each as PNG, SVG and data, and a page that shows them: under results/sweeps."""
+
+from pathlib import Path
+
+from dlm import cli
+from dlm.analysis.figures import ReportFigure, write_figures
+from dlm.analysis.sweeps import sweep_figures
+from dlm.analysis.weights import first_of, weights_data
+from dlm.data.splits import read_split
+from dlm.errors import run_script
+from dlm.files import read_json, read_jsonl, write_text
+from dlm.params import tracked
+from dlm.tracking import stage_run
+
+CHECKPOINTS = ("sft", "r2ft")
+
+
+def main() -> None:
+    arguments = cli.stage_arguments(__doc__).parse_args()
+    params = cli.stage_params(arguments)
+    build, sweeps = arguments.build, arguments.build / "sweeps"
+    results = Path(params.report.results) / "sweeps"
+    with stage_run("figures", params=tracked(params, "sweeps")) as run:
+        shown = read_split(build / "data", "eval", ["id", "prompt_ids"])[0]
+        answers = read_jsonl(build / "answers" / f"{CHECKPOINTS[-1]}-conv.jsonl")
+        figures = sweep_figures(
+            [row for c in CHECKPOINTS for row in read_json(sweeps / f"settings-{c}.json")],
+            [read_json(sweeps / f"distance-{c}.json") for c in CHECKPOINTS],
+            [read_json(sweeps / f"rejection-{name}.json") for name in params.sweeps.rejection.negatives],
+            weights_data(
+                first_of(answers, shown["id"]), len(shown["prompt_ids"]), params.decoder("conv"), params.decode.steps
+            ),
+            params.sweeps.baseline,
+        )
+        write_figures(results / "figures", figures)
+        write_text(results / "README.md", page(figures))
+        run.artifact(results / "figures")
+        run.outputs([results / "figures", results / "README.md"])
+
+
+def page(figures: list[ReportFigure]) -> str:
+    """Title, sentence and picture of every figure, as Markdown."""
+    parts = [
+        f"## {figure.title}\n\n{figure.look_for}\n\n![{figure.title}](figures/{figure.name}.png)" for figure in figures
+    ]
+    head = (
+        "# Sweeps\n\n`make sweeps` makes these figures; beside each PNG lie the SVG and its numbers as JSON. Bars are "
+        "95% intervals, bootstrap over prompts. The paper's Fig. 7 is the report's `unmasking`."
+    )
+    return "\n\n".join([head, *parts]) + "\n"
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,84 @@
+"""Decoder settings one by one, for the figures: steps, block and kernel sizes at several steps, gains, candidates."""
+
+from typing import Any
+
+from dlm import cli, processes
+from dlm.api import DiffusionLM
+from dlm.decoding.options import DecoderOptions
+from dlm.errors import run_script
+from dlm.evaluation.cell import load_corpus
+from dlm.evaluation.judges.choice import make_judge
+from dlm.evaluation.preferences import baseline_of
+from dlm.evaluation.setting import measure
+from dlm.files import read_jsonl, write_json
+from dlm.params import Params, tracked
+from dlm.tracking import stage_run
+
+Setting = tuple[dict[str, Any], DecoderOptions, int]
+
+
+def main() -> None:
+    parser = cli.stage_arguments(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a folder of build/models, e.g. sft or r2ft")
+    arguments = parser.parse_args()
+    params = cli.stage_params(arguments)
+    build, checkpoint, sweeps = arguments.build, arguments.checkpoint, params.sweeps
+    runs = settings(params)
+    with stage_run("settings", cell=checkpoint, params=tracked(params, "sweeps", "decode", "decoding")) as run:
+        corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
+        judge = make_judge(params.evaluate.judge, params.data, params.seed)
+        baseline = baseline_of(read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl"))
+        lm = DiffusionLM.load(
+            build / "models" / checkpoint, processes.device(), params.decode.precision, params.decode.compile
+        )
+        rows = []
+        for head, options, steps in runs:
+            found = measure(
+                lm,
+                corpus,
+                options,
+                params,
+                prompts=sweeps.prompts,
+                seeds=sweeps.seeds,
+                steps=steps,
+                rival=None if judge is None else (judge, baseline),
+            )
+            rows.append({**found, "checkpoint": checkpoint, **head})
+        if not processes.is_main():
+            return
+        out = build / "sweeps" / f"settings-{checkpoint}.json"
+        write_json(out, rows)
+        run.table("settings", rows)
+        run.outputs([out])
+
+
+def settings(params: Params) -> list[Setting]:
+    """({sweep, decoder, x}, options, steps) of every run; x is what its sweep goes through."""
+    sweeps, short = params.sweeps, params.decode.steps
+    found: list[Setting] = []
+
+    def add(sweep: str, decoder: str, x: int | str, steps: int, label: str = "", **changes: Any) -> None:
+        head = {"sweep": sweep, "decoder": label or decoder, "x": x}
+        options = params.decoder(decoder, **changes)
+        options.check_lengths(params.decode.gen_length, steps, f"params.yaml: sweeps ({decoder})")
+        found.append((head, options, steps))
+
+    for steps in sweeps.steps:
+        for decoder in params.report.decoders:
+            add("steps", decoder, steps, steps)
+        add("steps", "conv", steps, steps, "conv over low_confidence", rule="low_confidence")
+    for steps in sweeps.size_steps:
+        for length in sweeps.blocks:
+            add("blocks", "semi_ar", length, steps, block_length=length)
+        for size in sweeps.kernels:
+            add("kernels", "conv", size, steps, kernel_size=size)
+    for gain in sweeps.gains:
+        add("gains", "conv", gain, short, gain=gain)
+    for k in sweeps.top_k:
+        for decoder in ("top_k", "conv"):
+            add("top_k", decoder, k, short, top_k=k)
+    return found
+
+
+if __name__ == "__main__":
+    run_script(main)
