@@ -2,7 +2,7 @@
 
 from dlm import cli
 from dlm.errors import run_script
-from dlm.evaluation.cell import closeness, load_corpus, score_answers, summarise
+from dlm.evaluation.cell import check_complete, closeness, load_corpus, score_answers, summarise
 from dlm.evaluation.judges.choice import make_judge
 from dlm.evaluation.preferences import add_preferences, baseline_of, places, read_difficulty
 from dlm.files import read_jsonl, write_json
@@ -23,6 +23,7 @@ def main() -> None:
     with stage_run("evaluate", cell=cell, params=tracked(params, "evaluate")) as run:
         corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
         answers = read_jsonl(source)
+        check_complete(answers, corpus, source)
         rows = score_answers(answers, corpus, params.decode.batch_size)
         judge = None if is_reference else make_judge(params.evaluate.judge, params.data, params.seed)
         difficulty = None

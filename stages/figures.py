@@ -5,7 +5,7 @@ from pathlib import Path
 from dlm import cli
 from dlm.analysis.figures import ReportFigure, write_figures
 from dlm.analysis.sweeps import sweep_figures
-from dlm.analysis.weights import first_of, weights_data
+from dlm.analysis.weights import weights_data
 from dlm.data.splits import read_split
 from dlm.errors import run_script
 from dlm.files import read_json, read_jsonl, write_text
@@ -23,13 +23,13 @@ def main() -> None:
     with stage_run("figures", params=tracked(params, "sweeps")) as run:
         shown = read_split(build / "data", "eval", ["id", "prompt_ids"])[0]
         answers = read_jsonl(build / "answers" / f"{CHECKPOINTS[-1]}-conv.jsonl")
+        conv, prompt_length = params.decoder("conv"), len(shown["prompt_ids"])
+        answer = next(answer for answer in answers if answer["id"] == shown["id"])
         figures = sweep_figures(
             [row for c in CHECKPOINTS for row in read_json(sweeps / f"settings-{c}.json")],
             [read_json(sweeps / f"distance-{c}.json") for c in CHECKPOINTS],
             [read_json(sweeps / f"rejection-{name}.json") for name in params.sweeps.rejection.negatives],
-            weights_data(
-                first_of(answers, shown["id"]), len(shown["prompt_ids"]), params.decoder("conv"), params.decode.steps
-            ),
+            weights_data(answer, prompt_length, conv, params.decode.steps),
             params.sweeps.baseline,
         )
         write_figures(results / "figures", figures)

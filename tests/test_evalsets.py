@@ -50,9 +50,10 @@ def test_every_set_is_tested() -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_rows_of_the_layout(tmp_path: Path, name: Any) -> None:
-    """Twice the same row: every prompt is kept, in order, with its place."""
-    file, rows, (instruction, output) = ROWS[name]
-    found = read_evaluation_set(EvaluationSetParams(name, put(tmp_path, file, rows * 2), False))
+    """Twice the same row under two ids: every prompt is kept, in order, with its place."""
+    file, (row,), (instruction, output) = ROWS[name]
+    rows = [row, {key: 82 if key == "question_id" else "v" if key == "uid" else value for key, value in row.items()}]
+    found = read_evaluation_set(EvaluationSetParams(name, put(tmp_path, file, rows), False))
     assert found == [Record(instruction, "", output, {"set": name, "place": place}) for place in (0, 1)]
 
 
@@ -71,3 +72,10 @@ def test_another_sets_file(tmp_path: Path) -> None:
 def test_wiki_needs_a_copy() -> None:
     with pytest.raises(UserError, match=r"wiki is not on the hub; set data\.evaluation\.path"):
         read_evaluation_set(EvaluationSetParams("wiki", None, False))
+
+
+def test_an_id_that_comes_twice(tmp_path: Path) -> None:
+    path = tmp_path / "arena.jsonl"
+    path.write_text("".join(json.dumps({"uid": uid, "prompt": "Say it."}) + "\n" for uid in ("a", "b", "a")))
+    with pytest.raises(UserError, match=r"arena.jsonl: records 1 and 3 have the same id a; keep one"):
+        read_evaluation_set(EvaluationSetParams("arena_hard", str(path), False))

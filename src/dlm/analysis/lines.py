@@ -79,7 +79,8 @@ def draw_lines(data: dict[str, Any], path: Path) -> None:
     """`data`: {"columns": panels side by side, "panels": of `panel`}. One legend for all panels."""
     panels, columns = data["panels"], data["columns"]
     rows = -(-len(panels) // columns)
-    with canvas(path, max(9, 3 * columns), 0.6 + 3.0 * rows) as figure:
+    width = max(9, 3 * columns)
+    with canvas(path, width, 0.6 + 3.0 * rows) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, shown in zip(axes, panels, strict=False):
             _panel(axis, shown)
@@ -88,7 +89,9 @@ def draw_lines(data: dict[str, Any], path: Path) -> None:
         handles = {
             label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=min(len(handles), 6))
+        usual = 0.6 + 0.08 * sum(map(len, handles)) / len(handles)  # an entry's inches
+        ncols = max(min(len(handles), int(0.92 * width / usual)), 1)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=ncols)
 
 
 def _panel(axis: Axes, shown: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Conv's weights s_i over the canvas as it fills (paper Fig. 5)."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,8 +64,3 @@ def draw_weights(data: dict[str, Any], path: Path) -> None:
         lines.set_title(f"the gains on the same canvas, before step {data['step']}")
         lines.set_xlabel("position in the response, tokens")
         lines.legend(ncols=4)
-
-
-def first_of(answers: Sequence[dict[str, Any]], prompt: int) -> dict[str, Any]:
-    """The first answer to a prompt."""
-    return next(answer for answer in answers if answer["id"] == prompt)

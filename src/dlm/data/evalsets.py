@@ -58,11 +58,12 @@ def read_evaluation_set(params: EvaluationSetParams) -> list[Record]:
     MT-Bench's first turns only; GSM8K's output is the number to find.
 
     Raises:
-        UserError: no such file, no network, or a file that is not this set's.
+        UserError: no such file, no network, a file that is not this set's, or an id that comes twice.
     """
     chosen = SETS[params.name]
     path = Path(params.path) if params.path else _download(params.name, chosen)
     records = []
+    places: dict[Any, int] = {}
     for place, row in enumerate(read_rows(path)):
         try:
             instruction, context, output = (text.strip() for text in chosen.record(row))
@@ -71,6 +72,9 @@ def read_evaluation_set(params: EvaluationSetParams) -> list[Record]:
                 f"{path}: record {place + 1} is not one of {params.name} ({type(error).__name__}: {error}); "
                 f"set data.evaluation.path to a copy of {chosen.repository or chosen.file}"
             ) from None
+        name = row.get("question_id", row.get("uid"))
+        if name is not None and places.setdefault(name, place) != place:
+            raise UserError(f"{path}: records {places[name] + 1} and {place + 1} have the same id {name}; keep one")
         if params.chain_of_thought:
             instruction = f"{instruction}\n\n{CHAIN_OF_THOUGHT}"
         records.append(Record(instruction, context, output, {"set": params.name, "place": place}))

@@ -1,7 +1,9 @@
 """All metrics of one cell (a checkpoint's answers under one decoder), each with its interval."""
 
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +89,21 @@ def load_corpus(build: Path, data: DataParams, high_prior_tokens: int) -> Corpus
         scorer=load_checkpoint(build / "models" / "reference", causal=True)[0],
         real=read_split(build / "data", "valid", ["prompt_ids", "answer_ids"]),
     )
+
+
+def check_complete(answers: Sequence[dict[str, Any]], corpus: Corpus, source: Path) -> None:
+    """Every prompt has one answer with every seed of the file, or UserError says which has none, or two."""
+    found = Counter((answer["id"], answer["seed"]) for answer in answers)
+    wanted = list(itertools.product(corpus.examples, {answer["seed"]: None for answer in answers} or [0]))
+    for told, bad in (
+        ("no answer", [pair for pair in wanted if not found[pair]]),
+        ("several answers", [pair for pair, count in found.items() if count > 1]),
+    ):
+        if bad:
+            prompt, seed = bad[0]
+            raise UserError(
+                f"{source}: {told} to prompt {prompt} with seed {seed} ({len(bad)} such of {len(wanted)}); decode again"
+            )
 
 
 def score_answers(answers: Sequence[dict[str, Any]], corpus: Corpus, batch_size: int) -> list[dict[str, Any]]:
