@@ -56,7 +56,7 @@ def main() -> None:
     params = load_params(arguments.params)
     gen_length = params.decode.gen_length
     families = {steps: check(params, arguments.families, steps, gen_length) for steps in arguments.steps}
-    corpus = load_corpus(arguments.build, params.data, params.evaluate.high_prior_tokens)
+    corpus = load_corpus(arguments.build, params.data, params.evaluate, params.decode.batch_size)
     if corpus.judge is None:
         raise UserError("the exact judge knows the builtin corpus alone; set data.source: builtin and run make repro")
     lm = DiffusionLM.load(arguments.build / "models" / arguments.checkpoint, arguments.device, params.decode.precision)

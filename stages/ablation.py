@@ -22,7 +22,7 @@ def main() -> None:
     with stage_run(
         "ablation", cell=arguments.checkpoint, params=tracked(params, "ablation", "decode", "decoding")
     ) as run:
-        corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
+        corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
         weights = build / "models" / arguments.checkpoint
         lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
         rows = []

@@ -30,7 +30,7 @@ def main() -> None:
     settings = params.negatives_of(name)
     logged = {**tracked(params, "sweeps", "r2ft"), "negatives": asdict(settings)}
     with stage_run("rejection", cell=name, params=logged) as run:
-        corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
+        corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
         stats = read_json(data / "stats.json")
         rule = make_rule(settings, stats, params.evaluate.high_prior_tokens)
         rows = {}

@@ -25,7 +25,7 @@ def main() -> None:
     build, checkpoint, sweeps = arguments.build, arguments.checkpoint, params.sweeps
     runs = settings(params)
     with stage_run("settings", cell=checkpoint, params=tracked(params, "sweeps", "decode", "decoding")) as run:
-        corpus = load_corpus(build, params.data, params.evaluate.high_prior_tokens)
+        corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
         judge = make_judge(params.evaluate.judge, params.data, params.seed)
         baseline = baseline_of(read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl"))
         lm = DiffusionLM.load(

@@ -148,9 +148,14 @@ class JudgeParams:
 
 @dataclass(frozen=True)
 class EvaluateParams:
-    """Metrics, win rates and their intervals."""
+    """Metrics, win rates and their intervals.
+
+    Attributes:
+        scorer: a causal LM (folder or hub name) for perplexity and inlier; None for the reference.
+    """
 
     high_prior_tokens: int
+    scorer: str | None
     bootstrap_samples: int
     judge: JudgeParams
 
