@@ -7,7 +7,7 @@ from dlm import cli
 from dlm.analysis.claims import judge_claims
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
-from dlm.analysis.table import build_table, long_runs, to_markdown
+from dlm.analysis.table import build_table, headline, long_runs, to_markdown
 from dlm.data.splits import read_split
 from dlm.errors import run_script
 from dlm.files import read_json, read_jsonl, write_json, write_text
@@ -66,6 +66,7 @@ def main() -> None:
             paper=params.report.paper,
         )
         write_json(results / "table.json", rows)
+        write_json(results / "metrics.json", headline(rows))
         write_text(results / "table.md", markdown)
         write_text(results / "report.html", page)
         log(run, results, rows)
@@ -76,7 +77,7 @@ def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:
     run.table("table", rows)
     run.artifact(results / "figures")
     run.artifact(results / "report.html")
-    run.outputs([results / name for name in ("table.json", "table.md", "figures", "report.html")])
+    run.outputs([results / name for name in ("table.json", "metrics.json", "table.md", "figures", "report.html")])
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """A tiny model through every stage with DVC, in a clone of the working tree, as a user would run it."""
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -66,6 +68,12 @@ class Workspace:
         self.run("git", "add", "-A")
         self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
 
+    def at(self, folder: Path) -> "Workspace":
+        """The same with another folder."""
+        other = copy.copy(self)
+        other.folder = folder
+        return other
+
     def write(self, params: dict) -> None:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
@@ -107,23 +115,72 @@ def test_nothing_left_to_do(workspace: Workspace) -> None:
     assert workspace.stale() == set()
 
 
+CELLS = [f"{c}-{d}" for c in ("sft", "r2ft") for d in ("categorical", "top_k", "low_confidence", "semi_ar", "conv")]
+DECODES = {f"decode@{cell}" for cell in CELLS}
+EVALUATES = {*(f"evaluate@{cell}" for cell in CELLS), "evaluate_reference"}
+ABLATIONS = {"ablation@sft", "ablation@r2ft"}
+
+
 @pytest.mark.parametrize(
-    ("block", "key", "value", "expected"),
+    ("name", "value", "expected"),
     [
-        ("conv", "kernel_size", 65, {"decode@sft-conv", "decode@r2ft-conv", "ablation@sft", "ablation@r2ft", "report"}),
-        ("top_k", "top_k", 7, {"decode@sft-top_k", "decode@r2ft-top_k", "report"}),
+        ("data.eval_size", 5, {"prepare"}),
+        ("base.training.steps", 3, {"base"}),
+        ("reference.top_p", 0.9, {"reference"}),
+        ("sft.training.learning_rate", 1.0e-4, {"sft@sft", "sft@sft_answer"}),
+        ("r2ft.training.steps", 3, {"r2ft", "sft@sft"}),
+        ("r2ft.gamma", 0.2, {"r2ft"}),
+        ("negatives.g_max", 3, {"negatives"}),
+        ("decoding.conv.kernel_size", 65, {"decode@sft-conv", "decode@r2ft-conv", *ABLATIONS}),
+        ("decoding.top_k.top_k", 7, {"decode@sft-top_k", "decode@r2ft-top_k"}),
+        ("decoding.remdm.eta", 0.05, set()),
+        ("decode.seeds", [5], {*DECODES, *ABLATIONS, "reference"}),
+        ("decode.steps", 8, {*DECODES, *EVALUATES, *ABLATIONS}),
+        ("evaluate.bootstrap_samples", 60, {*EVALUATES, *ABLATIONS}),
+        ("evaluate.judge.concurrency", 2, EVALUATES),
+        ("ablation.prompts", 3, ABLATIONS),
+        ("sweeps.prompts", 3, set()),
+        ("infill.prompts", 3, set()),
+        ("report.title", "T", set()),
     ],
 )
-def test_a_decoders_number_reruns_its_cells(
-    workspace: Workspace, block: str, key: str, value: int, expected: set[str]
+def test_a_number_makes_exactly_its_stages_stale(
+    workspace: Workspace, name: str, value: Any, expected: set[str]
 ) -> None:
+    """What reads it. What follows from those reruns if their outputs change; the report shows params.yaml itself."""
     changed = json.loads(json.dumps(workspace.params))
-    changed["decoding"][block][key] = value
+    *path, key = name.split(".")
+    block = changed
+    for part in path:
+        block = block[part]
+    assert block[key] != value
+    block[key] = value
     workspace.write(changed)
+    try:
+        assert workspace.stale() == {*expected, "report"}
+    finally:
+        workspace.write(workspace.params)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("src/dlm/decoding/commit.py", {*DECODES, *ABLATIONS}),
+        ("src/dlm/training/objectives.py", {"base", "sft@sft", "sft@sft_answer", "r2ft"}),
+        ("src/dlm/diffusion/corruption.py", {"negatives"}),
+        ("src/dlm/evaluation/metrics.py", {*EVALUATES, *ABLATIONS}),
+        ("src/dlm/analysis/claims.py", {"report"}),
+        ("src/dlm/tracking.py", set()),
+    ],
+)
+def test_an_edit_makes_exactly_its_stages_stale(workspace: Workspace, file: str, expected: set[str]) -> None:
+    path = workspace.folder / file
+    before = path.read_bytes()
+    path.write_bytes(before + b"# edited\n")
     try:
         assert workspace.stale() == expected
     finally:
-        workspace.write(workspace.params)
+        path.write_bytes(before)
 
 
 def test_runs_are_tracked_as_children_of_one_parent(workspace: Workspace) -> None:
@@ -134,6 +191,47 @@ def test_runs_are_tracked_as_children_of_one_parent(workspace: Workspace) -> Non
     assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
     assert {"prepare", "sft@sft", "r2ft", "decode@r2ft-conv", "report"} <= {run.info.run_name for run in children}
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_backfill_after_a_pull(workspace: Workspace) -> None:
+    """A clone that pulled has no runs: they come back from dvc.lock, with curves, metrics, hashes and figures, once."""
+
+    def runs() -> tuple[MlflowClient, dict[str, Any]]:
+        client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
+        found = client.search_runs([client.get_experiment_by_name("dlm").experiment_id])
+        return client, {run.info.run_name: run for run in found}
+
+    client, before = runs()
+    curve = [(m.step, m.value) for m in client.get_metric_history(before["r2ft"].info.run_id, "eval_loss")]
+    shutil.move(workspace.folder / "mlflow.db", workspace.folder / "mlflow.aside")
+    try:
+        told = workspace.run("dlm", "backfill").stdout
+        client, after = runs()
+        again = workspace.run("dlm", "backfill").stdout
+    finally:
+        shutil.move(workspace.folder / "mlflow.aside", workspace.folder / "mlflow.db")
+    assert after.keys() == before.keys()
+    assert told.startswith(f"{len(before) - 1} runs made: ") and again == "nothing is missing\n"
+    assert [(m.step, m.value) for m in client.get_metric_history(after["r2ft"].info.run_id, "eval_loss")] == curve
+    name = "evaluate@r2ft-conv"
+    assert after[name].data.metrics["well_formed"] == before[name].data.metrics["well_formed"]
+    assert after["r2ft"].data.params["r2ft.gamma"] == before["r2ft"].data.params["r2ft.gamma"]
+    for run in after.values():
+        if "mlflow.parentRunId" in run.data.tags:
+            assert run.data.tags["backfilled"] == "from dvc.lock" and run.info.status == "FINISHED"
+    hashes = {k: v for k, v in before["r2ft"].data.tags.items() if k.startswith("md5.")}
+    assert hashes and hashes.items() <= after["r2ft"].data.tags.items()
+    assert any(file.path == "figures" for file in client.list_artifacts(after["report"].info.run_id))
+
+
+def test_dvc_lists_metrics_and_plots(workspace: Workspace) -> None:
+    shown = json.loads(workspace.run("dvc", "metrics", "show", "--json").stdout)
+    (found,) = [entry["data"] for entry in shown[""]["data"].values()]
+    assert {"well_formed", "slot_error_rate", "length", "nfe"} == set(found["r2ft"]["conv"])
+    plots = workspace.run("dvc", "plots", "show", "--json").stdout
+    for title in ("mean log p of the two sides", "mean log-prior of a sampled token", "SFT, held-out loss"):
+        assert title in plots
+    assert '"optimizer step"' in plots
 
 
 def test_sweeps(workspace: Workspace) -> None:
@@ -149,6 +247,36 @@ def test_sweeps(workspace: Workspace) -> None:
     assert written["x"] == [0, 1, 2]
     assert json.loads(workspace.run("dvc", "status", "--json", "sweeps/dvc.yaml").stdout) == {}
     assert workspace.stale() == set()
+
+
+def test_a_colleague_pulls_everything(workspace: Workspace, tmp_path: Path) -> None:
+    """docs/sharing.md: push, a fresh clone, pull: nothing to run; a variation that was run here is restored there."""
+    remote, clone = tmp_path / "remote", tmp_path / "clone"
+    workspace.run("dvc", "remote", "modify", "--local", "local", "url", str(remote))
+    changed = json.loads(json.dumps(workspace.params))
+    changed["decoding"]["conv"]["kernel_size"] = 9
+    lock = workspace.folder / "dvc.lock"
+    usual = lock.read_text()
+    try:
+        workspace.write(changed)
+        workspace.run("dvc", "repro", "evaluate@sft-conv")
+    finally:
+        workspace.write(workspace.params)
+        lock.write_text(usual)
+    workspace.run("dvc", "checkout", "--force")
+    workspace.run("dvc", "push", "--run-cache")
+
+    workspace.run("git", "clone", "-q", str(workspace.folder), str(clone))
+    shutil.copy(lock, clone / "dvc.lock")
+    shutil.copytree(workspace.folder / "results", clone / "results", dirs_exist_ok=True)
+    there = workspace.at(clone)
+    there.run("dvc", "remote", "modify", "--local", "local", "url", str(remote))
+    there.run("dvc", "pull", "--run-cache")
+    assert there.stale() == set()
+    assert "Running stage" not in there.run("dvc", "repro").stdout
+    there.write(changed)
+    told = there.run("dvc", "repro", "evaluate@sft-conv").stdout
+    assert "is cached" in told and "Running stage" not in told
 
 
 def test_a_cold_run_gives_the_same_hashes(workspace: Workspace) -> None:

@@ -16,7 +16,7 @@ from dlm.analysis.figures import ReportFigure, report_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.panels import decoder_data, draw_decoders
 from dlm.analysis.paper import TABLES, beside
-from dlm.analysis.table import COLUMNS, build_table, is_best, long_runs, quality_axes, speed_rows, to_markdown
+from dlm.analysis.table import COLUMNS, build_table, headline, is_best, long_runs, quality_axes, speed_rows, to_markdown
 from dlm.data.records import Record
 from dlm.data.splits import Example, write_examples
 from dlm.evaluation.cell import PER_ANSWER
@@ -101,6 +101,12 @@ def test_tokens_per_step_by_hand() -> None:
     assert (first["tokens_per_step"], first["tokens_per_step_ci"]) == (2.5, [2.0, pytest.approx(40 / 15)])
     assert second["tokens_per_step"] == 5.0
     assert (reference["tokens_per_step"], reference["tokens_per_step_ci"]) == (1.0, None)
+
+
+def test_headline_is_a_tree_of_numbers() -> None:
+    found = headline(build_table([cell("reference", "nucleus", nfe=65.0), cell("sft", "conv", length=60.12345)]))
+    assert found["sft"] == {"conv": {"well_formed": 0.8, "slot_error_rate": 0.3, "length": 60.1235, "nfe": 16.0}}
+    assert list(found) == ["reference", "sft"]
 
 
 def test_rows_keep_the_order_and_the_keys() -> None:
@@ -490,7 +496,7 @@ def test_stage_end_to_end(tmp_path: Path, params: Params) -> None:
     made = contents(tmp_path / "results")
     names = ("quality", "degeneration", "sizes", "r2ft", "losses", "unmasking")
     files = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg", "json")}
-    assert set(made) == {*files, "table.json", "table.md", "report.html"}
+    assert set(made) == {*files, "table.json", "metrics.json", "table.md", "report.html"}
     assert done.stdout.encode() == made["table.md"]
     assert [row["checkpoint"] for row in json.loads(made["table.json"])][:2] == ["reference", "sft"]
     assert made["report.html"].count(b"data:image/png;base64,") == len(names)

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from dlm.backfill import backfill
+from dlm.errors import UserError
 from dlm.tracking import md5, stage_run
 
 VARIABLES = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "DLM_TRACKING", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI")
@@ -344,3 +346,17 @@ def test_the_database_lies_in_the_root_that_dvc_names(uri: str, monkeypatch: pyt
     stored = found(MlflowClient(tracking_uri=uri), f"attributes.run_id = '{run.run_id}'", "elsewhere")
     assert [item.info.status for item in stored] == ["FINISHED"]
     assert list((root / "mlartifacts").rglob("samples.json"))
+
+
+def test_backfill_needs_a_lock() -> None:
+    with pytest.raises(UserError, match=r"dvc.lock: no such file; run from the repository's root"):
+        backfill()
+
+
+def test_backfill_says_that_a_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("dvc.lock").write_text("stages: {prepare: {cmd: a}}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:word@127.0.0.1:9")
+    with pytest.raises(UserError) as caught:
+        backfill()
+    assert str(caught.value).startswith("the runs cannot be read: ")
+    assert "\n" not in str(caught.value) and "word" not in str(caught.value)

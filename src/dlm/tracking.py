@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from dlm import processes
+from dlm.errors import UserError
 
 P = ParamSpec("P")
 ILLEGAL = re.compile(r"[^A-Za-z0-9_\-./ ]")
@@ -99,7 +100,12 @@ class Run:
         sets = [make.Dataset(name, digest, "local", json.dumps({"uri": name})) for name, digest in digests.items()]
         context = [make.InputTag("mlflow.data.context", "output")]
         self._client.log_inputs(self.run_id, [make.DatasetInput(dataset, context) for dataset in sets])
-        tags = [make.RunTag(ILLEGAL.sub("_", f"md5.{name}"), digest) for name, digest in digests.items()]
+        self.tags({f"md5.{name}": digest for name, digest in digests.items()})
+
+    @_guarded
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags; characters that MLflow does not take become _."""
+        tags = [self._entities.RunTag(ILLEGAL.sub("_", key), value) for key, value in values.items()]
         self._client.log_batch(self.run_id, tags=tags)
 
     def end(self, status: str) -> None:
@@ -142,7 +148,29 @@ def stage_run(stage: str, cell: str | None = None, params: Mapping[str, Any] | N
         run.end("FINISHED")
 
 
-def _open(stage: str, cell: str | None) -> Run:
+def finished_runs() -> set[str]:
+    """Names of the finished stages under the pipeline's run of the present params, stages and code.
+
+    Raises:
+        UserError: no MLflow, or its database or server cannot be read.
+    """
+    try:
+        with _connected() as (client, experiment):
+            parents = client.search_runs([experiment], f"tags.`dlm.key` = '{_identity(_workspace())[0]}'")
+            return {
+                run.info.run_name
+                for parent in parents
+                for run in client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+                if run.info.status == "FINISHED"
+            }
+    except Exception as error:
+        raise UserError(f"the runs cannot be read: {_told(error)}") from None
+
+
+@contextmanager
+def _connected() -> Iterator[tuple[Any, str]]:
+    """A client and the experiment's id, under a lock: two first users of a fresh sqlite database break it, and two
+    first stages would each make a parent."""
     os.environ.update({**ENVIRONMENT, **os.environ})
     # They report a new database's tables, and with tracebacks what becomes our one warning.
     for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
@@ -156,13 +184,16 @@ def _open(stage: str, cell: str | None) -> Run:
 
         # MLflow's ten attempts at a database that it cannot read take two minutes.
         mlflow.store.db.utils.MAX_RETRY_COUNT = 1
-    name = f"{stage}@{cell}" if cell else stage
-    key, tags = _identity(_workspace())
     (root / ".cache").mkdir(exist_ok=True)
-    # Two first users of a fresh sqlite database break it, and two first stages would each make a parent.
     with FileLock(root / ".cache" / "mlflow.lock", timeout=120):
         client: Any = mlflow.MlflowClient(tracking_uri=uri)
-        experiment = _experiment(client, uri, root)
+        yield client, _experiment(client, uri, root)
+
+
+def _open(stage: str, cell: str | None) -> Run:
+    name = f"{stage}@{cell}" if cell else stage
+    key, tags = _identity(_workspace())
+    with _connected() as (client, experiment):
         parents = client.search_runs([experiment], f"tags.`dlm.key` = '{key}'", max_results=1)
         parents = parents or [client.create_run(experiment, run_name=f"pipeline {key}", tags=tags | {"dlm.key": key})]
         parent = parents[0].info.run_id
@@ -171,6 +202,8 @@ def _open(stage: str, cell: str | None) -> Run:
             client.set_terminated(run.info.run_id, "KILLED")
         own = {"mlflow.parentRunId": parent, "stage": stage, "cell": cell or ""}
         child = client.create_run(experiment, run_name=name, tags=tags | own)
+    import mlflow.entities
+
     return Run(client, mlflow.entities, child.info.run_id, parent)
 
 
@@ -241,9 +274,12 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _warn(error: Exception) -> None:
-    # The address of a server may carry a password.
-    told = re.sub(r"//[^/@\s]+@", "//***@", " ".join(f"{type(error).__name__}: {error}".split()))
-    print(f"tracking is off: {told[:300]}; the run goes on", file=sys.stderr)
+    print(f"tracking is off: {_told(error)}; the run goes on", file=sys.stderr)
+
+
+def _told(error: Exception) -> str:
+    """An error in one short line; the address of a server may carry a password."""
+    return re.sub(r"//[^/@\s]+@", "//***@", " ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 class _Terminated(SystemExit):

@@ -125,6 +125,16 @@ def _row(cell: Row, shared_length: float | None) -> Row:
     return row
 
 
+def headline(rows: Sequence[Row]) -> Row:
+    """checkpoint -> decoder -> the quality axes, length and NFE: what `dvc metrics` and `dvc exp show` list."""
+    columns = [*quality_axes(rows), COLUMNS["length"], COLUMNS["nfe"]]
+    found: Row = {}
+    for row in rows:
+        values = {c.name: round(row[c.name], 4) for c in columns if row[c.name] is not None}
+        found.setdefault(row["checkpoint"], {})[row["decoder"]] = values
+    return found
+
+
 def _tokens_per_step(cell: Row, shared_length: float | None) -> Row:
     """L*_norm / S* (METHOD §6): one length for all decoders, so that a longer answer does not look faster.
 

@@ -80,6 +80,13 @@ def _convert(arguments: argparse.Namespace) -> None:
     convert.convert(arguments)
 
 
+def _backfill(_: argparse.Namespace) -> None:
+    from dlm.backfill import backfill
+
+    made = backfill()
+    print(f"{len(made)} runs made: {', '.join(made)}" if made else "nothing is missing")
+
+
 # --- Arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +106,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "generate": command("generate", _generate, "answer prompts with a checkpoint"),
         "infill": command("infill", _infill, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
         "convert": command("convert", _convert, "write a published checkpoint in the layout that transformers loads"),
+        "backfill": command("backfill", _backfill, "log to MLflow what DVC restored instead of running (dvc.lock)"),
     }
     made["decoders"].add_argument("name", nargs="?", help="a decoder")
     _add_generate(made["generate"])

@@ -1,0 +1,58 @@
+"""docs/bad-input.md, row by row: what was tried, and the line that comes."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from test_params import complaint, edited
+
+from dlm.data.sources import read_records
+from dlm.errors import UserError
+
+PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
+ROW = re.compile(r"^\| `(.*?)` \| (?:`(.*)` )?\|$")
+ALPACA = {"instruction": "instruction", "input": "input", "output": "output"}
+
+
+def rows(section: str) -> Iterator[tuple[str, str]]:
+    text = PAGE.read_text("utf-8").split(f"## {section}\n")[1].split("\n## ")[0]
+    for line in text.splitlines():
+        if found := ROW.match(line):
+            yield found[1], found[2] or ""
+
+
+@pytest.mark.parametrize(("edit", "line"), rows("params.yaml"))
+def test_params(tmp_path: Path, edit: str, line: str) -> None:
+    key, _, value = edit.partition(": ")
+    assert complaint(tmp_path, yaml.safe_dump(edited({key: yaml.safe_load(value)}))) == line
+
+
+@pytest.mark.parametrize(("content", "line"), rows("Records"))
+def test_records(tmp_path: Path, content: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    suffix = {"{": "jsonl", "[": "json"}.get(content[:1], "csv")
+    Path(f"records.{suffix}").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_records(Path(f"records.{suffix}"), ALPACA)
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(("command", "line"), rows("Command line"))
+def test_commands(tmp_path: Path, command: str, line: str) -> None:
+    name, *arguments = shlex.split(command)
+    assert name == "dlm"
+    done = subprocess.run(
+        [sys.executable, "-m", "dlm.command", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == line + "\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_has_its_rows() -> None:
+    assert [len(list(rows(name))) for name in ("params.yaml", "Records", "Command line")] == [19, 5, 9]
