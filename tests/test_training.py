@@ -560,6 +560,14 @@ def test_the_step_count_can_be_overruled() -> None:
     assert "eval_loss" in found[-1]  # 6 is no multiple of eval_every
 
 
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
+def test_every_schedule_warms_up(schedule: Any, last: float) -> None:
+    """Of 14 steps 8 are warm-up: the fourth has 3/8 of the rate, the eighth 7/8; the twelfth stands halfway behind."""
+    params = replace(TRAINING, steps=14, lr_schedule=schedule, warmup_steps=8, eval_every=4, save_every=4)
+    found = {row["step"]: row["learning_rate"] for row in sft(tiny_model(), params) if "learning_rate" in row}
+    assert [found[step] / params.learning_rate for step in (4, 8, 12)] == pytest.approx([3 / 8, 7 / 8, last])
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_visits_show_the_model_as_it_was(cut: bool, tmp_path: Path) -> None:
     """Step 8 of 12 is what a run of 8 ends with (constant rate); also where the run was cut between."""

@@ -125,7 +125,8 @@ def _arguments(
         per_device_eval_batch_size=params.batch_size,
         gradient_accumulation_steps=params.gradient_accumulation // processes.count(),
         learning_rate=params.learning_rate,
-        lr_scheduler_type=params.lr_schedule,
+        # transformers' own `constant` has no warm-up.
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(params.lr_schedule, params.lr_schedule),
         warmup_steps=params.warmup_steps,
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
