@@ -43,7 +43,8 @@ addEventListener("load", () => {
   ].join("|");
 });
 </script>"""
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; make test installs it where apt-get may")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; make test installs it where apt-get may")
+pytestmark = needs_chromium
 
 
 def browse(*arguments: str, profile: Path) -> str:

@@ -1,17 +1,22 @@
 """A tiny model through every stage with DVC, in a clone of the working tree, as a user would run it."""
 
+import contextlib
 import copy
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from mlflow import MlflowClient
+from test_browser import browse, needs_chromium
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -191,6 +196,51 @@ def test_runs_are_tracked_as_children_of_one_parent(workspace: Workspace) -> Non
     assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
     assert {"prepare", "sft@sft", "r2ft", "decode@r2ft-conv", "report"} <= {run.info.run_name for run in children}
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+@needs_chromium
+def test_runs_in_the_browser(workspace: Workspace, tmp_path: Path) -> None:
+    """`make ui`: the pipeline's run, its children with metrics and parameters, the report's figures."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dlm").experiment_id
+    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
+    parent = next(name for name in runs if name.startswith("pipeline "))
+    dropped = ("DVC_ROOT", "MLFLOW_TRACKING_URI")
+    environment = {key: value for key, value in os.environ.items() if key not in dropped}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "dlm.ui", "--port", str(port)],
+        cwd=workspace.folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def page(path: str, *wanted: str) -> None:
+        for _ in range(3):  # a page may need longer than the browser waits
+            url = f"http://127.0.0.1:{port}/#/experiments/{experiment}/{path}"
+            text = browse("--window-size=1500,1400", "--dump-dom", url, profile=tmp_path / "profile")
+            if all(piece in text for piece in wanted):
+                return
+        raise AssertionError([piece for piece in wanted if piece not in text])
+
+    try:
+        assert server.stdout is not None and f"http://127.0.0.1:{port}" in server.stdout.readline()
+        for _ in range(120):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                if answer.read() == b"OK":
+                    break
+            time.sleep(0.5)
+        page("runs", parent, "Model training")
+        page(f"runs/{runs['evaluate@r2ft-conv']}", parent, "well_formed", "slot_error_rate")
+        page(f"runs/{runs['r2ft']}", parent, "eval_log_p_chosen", "r2ft.gamma")
+        page(f"runs/{runs['report']}/artifacts", "figures", "report.html", "table.json")
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
 
 
 def test_backfill_after_a_pull(workspace: Workspace) -> None:

@@ -360,3 +360,21 @@ def test_backfill_says_that_a_server_is_down(monkeypatch: pytest.MonkeyPatch) ->
         backfill()
     assert str(caught.value).startswith("the runs cannot be read: ")
     assert "\n" not in str(caught.value) and "word" not in str(caught.value)
+
+
+def test_backfill_by_hand(client: MlflowClient) -> None:
+    """A stage that tracks a block and a key of it; an output that was pulled and one that was not."""
+    params = {"seed": 1, "sft": {"training": {"steps": 3}}, "sft.training.steps": 3}
+    outs = [{"path": "build/evaluation/a.json", "md5": "0a"}, {"path": "build/models/sft", "md5": "0b.dir"}]
+    lock = {"stages": {"evaluate_reference": {"cmd": "a", "params": {"params.yaml": params}, "outs": outs}}}
+    Path("dvc.lock").write_text(json.dumps(lock))
+    Path("build/evaluation").mkdir(parents=True)
+    Path("build/evaluation/a.json").write_text('{"nfe": 15.5, "checkpoint": "sft"}')
+    assert backfill() == ["evaluate@reference-nucleus"]
+    assert backfill() == []
+    (run,) = found(client, "attributes.run_name = 'evaluate@reference-nucleus'")
+    assert run.data.metrics == {"nfe": 15.5}
+    assert run.data.params == {"seed": "1", "sft.training.steps": "3"}
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith("md5.")}
+    assert tags == {"md5.build/evaluation/a.json": "0a", "md5.build/models/sft": "0b.dir"}
+    assert (run.data.tags["backfilled"], run.info.status) == ("from dvc.lock", "FINISHED")

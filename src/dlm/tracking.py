@@ -62,7 +62,8 @@ class Run:
     @_guarded
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters, once each: nested ones with dotted names, cut at MLflow's limit, secrets masked."""
-        params = [self._entities.Param(ILLEGAL.sub("_", k), _shown(k, v)) for k, v in _flat(values)]
+        # dvc.lock has a block and one of its keys where a stage tracks both.
+        params = [self._entities.Param(ILLEGAL.sub("_", k), _shown(k, v)) for k, v in dict(_flat(values)).items()]
         self._client.log_batch(self.run_id, params=params)
 
     def metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
