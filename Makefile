@@ -28,7 +28,7 @@ browser:  # for the tests that open pages; without it and without root's apt-get
 		{ timeout 300 apt-get update -qq; timeout 600 apt-get install -y -qq --no-install-recommends chromium; } > /dev/null 2>&1; } \
 		|| echo "no chromium: the browser tests are skipped"
 
-ui: $(READY)  ## browse the runs at http://127.0.0.1:5000
+ui: $(READY)  ## browse the runs, at the address that it prints
 	dlm-ui
 
 profile: $(READY)  ## make profile NAME=alpaca-cpu: write params.yaml from a profile and show what changed

@@ -221,7 +221,7 @@ def test_runs_in_the_browser(workspace: Workspace, tmp_path: Path) -> None:
 
     def page(path: str, *wanted: str) -> None:
         for _ in range(3):  # a page may need longer than the browser waits
-            url = f"http://127.0.0.1:{port}/#/experiments/{experiment}/{path}"
+            url = f"http://127.0.0.1:{port}/#/experiments/{experiment}/{path}?workflowType=machine_learning"
             text = browse("--window-size=1500,1400", "--dump-dom", url, profile=tmp_path / "profile")
             if all(piece in text for piece in wanted):
                 return
@@ -234,7 +234,7 @@ def test_runs_in_the_browser(workspace: Workspace, tmp_path: Path) -> None:
                 if answer.read() == b"OK":
                     break
             time.sleep(0.5)
-        page("runs", parent, "Model training")
+        page("runs", parent)
         page(f"runs/{runs['evaluate@r2ft-conv']}", parent, "well_formed", "slot_error_rate")
         page(f"runs/{runs['r2ft']}", parent, "eval_log_p_chosen", "r2ft.gamma")
         page(f"runs/{runs['report']}/artifacts", "figures", "report.html", "table.json")

@@ -229,9 +229,7 @@ def _experiment(client: Any, uri: str, root: Path) -> str:
         return found.experiment_id
     # A server keeps artifacts in its own place: a path of this machine may mean nothing there.
     place = None if uri.startswith("http") else str(root / "mlartifacts")
-    # Else MLflow's pages open in their view for chat applications.
-    kind = {"mlflow.experimentKind": "custom_model_development"}
-    return client.create_experiment(name, artifact_location=place, tags=kind)
+    return client.create_experiment(name, artifact_location=place)
 
 
 def _identity(workspace: Path) -> tuple[str, dict[str, str]]:

@@ -15,7 +15,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
     arguments = parser.parse_args()
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print(f"MLflow: http://127.0.0.1:{arguments.port} (Ctrl-C stops it)", flush=True)
+    # Without the last part MLflow shows its view for chat applications.
+    address = f"http://127.0.0.1:{arguments.port}/#/experiments?workflowType=machine_learning"
+    print(f"MLflow: {address} (Ctrl-C stops it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
     command += ["--port", str(arguments.port), "--backend-store-uri", tracking_uri()]
     command += ["--default-artifact-root", str(tracking_root() / "mlartifacts")]
