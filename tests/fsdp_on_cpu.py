@@ -22,7 +22,8 @@ def init(self: PartialState, *args: Any, **kwargs: Any) -> None:
 
 def prepare(accelerator: Any, model: Any) -> Any:
     sharded = _prepare(accelerator, model)
-    print("sharded:", {type(parameter).__name__ for parameter in sharded.parameters()})
+    kinds = {type(parameter).__name__ for parameter in sharded.parameters()}
+    print(f"sharded: {kinds}", flush=True)  # at once and whole: the processes share one stdout
     return sharded
 
 

@@ -39,7 +39,7 @@ def test_against_the_definition() -> None:
 
 def test_buckets_tell_far_groups_apart_and_repeat() -> None:
     rng = np.random.default_rng(0)
-    left, right = rng.normal(-5, 0.1, (20, 4)), rng.normal(5, 0.1, (20, 4))
+    left, right = rng.normal(-5, 0.1, (20, 4)), rng.normal(5, 0.1, (30, 4))
     ours, real, count = buckets(left, right, seed=0)
     assert count == 2 and set(ours) | set(real) == {0, 1} and len(set(ours)) == len(set(real)) == 1
     again, _, _ = buckets(left, right, seed=0)

@@ -62,7 +62,7 @@ class Workspace:
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.split("\n")
         for name in filter(None, files):
-            if (ROOT / name).is_file() and not name.startswith("results/") and name != "dvc.lock":
+            if (ROOT / name).is_file() and not name.startswith("results/") and not name.endswith("dvc.lock"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         params = yaml.safe_load((folder / "params.yaml").read_text())

@@ -19,13 +19,11 @@ SCALE = 5.0  # of the divergences, as in the paper
 POINTS = 25  # on the frontier
 EXPLAINED = 0.9  # variance that the principal components keep
 
-Features = Float[np.ndarray, "n width"]
-
 
 @torch.no_grad()
 def response_features(
     model: nn.Module, prompts: list[list[int]], responses: list[list[int]], eos_id: int, batch_size: int = 50
-) -> Features:
+) -> Float[np.ndarray, "n width"]:
     """Mean over each response's content tokens of the causal model's final states; zeros for an empty response."""
     contents = [before_eos(response, eos_id) for response in responses]
     model.eval()
@@ -47,7 +45,7 @@ def response_features(
 
 
 def buckets(
-    ours: Features, real: Features, seed: int
+    ours: Float[np.ndarray, "ours width"], real: Float[np.ndarray, "real width"], seed: int
 ) -> tuple[Int[np.ndarray, " ours"], Int[np.ndarray, " real"], int]:
     """The cluster of every answer of both sides, by k-means on all of them, and k: a tenth of the smaller side."""
     from sklearn.cluster import KMeans
