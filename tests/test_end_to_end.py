@@ -246,20 +246,18 @@ def test_runs_in_the_browser(workspace: Workspace, tmp_path: Path) -> None:
 def test_backfill_after_a_pull(workspace: Workspace) -> None:
     """A clone that pulled has no runs: they come back from dvc.lock, with curves, metrics, hashes and figures, once."""
 
-    def runs() -> tuple[MlflowClient, dict[str, Any]]:
-        client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
+    fresh = f"sqlite:///{workspace.folder / 'fresh.db'}"
+
+    def runs(uri: str) -> tuple[MlflowClient, dict[str, Any]]:
+        client = MlflowClient(uri)
         found = client.search_runs([client.get_experiment_by_name("dlm").experiment_id])
         return client, {run.info.run_name: run for run in found}
 
-    client, before = runs()
+    client, before = runs(f"sqlite:///{workspace.folder / 'mlflow.db'}")
     curve = [(m.step, m.value) for m in client.get_metric_history(before["r2ft"].info.run_id, "eval_loss")]
-    shutil.move(workspace.folder / "mlflow.db", workspace.folder / "mlflow.aside")
-    try:
-        told = workspace.run("dlm", "backfill").stdout
-        client, after = runs()
-        again = workspace.run("dlm", "backfill").stdout
-    finally:
-        shutil.move(workspace.folder / "mlflow.aside", workspace.folder / "mlflow.db")
+    told = workspace.run("env", f"MLFLOW_TRACKING_URI={fresh}", "dlm", "backfill").stdout
+    again = workspace.run("env", f"MLFLOW_TRACKING_URI={fresh}", "dlm", "backfill").stdout
+    client, after = runs(fresh)
     assert after.keys() == before.keys()
     assert told.startswith(f"{len(before) - 1} runs made: ") and again == "nothing is missing\n"
     assert [(m.step, m.value) for m in client.get_metric_history(after["r2ft"].info.run_id, "eval_loss")] == curve
@@ -321,7 +319,7 @@ def test_a_colleague_pulls_everything(workspace: Workspace, tmp_path: Path) -> N
     shutil.copytree(workspace.folder / "results", clone / "results", dirs_exist_ok=True)
     there = workspace.at(clone)
     there.run("dvc", "remote", "modify", "--local", "local", "url", str(remote))
-    there.run("dvc", "pull", "--run-cache")
+    there.run("dvc", "pull", "--run-cache", "dvc.yaml")
     assert there.stale() == set()
     assert "Running stage" not in there.run("dvc", "repro").stdout
     there.write(changed)

@@ -370,6 +370,8 @@ def test_backfill_by_hand(client: MlflowClient) -> None:
     Path("dvc.lock").write_text(json.dumps(lock))
     Path("build/evaluation").mkdir(parents=True)
     Path("build/evaluation/a.json").write_text('{"nfe": 15.5, "checkpoint": "sft"}')
+    Path("build/models/sft").mkdir(parents=True)
+    Path("build/models/sft/curve.json").write_text("[]")  # a checkpoint that was taken as it is
     assert backfill() == ["evaluate@reference-nucleus"]
     assert backfill() == []
     (run,) = found(client, "attributes.run_name = 'evaluate@reference-nucleus'")

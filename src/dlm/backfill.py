@@ -58,7 +58,7 @@ def _log(run: Run, out: Path) -> None:
     if (out / "curve.json").is_file():
         curve = read_json(out / "curve.json")
         run.curve(curve)
-        run.metrics(curve[-1])
+        run.metrics(curve[-1] if curve else {})
     elif out.name == "figures" or out.suffix == ".html":
         if out.exists():
             run.artifact(out)
