@@ -6,7 +6,7 @@ import numpy as np
 
 from dlm import cli
 from dlm.api import DiffusionLM
-from dlm.data.splits import read_split
+from dlm.data.splits import most_frequent, read_split
 from dlm.errors import run_script
 from dlm.evaluation.distance import (
     KINDS,
@@ -31,9 +31,9 @@ def main() -> None:
     build, checkpoint = arguments.build, arguments.checkpoint
     with stage_run("distance", cell=checkpoint, params=tracked(params, "sweeps", "decode")) as run:
         lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
-        counts = np.asarray(read_json(build / "data" / "stats.json")["token_counts"])
-        ranked = np.argsort(-counts, kind="stable")[: params.evaluate.high_prior_tokens]
-        high_prior, eos_id = frozenset(ranked.tolist()), lm.tokenizer.eos_token_id
+        counts = read_json(build / "data" / "stats.json")["token_counts"]
+        high_prior = frozenset(most_frequent(counts, params.evaluate.high_prior_tokens).tolist())
+        eos_id = lm.tokenizer.eos_token_id
         examples = read_split(build / "data", "eval", ["id", "instruction", "prompt_ids", "answer_ids"])
         prompts = {row["id"]: row["prompt_ids"] for row in examples}
 

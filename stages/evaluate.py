@@ -6,7 +6,6 @@ from dlm.evaluation.cell import check_complete, closeness, load_corpus, score_an
 from dlm.evaluation.judges.choice import make_judge
 from dlm.evaluation.preferences import add_preferences, baseline_of, places, read_difficulty
 from dlm.files import read_jsonl, write_json
-from dlm.models.backbone import load_checkpoint
 from dlm.params import tracked
 from dlm.tracking import stage_run
 
@@ -23,7 +22,6 @@ def main() -> None:
     source = build / "models/reference/answers.jsonl" if is_reference else build / "answers" / f"{cell}.jsonl"
     with stage_run("evaluate", cell=cell, params=tracked(params, "evaluate")) as run:
         corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
-        reference = load_checkpoint(build / "models/reference", causal=True)[0]
         answers = read_jsonl(source)
         check_complete(answers, corpus, source)
         rows = score_answers(answers, corpus, params.decode.batch_size)
@@ -43,11 +41,11 @@ def main() -> None:
             "gen_length": params.decode.gen_length,
             "judge_failures": sum("preference" in row and row["preference"] is None for row in rows),
             **summary,
-            **closeness(answers, corpus, reference, params.decode.batch_size, params.seed),
+            **closeness(answers, corpus, params.decode.batch_size, params.seed),
         }
         out = build / "evaluation" / f"{cell}.json"
         write_json(out, result)
-        run.metrics({name: value for name, value in result.items() if isinstance(value, int | float)})
+        run.metrics(result)
         run.outputs([out])
 
 

@@ -10,7 +10,9 @@ from dlm.errors import UserError
 from dlm.evaluation.cell import Corpus, check_complete
 from dlm.evaluation.scorer import Scorer
 
-CORPUS = Corpus({4: {}, 7: {}}, frozenset(), np.zeros(1), (0.0, 1.0), 0, None, Scorer(nn.Identity(), 0), [])
+CORPUS = Corpus(
+    {4: {}, 7: {}}, frozenset(), np.zeros(1), (0.0, 1.0), 0, None, Scorer(nn.Identity(), 0), nn.Identity(), []
+)
 WHOLE = [{"id": number, "seed": seed} for seed in (0, 1) for number in (4, 7)]
 
 

@@ -34,7 +34,7 @@ def test_the_reference_reads_ids_and_brings_its_perplexities(tmp_path: Path) -> 
     model = tiny_model(causal=True)
     save_checkpoint(tmp_path / "models" / "reference", model, tiny_tokenizer())
     write_json(tmp_path / "models" / "reference" / "training_perplexities.json", [2.0, None])
-    scorer, known = load_scorer(tmp_path, None, 0, 8)
+    scorer, known = load_scorer(tmp_path, None, model, 0, 8)
     before, after = encode(tiny_tokenizer(), [PROMPT, ANSWER])
     found = scorer.perplexities([{"prompt_ids": before}] * 2, [{"tokens": after}, {"tokens": []}], 8)
     assert found == [pytest.approx(by_hand(model, before, after), rel=1e-4), None] and known == [2.0, None]
@@ -45,7 +45,7 @@ def test_another_model_reads_texts(tmp_path: Path) -> None:
     model = new_backbone(SHAPE, tokenizer, 3, causal=True).eval()
     save_checkpoint(tmp_path / "other", model, tokenizer)
     (tmp_path / "data").mkdir()
-    scorer, known = load_scorer(build(tmp_path), str(tmp_path / "other"), 0, 8)
+    scorer, known = load_scorer(build(tmp_path), str(tmp_path / "other"), torch.nn.Identity(), 0, 8)
     before, after = encode(tokenizer, [PROMPT, ANSWER])
     assert (before, after) != tuple(encode(tiny_tokenizer(), [PROMPT, ANSWER]))
     rows = [{"answer": text, "tokens": [1]} for text in (" the fog", ANSWER, "")]

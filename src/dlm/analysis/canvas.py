@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 DPI = 150
 INK = "#333333"
 FAINT = "#d9d9d9"
+FILLED = "#d4d4d4"  # positions that are no longer open
 # Okabe and Ito's palette.
 CHECKPOINT_COLOURS = {"sft": "#0072B2", "r2ft": "#D55E00"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.analysis.curves import Curve, draw_losses, loss_data, r2ft_data
-from dlm.analysis.lines import draw_lines, labels, line_of, panel
+from dlm.analysis.lines import draw_lines, line_of, metric_panel
 from dlm.analysis.panels import decoder_data, draw_decoders
 from dlm.analysis.table import COLUMNS, Column, Row, quality_axes
 from dlm.analysis.unmasking import draw_unmasking, unmasking_data
@@ -122,8 +122,7 @@ def size_data(ablation: Sequence[Row], columns: Sequence[Column]) -> dict[str, A
             for colour, (variant, (size, name)) in enumerate(SIZES.items())
             for dash, checkpoint in enumerate(checkpoints)
         ]
-        found = labels(column)
-        panels.append(panel(found["title"], SIZE_LABEL, found["y_label"], lines, x_scale="log2"))
+        panels.append(metric_panel(column, SIZE_LABEL, lines, x_scale="log2"))
     return {"columns": len(panels), "panels": panels}
 
 

@@ -75,6 +75,20 @@ def panel(
     }
 
 
+def metric_panel(
+    column: Column,
+    x_label: str,
+    lines: Sequence[dict[str, Any]],
+    *,
+    where: str = "",
+    x_scale: Literal["linear", "log2"] = "linear",
+    y_scale: Literal["linear", "log"] = "linear",
+) -> dict[str, Any]:
+    """A panel of one metric, its labels those of the table's column; `where` stands behind the title."""
+    shown = labels(column)
+    return panel(shown["title"] + where, x_label, shown["y_label"], lines, x_scale=x_scale, y_scale=y_scale)
+
+
 def draw_lines(data: dict[str, Any], path: Path) -> None:
     """`data`: {"columns": panels side by side, "panels": of `panel`}. One legend for all panels."""
     panels, columns = data["panels"], data["columns"]

@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 from dlm.analysis.curves import NATS, PRIOR_TITLE, STEPS, curve_line, sides
 from dlm.analysis.figures import ReportFigure
-from dlm.analysis.lines import draw_lines, labels, line, line_of, panel
+from dlm.analysis.lines import draw_lines, line, line_of, metric_panel, panel, point
 from dlm.analysis.table import COLUMNS, Column, Row, quality_axes
 from dlm.analysis.weights import draw_weights
 from dlm.analysis.zone import distance_data, draw_zone
 
 Axes = Sequence[Column]
 STEPS_LABEL = "steps S (log scale)"
+SPEED_LABEL = "tokens a forward pass (log scale)"
 
 
 def sweep_figures(
@@ -42,7 +43,7 @@ def sweep_figures(
         )
         for number, found in zip((2, 11), distance, strict=True)
     ]
-    figures = [
+    return [
         ReportFigure(
             "fig-01-quality-over-speed",
             "Quality over speed (the paper's Fig. 1)",
@@ -123,7 +124,6 @@ def sweep_figures(
             draw_lines,
         ),
     ]
-    return figures
 
 
 def of(rows: Sequence[Row], sweep: str, **values: Any) -> list[Row]:
@@ -144,10 +144,9 @@ def speed_data(rows: Sequence[Row], axis: Column) -> dict[str, Any]:
         lines = []
         for colour, decoder in enumerate(distinct(found, "decoder")):
             mine = sorted((row for row in found if row["decoder"] == decoder), key=lambda row: row["nfe"])
-            points = [{"value": row[axis.name], "ci": row[f"{axis.name}_ci"]} for row in mine]
+            points = [point(row, axis) for row in mine]
             lines.append(line(decoder, [length / row["nfe"] for row in mine], points, colour, 0))
-        label = "tokens a forward pass (log scale)"
-        panels.append(panel(f"{axis.heading}, {checkpoint}", label, labels(axis)["y_label"], lines, x_scale="log2"))
+        panels.append(metric_panel(axis, SPEED_LABEL, lines, where=f", {checkpoint}", x_scale="log2"))
     return {"columns": len(panels), "panels": panels}
 
 
@@ -168,9 +167,8 @@ def over_size(rows: Sequence[Row], sweep: str, x_label: str, columns: Axes) -> d
             for dash, checkpoint in enumerate(distinct(found, "checkpoint"))
             for colour, steps in enumerate(distinct(found, "steps"))
         ]
-        shown = labels(column)
         y_scale: Literal["linear", "log"] = "log" if column.name == "perplexity" else "linear"
-        panels.append(panel(shown["title"], x_label, shown["y_label"], lines, x_scale="log2", y_scale=y_scale))
+        panels.append(metric_panel(column, x_label, lines, x_scale="log2", y_scale=y_scale))
     return {"columns": len(panels), "panels": panels}
 
 
@@ -184,9 +182,7 @@ def over_steps(rows: Sequence[Row], columns: Axes) -> dict[str, Any]:
                 line_of(decoder, of(found, "steps", decoder=decoder, checkpoint=checkpoint), "x", column, colour)
                 for colour, decoder in enumerate(distinct(found, "decoder"))
             ]
-            shown = labels(column)
-            title = f"{shown['title']}, {checkpoint}"
-            panels.append(panel(title, STEPS_LABEL, shown["y_label"], lines, x_scale="log2"))
+            panels.append(metric_panel(column, STEPS_LABEL, lines, where=f", {checkpoint}", x_scale="log2"))
     return {"columns": 2, "panels": panels}
 
 
@@ -245,8 +241,7 @@ def negatives_data(found: Sequence[Mapping[str, Any]], axes: Axes) -> dict[str, 
                 )
                 for colour, each in enumerate(found)
             ]
-            shown = labels(column)
-            panels.append(panel(f"{shown['title']}, {decoder}", STEPS, shown["y_label"], lines))
+            panels.append(metric_panel(column, STEPS, lines, where=f", {decoder}"))
     return {"columns": len(axes) + 2, "panels": panels}
 
 
@@ -269,6 +264,5 @@ def named_data(
             for colour, decoder in enumerate(distinct(found, "decoder"))
             for dash, checkpoint in enumerate(distinct(found, "checkpoint"))
         ]
-        shown = labels(column)
-        panels.append(panel(shown["title"], x_label, shown["y_label"], lines, x_scale=x_scale))
+        panels.append(metric_panel(column, x_label, lines, x_scale=x_scale))
     return {"columns": len(panels), "panels": panels}

@@ -8,9 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from dlm.analysis.canvas import DASHES, PALETTE, canvas
+from dlm.analysis.canvas import DASHES, FILLED, PALETTE, canvas
 
-FILLED = "#d4d4d4"
 # A mean over fewer answers than this share jumps about: the rest were set by EOS-fill.
 LEAST_SHARE = 0.1
 

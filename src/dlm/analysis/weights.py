@@ -7,11 +7,9 @@ import matplotlib
 import numpy as np
 import torch
 
-from dlm.analysis.canvas import DASHES, PALETTE, canvas
+from dlm.analysis.canvas import DASHES, FILLED, PALETTE, canvas
 from dlm.decoding.options import DecoderOptions, Gain
 from dlm.decoding.windows import conv
-
-COMMITTED = "#d4d4d4"
 
 
 def weights_data(answer: dict[str, Any], prompt_length: int, options: DecoderOptions, steps: int) -> dict[str, Any]:
@@ -27,16 +25,17 @@ def weights_data(answer: dict[str, Any], prompt_length: int, options: DecoderOpt
     # What EOS-fill set was set when the end-of-text was.
     when = np.where(when < 0, when[end] if end < len(when) else steps, when)
     committed = when[None] < np.arange(steps)[:, None]
-    assert options.kernel_size is not None
+    kernel_size = options.kernel_size
+    assert kernel_size is not None
 
     def weigh(rows: np.ndarray, gain: Gain) -> Any:
         state = np.concatenate([np.ones((len(rows), prompt_length), dtype=bool), rows], axis=1)
-        window = conv(options.kernel_size or 1, gain, options.conv_mult, options.kernel)
+        window = conv(kernel_size, gain, options.conv_mult, options.kernel)
         return window(torch.from_numpy(state)).exp()[:, prompt_length:].round(decimals=4).tolist()
 
     middle = steps // 2
     return {
-        "kernel_size": options.kernel_size,
+        "kernel_size": kernel_size,
         "gain": options.gain,
         "committed": committed.astype(int).tolist(),
         "weights": weigh(committed, options.gain),
@@ -51,7 +50,7 @@ def draw_weights(data: dict[str, Any], path: Path) -> None:
     shown = np.ma.masked_array(np.asarray(data["weights"]), committed)
     with canvas(path, 9, 4.6) as figure:
         image, lines = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
-        colours = matplotlib.colormaps["viridis"].with_extremes(bad=COMMITTED)
+        colours = matplotlib.colormaps["viridis"].with_extremes(bad=FILLED)
         mesh = image.imshow(shown, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=1)
         image.grid(visible=False)
         image.set_ylabel("step")

@@ -46,6 +46,11 @@ def log_prior(token_counts: list[int]) -> np.ndarray:
     return np.log(counts / counts.sum())
 
 
+def most_frequent(token_counts: list[int], count: int) -> np.ndarray:
+    """The ids of the `count` tokens that are most frequent in the training answers, the most frequent first."""
+    return np.argsort(-np.asarray(token_counts), kind="stable")[:count]
+
+
 def read_split(folder: Path | str, split: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """Rows of a prepared split. Raises UserError when the prepare stage has not run or the file is broken."""
     path = Path(folder) / f"{split}.parquet"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dlm.blocks import NegativesParams
+from dlm.data.splits import most_frequent
 from dlm.diffusion.corruption import RULES, Rule
 
 
@@ -17,7 +18,7 @@ def make_rule(settings: NegativesParams, stats: Mapping[str, Any], high_prior_to
         high_prior_tokens: how many tokens count as frequent.
     """
     counts = np.asarray(stats["token_counts"])
-    frequent = np.argsort(-counts, kind="stable")[:high_prior_tokens]
+    frequent = most_frequent(stats["token_counts"], high_prior_tokens)
     return Rule(
         g_max=settings.g_max,
         z_min=settings.z_min,

@@ -15,7 +15,7 @@ import torch
 from dlm.blocks import DataParams
 from dlm.blocks_results import EvaluateParams
 from dlm.data.grammar import load_grammar
-from dlm.data.splits import log_prior, read_split
+from dlm.data.splits import log_prior, most_frequent, read_split
 from dlm.errors import UserError
 from dlm.evaluation import metrics
 from dlm.evaluation.bootstrap import jackknife_ci, mean_with_ci
@@ -24,6 +24,7 @@ from dlm.evaluation.preferences import win_rates
 from dlm.evaluation.scorer import Scorer, load_scorer
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import read_json
+from dlm.models.backbone import load_checkpoint
 
 # Means over answers of a value each answer has; `perplexity` is the geometric mean.
 PER_ANSWER = (
@@ -58,6 +59,7 @@ class Corpus:
         eos_id: the end-of-text id.
         judge: the builtin corpus's exact judge, None for other corpora.
         scorer: for perplexity.
+        reference: the autoregressive reference, for MAUVE.
         real: prompt_ids and answer_ids of held-out records, what answers as a whole are compared with.
     """
 
@@ -68,23 +70,26 @@ class Corpus:
     eos_id: int
     judge: SlotJudge | None
     scorer: Scorer
+    reference: torch.nn.Module
     real: Sequence[Mapping[str, list[int]]]
 
 
 def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, batch_size: int) -> Corpus:
     """Collect a corpus from the artefacts of prepare and reference."""
     stats = read_json(build / "data" / "stats.json")
-    ranked = np.argsort(-np.asarray(stats["token_counts"]), kind="stable")
-    scorer, perplexities = load_scorer(build, evaluate.scorer, stats["eos_id"], batch_size)
+    frequent = most_frequent(stats["token_counts"], evaluate.high_prior_tokens)
+    reference = load_checkpoint(build / "models" / "reference", causal=True)[0]
+    scorer, perplexities = load_scorer(build, evaluate.scorer, reference, stats["eos_id"], batch_size)
     columns = ["id", "instruction", "prompt", "prompt_ids", "meta", "output"]
     return Corpus(
         examples={row["id"]: row for row in read_split(build / "data", "eval", columns)},
-        high_prior=frozenset(ranked[: evaluate.high_prior_tokens].tolist()),
+        high_prior=frozenset(frequent.tolist()),
         log_prior=log_prior(stats["token_counts"]),
         inlier_bounds=metrics.inlier_bounds([p for p in perplexities if p is not None]),
         eos_id=stats["eos_id"],
         judge=SlotJudge(load_grammar(data.builtin.grammar)) if data.source == "builtin" else None,
         scorer=scorer,
+        reference=reference,
         real=read_split(build / "data", "valid", ["prompt_ids", "answer_ids"]),
     )
 
@@ -180,19 +185,16 @@ def summarise(
     return summary | win_rates(rows, difficulty)
 
 
-def closeness(
-    answers: Sequence[dict[str, Any]], corpus: Corpus, reference: torch.nn.Module, batch_size: int, seed: int
-) -> dict[str, Any]:
+def closeness(answers: Sequence[dict[str, Any]], corpus: Corpus, batch_size: int, seed: int) -> dict[str, Any]:
     """MAUVE of the answers against the held-out records' (divergence.mauve), with its interval (jackknife).
 
     Args:
-        reference: the causal model whose states describe them.
         seed: of the clustering.
     """
     asked = [corpus.examples[answer["id"]]["prompt_ids"] for answer in answers]
-    ours = response_features(reference, asked, [a["tokens"] for a in answers], corpus.eos_id, batch_size)
+    ours = response_features(corpus.reference, asked, [a["tokens"] for a in answers], corpus.eos_id, batch_size)
     prompts, replies = ([row[name] for row in corpus.real] for name in ("prompt_ids", "answer_ids"))
-    real = response_features(reference, prompts, replies, corpus.eos_id, batch_size)
+    real = response_features(corpus.reference, prompts, replies, corpus.eos_id, batch_size)
     mine, theirs, count = buckets(ours, real, seed)
     spread = jackknife_ci([answer["id"] for answer in answers], lambda chosen: mauve(mine[chosen], theirs, count))
     return {"mauve": mauve(mine, theirs, count), "mauve_ci": list(spread) if spread else None}

@@ -53,19 +53,21 @@ class Scorer:
         return response_perplexities(self.model, asked, said, self.eos_id, batch_size)
 
 
-def load_scorer(build: Path, path: str | None, eos_id: int, batch_size: int) -> tuple[Scorer, list[float | None]]:
+def load_scorer(
+    build: Path, path: str | None, reference: torch.nn.Module, eos_id: int, batch_size: int
+) -> tuple[Scorer, list[float | None]]:
     """The scorer, and its perplexities of training responses.
 
     Args:
-        path: folder or hub name of a causal LM; None for the reference in `build`.
+        path: folder or hub name of a causal LM; None for the reference of `build`.
+        reference: that, loaded.
         eos_id: the pipeline's end-of-text.
 
     Raises:
         UserError: as load_checkpoint.
     """
     if path is None:
-        known = read_json(build / "models" / "reference" / "training_perplexities.json")
-        return Scorer(load_checkpoint(build / "models" / "reference", causal=True)[0], eos_id), known
+        return Scorer(reference, eos_id), read_json(build / "models" / "reference" / "training_perplexities.json")
     model, tokenizer = load_checkpoint(path, causal=True)
     tokenizer.backend_tokenizer.no_truncation()
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
