@@ -7,7 +7,7 @@ from dlm.api import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import run_script
 from dlm.evaluation.cell import load_corpus
-from dlm.evaluation.judges.choice import make_judge
+from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import baseline_of
 from dlm.evaluation.setting import measure
 from dlm.files import read_jsonl, write_json
@@ -26,7 +26,7 @@ def main() -> None:
     runs = settings(params)
     with stage_run("settings", cell=checkpoint, params=tracked(params, "sweeps", "decode", "decoding")) as run:
         corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
-        judge = make_judge(params.evaluate.judge, params.data, params.seed)
+        judge, _ = make_judges(params.evaluate.judge, params.data, params.seed)
         baseline = baseline_of(read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl"))
         lm = DiffusionLM.load(
             build / "models" / checkpoint, processes.device(), params.decode.precision, params.decode.compile

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from test_browser import browse, needs_chromium
+from test_judges import KEY, VARIABLE, Answer, Server, said
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -241,6 +242,42 @@ def test_runs_in_the_browser(workspace: Workspace, tmp_path: Path) -> None:
     finally:
         server.terminate()
         server.wait(timeout=30)
+
+
+def test_an_endpoint_judges_a_cell(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Win rates, grades and the share of failures in a cell's figures; what it cost in its run; the key nowhere."""
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        prompt = body["messages"][0]["content"]
+        if "from 1 to 5" not in prompt:
+            return said("A", {"A": 0.75, "B": 0.25})
+        return said("What?") if babble in prompt else said("4", {"4": 0.5, "3": 0.5})
+
+    build, server = tmp_path / "build", Server(answer)
+    shutil.copytree(workspace.folder / "build", build)
+    babble = json.loads((build / "answers" / "sft-conv.jsonl").read_text().splitlines()[0])["answer"]
+    params = json.loads(json.dumps(workspace.params))
+    judge = {"kind": "endpoint", "base_url": server.url, "model": "judge", "key_variable": VARIABLE, "grades": True}
+    params["evaluate"]["judge"] |= judge
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    paths = ("--params", str(tmp_path / "params.yaml"), "--build", str(build))
+    try:
+        workspace.run("python", "stages/evaluate.py", *paths, "--checkpoint", "sft", "--decoder", "conv")
+        workspace.run("python", "stages/evaluate.py", *paths, "--checkpoint", "reference", "--decoder", "nucleus")
+    finally:
+        server.close()
+    found = json.loads((build / "evaluation" / "sft-conv.json").read_text())
+    assert 25 <= found["win_rate"] <= 75 and found["grade"] == 3.5 and found["judge_failed"] == 1 / 16
+    reference = json.loads((build / "evaluation" / "reference-nucleus.json").read_text())
+    assert (reference["win_rate"], reference["grade"], reference["judge_failed"]) == (None, 3.5, 0)
+    client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("dlm").experiment_id], "metrics.judge_requests > 0")
+    assert sorted(run.info.run_name for run in runs) == ["evaluate@reference-nucleus", "evaluate@sft-conv"]
+    assert server.keys == {f"Bearer {KEY}"}
+    written = [*workspace.folder.glob("mlflow.db*"), *(workspace.folder / ".cache").rglob("*"), *build.rglob("*")]
+    assert not any(KEY.encode() in path.read_bytes() for path in written if path.is_file())
 
 
 def test_backfill_after_a_pull(workspace: Workspace) -> None:

@@ -26,13 +26,13 @@ from dlm.data.tokenizer import encode, train_tokenizer
 from dlm.errors import UserError
 from dlm.evaluation.judges.chat import UNANSWERED, ChatEndpoint
 from dlm.evaluation.judges.client import retry_after
-from dlm.evaluation.judges.endpoint import EndpointJudge, first_share
+from dlm.evaluation.judges.endpoint import EndpointGrader, EndpointJudge, expected_grade, first_share
 from dlm.evaluation.judges.exact import ExactJudge
-from dlm.evaluation.judges.local import CUE, LocalJudge, load_local_judge
+from dlm.evaluation.judges.grades import Grader
+from dlm.evaluation.judges.local import CUE, GRADE_CUE, LocalGrader, LocalJudge, LocalModel, load_local_model
 from dlm.evaluation.judges.pairs import Judge, Pair, model_first
-from dlm.evaluation.judges.prompts import pairwise_prompt
+from dlm.evaluation.judges.prompts import grade_prompt, pairwise_prompt
 from dlm.evaluation.judges.replies import Reply, ReplyCache
-from dlm.evaluation.judges.scoring import EndpointScorer, expected_grade
 from dlm.models.backbone import save_checkpoint
 
 KEY = "sk-a-secret-7f3c"
@@ -212,7 +212,11 @@ def test_preference_without_log_probabilities(serve: Serve, tmp_path: Path) -> N
     server = serve(lambda body, number: said(letter_of("a market", body["messages"][0]["content"])))
     judge = EndpointJudge(connect(server, tmp_path))
     assert preferences(judge, PAIRS[:10]) == [0.0] * 10
-    assert (judge.usage.requests, judge.usage.prompt_tokens, judge.usage.completion_tokens) == (10, 1000, 10)
+    assert (judge.costs()["requests"], judge.costs()["prompt_tokens"], judge.costs()["completion_tokens"]) == (
+        10,
+        1000,
+        10,
+    )
 
 
 def test_an_endpoint_that_refuses_log_probabilities_is_asked_without(serve: Serve, tmp_path: Path) -> None:
@@ -249,7 +253,7 @@ def test_429_waits_as_long_as_the_server_asks(serve: Serve, tmp_path: Path) -> N
     started = time.monotonic()
     assert preferences(judge, PAIRS[:1]) != [None]
     assert 0.3 <= time.monotonic() - started < 2
-    assert (judge.usage.requests, judge.usage.failures) == (2, 0)
+    assert (judge.costs()["requests"], judge.costs()["failures"]) == (2, 0)
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
@@ -269,11 +273,11 @@ def test_server_errors_are_retried_then_counted(serve: Serve, tmp_path: Path) ->
     server = serve(answer)
     judge = EndpointJudge(connect(server, tmp_path))
     assert [value is None for value in preferences(judge, PAIRS[:3])] == [True, False, False]
-    assert (judge.usage.requests, judge.usage.failures, judge.usage.cache_hits) == (4 + 3 + 1, 1, 0)
+    assert (judge.costs()["requests"], judge.costs()["failures"], judge.costs()["cache_hits"]) == (4 + 3 + 1, 1, 0)
     # The failure is no verdict: a later run asks for it again, and for it alone.
     later = EndpointJudge(connect(server, tmp_path))
     preferences(later, PAIRS[:3])
-    assert (later.usage.requests, later.usage.cache_hits) == (4, 2)
+    assert (later.costs()["requests"], later.costs()["cache_hits"]) == (4, 2)
 
 
 def test_a_timeout_is_retried(serve: Serve, tmp_path: Path) -> None:
@@ -284,14 +288,14 @@ def test_a_timeout_is_retried(serve: Serve, tmp_path: Path) -> None:
 
     judge = EndpointJudge(connect(serve(answer), tmp_path, timeout=0.15))
     assert preferences(judge, PAIRS[:1]) != [None]
-    assert judge.usage.requests == 2
+    assert judge.costs()["requests"] == 2
 
 
 @pytest.mark.parametrize("body", [b"<html>welcome</html>", b"{", b"{}", b'{"choices": []}', b'{"choices": [{}]}'])
 def test_a_body_that_is_no_completion_is_retried(serve: Serve, tmp_path: Path, body: bytes) -> None:
     judge = EndpointJudge(connect(serve(lambda _, number: (200, {}, body) if number == 1 else said("A")), tmp_path))
     assert preferences(judge, PAIRS[:1]) != [None]
-    assert judge.usage.requests == 2
+    assert judge.costs()["requests"] == 2
 
 
 def test_malformed_verdicts_are_asked_for_again_then_counted(serve: Serve, tmp_path: Path) -> None:
@@ -305,7 +309,7 @@ def test_malformed_verdicts_are_asked_for_again_then_counted(serve: Serve, tmp_p
     judge = EndpointJudge(connect(server, tmp_path, concurrency=1))
     assert [value is None for value in preferences(judge, PAIRS[:2])] == [True, False]
     assert [body["temperature"] for body in server.bodies] == [0, 1, 1, 0, 1]
-    assert judge.usage.failures == 1
+    assert judge.costs()["failures"] == 1
     assert sum(len(path.read_text().splitlines()) for path in tmp_path.iterdir()) == 1
 
 
@@ -368,7 +372,7 @@ def test_the_key_stays_out_of_everything(serve: Serve, tmp_path: Path, caplog: p
             judge.prefer(PAIRS[:1] if mood is moods[0] else PAIRS[1:20])
         except UserError as error:
             told += [*traceback.format_exception(error), repr(error), repr(error.__context__), repr(error.__cause__)]
-        told += [repr(judge), repr(judge.usage), repr(judge._endpoint), repr(vars(judge._endpoint))]
+        told += [repr(judge), repr(judge.costs()), repr(judge._endpoint), repr(vars(judge._endpoint))]
     told += [path.name + path.read_text() for path in tmp_path.iterdir()]
     assert len(list(tmp_path.iterdir())) == 1
     assert KEY not in " ".join(told)
@@ -391,9 +395,9 @@ def test_the_cache_answers_the_second_run(serve: Serve, tmp_path: Path) -> None:
     first = preferences(EndpointJudge(connect(server, tmp_path)), PAIRS[:50])
     again = EndpointJudge(connect(server, tmp_path))
     assert preferences(again, PAIRS[:50]) == first
-    assert (again.usage.requests, again.usage.cache_hits, len(server.bodies)) == (0, 50, 50)
+    assert (again.costs()["requests"], again.costs()["cache_hits"], len(server.bodies)) == (0, 50, 50)
     again.prefer([replace(PAIRS[0], answer="Another answer.")])
-    assert again.usage.requests == 1
+    assert again.costs()["requests"] == 1
     other = ChatEndpoint(base_url=server.url, model="other", key_variable=VARIABLE, cache=tmp_path)
     EndpointJudge(other).prefer(PAIRS[:1])
     assert other.usage.requests == 1
@@ -414,10 +418,10 @@ def test_a_torn_last_line_costs_one_request(serve: Serve, tmp_path: Path) -> Non
     path.write_bytes(whole[:-20])
     again = EndpointJudge(connect(server, tmp_path))
     assert preferences(again, PAIRS[:10]) == first
-    assert (again.usage.requests, again.usage.cache_hits) == (1, 9)
+    assert (again.costs()["requests"], again.costs()["cache_hits"]) == (1, 9)
     third = EndpointJudge(connect(server, tmp_path))
     assert preferences(third, PAIRS[:10]) == first
-    assert third.usage.requests == 0
+    assert third.costs()["requests"] == 0
 
 
 def test_threads_and_processes_do_not_mix_their_lines(tmp_path: Path) -> None:
@@ -470,24 +474,24 @@ def test_a_killed_run_goes_on_where_it_was(serve: Serve, tmp_path: Path) -> None
         killed.set()
     judge = EndpointJudge(connect(server, tmp_path))
     assert None not in preferences(judge, PAIRS[:20])
-    assert (judge.usage.cache_hits, judge.usage.requests, len(server.bodies)) == (7, 13, 8 + 13)
+    assert (judge.costs()["cache_hits"], judge.costs()["requests"], len(server.bodies)) == (7, 13, 8 + 13)
 
 
-def test_scores_over_the_endpoint(serve: Serve, tmp_path: Path) -> None:
-    """4 with 0.5 and 5 with 0.25: (4 x 0.5 + 5 x 0.25) / 0.75 = 13/3; babble is no score; the cache holds."""
+def test_grades_over_the_endpoint(serve: Serve, tmp_path: Path) -> None:
+    """4 with 0.5 and 5 with 0.25: (4 x 0.5 + 5 x 0.25) / 0.75 = 13/3; babble is no grade; the cache holds."""
 
     def answer(body: dict[str, Any], number: int) -> Answer:
         prompt = body["messages"][0]["content"]
         return said("4", {"4": 0.5, "5": 0.25, "x": 0.25}) if "good" in prompt.split("[reply]")[1] else said("Hm")
 
     server = serve(answer)
-    scorer = EndpointScorer(connect(server, tmp_path))
+    grader = EndpointGrader(connect(server, tmp_path))
     answers = [("Say it.", "A good one."), ("Say it.", "Another.")]
-    assert scorer.score(answers) == [pytest.approx(13 / 3), None]
-    assert (scorer.usage.requests, scorer.usage.failures) == (1 + 3, 1)
-    later = EndpointScorer(connect(server, tmp_path))
-    assert later.score(answers[:1]) == [pytest.approx(13 / 3)]
-    assert (later.usage.requests, later.usage.cache_hits) == (0, 1)
+    assert grader.grade(answers) == [pytest.approx(13 / 3), None]
+    assert (grader.costs()["requests"], grader.costs()["failures"]) == (1 + 3, 1)
+    later = EndpointGrader(connect(server, tmp_path))
+    assert later.grade(answers[:1]) == [pytest.approx(13 / 3)]
+    assert (later.costs()["requests"], later.costs()["cache_hits"]) == (0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -497,12 +501,12 @@ def causal() -> torch.nn.Module:
     return model
 
 
-def slow_first_share(model: Any, ids: list[int], tokenizer: Any) -> float:
-    """P(A) / (P(A) + P(B)) of the next token, one row, the whole softmax."""
+def slow_shares(model: Any, ids: list[int], tokenizer: Any, labels: str) -> list[float]:
+    """P(label) / Σ P(labels) of the next token, one row, the whole softmax."""
     p = model(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1)
     vocabulary = tokenizer.get_vocab()
-    a, b = (sum(float(p[vocabulary[t]]) for t in (letter, f"Ġ{letter}") if t in vocabulary) for letter in "AB")
-    return a / (a + b)
+    mass = [sum(float(p[vocabulary[t]]) for t in (label, f"Ġ{label}") if t in vocabulary) for label in labels]
+    return [part / sum(mass) for part in mass]
 
 
 @torch.no_grad()
@@ -515,15 +519,27 @@ def test_local_judge_equals_one_row_at_a_time(causal: Any) -> None:
             pairwise_prompt(pair.instruction, pair.baseline, pair.answer),
         )
         rows = encode(tiny_tokenizer(), [prompt + CUE for prompt in prompts])
-        first, second = (slow_first_share(causal, row, tiny_tokenizer()) for row in rows)
+        first, second = (slow_shares(causal, row, tiny_tokenizer(), "AB")[0] for row in rows)
         expected.append((first + 1 - second) / 2)
-    values = preferences(LocalJudge(causal, tiny_tokenizer(), batch_size=3), pairs)
+    values = preferences(LocalJudge(LocalModel(causal, tiny_tokenizer(), batch_size=3)), pairs)
     assert values == pytest.approx(expected, abs=1e-5)
     assert max(expected) - min(expected) > 1e-3
 
 
+@torch.no_grad()
+def test_local_grades_equal_one_row_at_a_time(causal: Any) -> None:
+    answers = [("Go on.", "word " * n) for n in (1, 5, 30)]
+    rows = encode(tiny_tokenizer(), [grade_prompt(*answer) + GRADE_CUE for answer in answers])
+    shares = [slow_shares(causal, row, tiny_tokenizer(), "12345") for row in rows]
+    expected = [one + 2 * two + 3 * three + 4 * four + 5 * five for one, two, three, four, five in shares]
+    grader = LocalGrader(LocalModel(causal, tiny_tokenizer(), batch_size=2))
+    *found, too_long = grader.grade([*answers, ("Go on.", "long " * 2000)])
+    assert found == pytest.approx(expected, abs=1e-5) and too_long is None
+    assert max(expected) - min(expected) > 1e-3 and isinstance(grader, Grader)
+
+
 def test_local_judge_has_no_favourite_place(causal: Any) -> None:
-    judge = LocalJudge(causal, tiny_tokenizer(), batch_size=4)
+    judge = LocalJudge(LocalModel(causal, tiny_tokenizer(), batch_size=4))
     values = preferences(judge, PAIRS[:6])
     swapped = preferences(judge, [replace(pair, answer=pair.baseline, baseline=pair.answer) for pair in PAIRS[:6]])
     assert swapped == pytest.approx([1 - value for value in values], abs=1e-15)
@@ -543,23 +559,25 @@ def test_local_judge_uses_the_chat_template(causal: Any) -> None:
     for both in ((pair.answer, pair.baseline), (pair.baseline, pair.answer)):
         user, text, cue = encode(tokenizer, ["user: ", pairwise_prompt(pair.instruction, *both), "judge:"])
         assert eos not in text
-        shares.append(slow_first_share(causal, [eos, *user, *text, eos, *cue], tokenizer))
-    value = preferences(LocalJudge(causal, tokenizer), [pair])
+        shares.append(slow_shares(causal, [eos, *user, *text, eos, *cue], tokenizer, "AB")[0])
+    value = preferences(LocalJudge(LocalModel(causal, tokenizer)), [pair])
     assert value == pytest.approx([(shares[0] + 1 - shares[1]) / 2], abs=1e-5)
 
 
 def test_local_judge_fails_on_what_does_not_fit(causal: Any, tmp_path: Path) -> None:
     assert (
-        preferences(LocalJudge(causal, tiny_tokenizer()), [Pair("Go on.", "long " * 2000, "short"), PAIRS[0]])[0]
+        preferences(
+            LocalJudge(LocalModel(causal, tiny_tokenizer())), [Pair("Go on.", "long " * 2000, "short"), PAIRS[0]]
+        )[0]
         is None
     )
-    assert preferences(LocalJudge(tiny_model(causal=True), tiny_tokenizer()), PAIRS[:1]) == [None]
+    assert preferences(LocalJudge(LocalModel(tiny_model(causal=True), tiny_tokenizer())), PAIRS[:1]) == [None]
 
 
 def test_local_judge_from_a_folder(causal: Any, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "judge", causal, tiny_tokenizer())
-    values = preferences(load_local_judge(tmp_path / "judge"), PAIRS[:2])
-    assert values == preferences(LocalJudge(causal, tiny_tokenizer()), PAIRS[:2])
+    values = preferences(LocalJudge(load_local_model(tmp_path / "judge")), PAIRS[:2])
+    assert values == preferences(LocalJudge(LocalModel(causal, tiny_tokenizer())), PAIRS[:2])
 
 
 GRAMMAR = load_grammar(Path(__file__).parents[1] / "data" / "builtin" / "grammar.yaml")

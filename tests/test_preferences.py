@@ -1,12 +1,21 @@
 """From judged answers to a cell's win rates."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dlm.errors import UserError
-from dlm.evaluation.preferences import baseline_of, read_difficulty, win_rates
+from dlm.evaluation.judges.pairs import Pair, Verdict
+from dlm.evaluation.preferences import (
+    add_grades,
+    add_preferences,
+    baseline_of,
+    judge_failed,
+    read_difficulty,
+    win_rates,
+)
 from dlm.evaluation.winrate import length_controlled_win_rate
 
 
@@ -40,6 +49,44 @@ def test_without_preferences(rows: list[dict[str, Any]]) -> None:
 def test_the_baseline_answers_the_same_prompt_and_seed() -> None:
     answers = [{"id": 4, "seed": 0, "answer": "a"}, {"id": 4, "seed": 1, "answer": "b"}]
     assert baseline_of(answers) == {(4, 0): "a", (4, 1): "b"}
+
+
+class Recorder:
+    """Keeps what it is shown; prefers nothing and grades nothing."""
+
+    def __init__(self) -> None:
+        self.shown: list[Any] = []
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        self.shown += pairs
+        return [Verdict(None)] * len(pairs)
+
+    def grade(self, answers: Sequence[tuple[str, str]]) -> list[float | None]:
+        self.shown += answers
+        return [None] * len(answers)
+
+    def costs(self) -> dict[str, int]:
+        return {}
+
+
+def test_the_judge_sees_the_input_too() -> None:
+    examples = {
+        4: {"instruction": "Add.", "input": "1 and 2", "meta": "{}"},
+        7: {"instruction": "Go.", "input": "", "meta": "{}"},
+    }
+    answers = [{"id": number, "seed": 0, "answer": "3"} for number in (4, 7)]
+    judge, rows = Recorder(), [dict(answer) for answer in answers]
+    add_preferences(rows, answers, examples, {(4, 0): "2", (7, 0): "4"}, judge)
+    add_grades(rows, answers, examples, judge)
+    first, second = Pair("Add.\n\n1 and 2", "3", "2", {}), Pair("Go.", "3", "4", {})
+    assert judge.shown == [first, second, (first.instruction, "3"), ("Go.", "3")]
+    assert judge_failed(rows) == 1
+
+
+def test_the_share_of_failures_by_hand() -> None:
+    """One of three preferences and one of two grades."""
+    rows = [{"preference": 1.0, "grade": None}, {"preference": None, "grade": 3.5}, {"preference": 0.0}]
+    assert judge_failed(rows) == 2 / 5 and judge_failed([{}]) is None
 
 
 def test_difficulty_by_place(tmp_path: Path) -> None:

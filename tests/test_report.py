@@ -46,6 +46,8 @@ USUAL = {
     "distinct_2": 0.1,
     "win_rate": 30.0,
     "lc_win_rate": 35.0,
+    "grade": 3.5,
+    "judge_failed": 0.02,
     "exact_match": 0.5,
     "mauve": 0.4,
 }
@@ -122,7 +124,7 @@ def test_rows_keep_the_order_and_the_keys() -> None:
     assert [(row["checkpoint"], row["decoder"]) for row in found] == [
         ("reference", "nucleus"), ("sft", "top_k"), ("sft", "conv"), ("r2ft", "top_k"), ("r2ft", "conv"),
     ]  # fmt: skip
-    metrics = {*PER_ANSWER, "distinct_2", "tokens_per_step", "win_rate", "lc_win_rate", "mauve"}
+    metrics = {*PER_ANSWER, "distinct_2", "tokens_per_step", "win_rate", "lc_win_rate", "judge_failed", "mauve"}
     expected = {"checkpoint", "decoder", "steps", "gen_length", "n", *metrics, *(f"{name}_ci" for name in metrics)}
     assert all(set(row) == expected for row in found)
 
@@ -166,6 +168,13 @@ def test_markdown_of_the_long_runs() -> None:
     text = to_markdown(build_table(cells(ORDERED)), long)
     third = text[text.index("**Quality with more steps**") :]
     assert re.search(r"\| sft +\| conv, EOS-fill +\| +16 \| +\*\*0.90\*\* ± 0.01 \|", third)
+
+
+def test_a_column_of_failures_appears_where_something_failed() -> None:
+    rows = build_table(cells(ORDERED, judge_failed=0.0))
+    assert "judge failed" not in to_markdown(rows)
+    rows[2]["judge_failed"] = 0.25
+    assert "judge failed" in to_markdown(rows)
 
 
 def test_markdown_leaves_out_what_no_row_has() -> None:

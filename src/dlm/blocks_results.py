@@ -130,6 +130,7 @@ class JudgeParams:
             causal LM of transformers).
         model: the endpoint's name for it, or a folder or hub name for local.
         key_variable: the environment variable that holds the endpoint's key.
+        grades: also grade every answer from 1 to 5 (endpoint and local).
         difficulty: a CSV with a column instruction_difficulty, one row for each prompt of the evaluation set.
     """
 
@@ -138,12 +139,16 @@ class JudgeParams:
     model: str
     key_variable: str
     concurrency: int
+    grades: bool
     difficulty: str | None
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["concurrency"])
-        named = self.kind in ("auto", "none") or bool(self.model)
+        is_model = self.kind in ("endpoint", "local")
+        named = bool(self.model) or not is_model
         require(named, dotted(where, "model"), f"the judge's name where kind is {self.kind}", self.model)
+        gives = is_model or not self.grades
+        require(gives, dotted(where, "grades"), f"false where kind is {self.kind}, which gives none", self.grades)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ class Column:
         meaning: the footnote.
         better: which end is the good one; None where neither is.
         digits: after the point.
+        alarm: left out where it is 0 everywhere.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Column:
     meaning: str
     better: Literal["higher", "lower"] | None
     digits: int = 2
+    alarm: bool = False
 
     @property
     def arrow(self) -> str:
@@ -49,6 +51,14 @@ QUALITY = (
         1,
     ),
     Column("win_rate", "win rate", "percent of the answers that the judge prefers to the reference's", "higher", 1),
+    Column("grade", "grade", "the judge's, from 1 to 5, its probabilities of the five averaged", "higher"),
+    Column(
+        "judge_failed",
+        "judge failed",
+        "share of the judge's verdicts and grades that did not come; they count nowhere",
+        None,
+        alarm=True,
+    ),
     Column("exact_match", "exact match", "share of answers whose last number is the right one", "higher"),
     Column("nonempty", "non-empty", "share of answers with any token", "higher"),
     Column("length", "length", "content tokens before the first end-of-text (L*)", None, 1),
@@ -189,8 +199,8 @@ def quality_axes(rows: Sequence[Row]) -> tuple[Column, Column]:
 
 
 def used(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
-    """The columns that hold a value in any row."""
-    return [column for column in columns if any(row[column.name] is not None for row in rows)]
+    """The columns that hold a value in any row; an alarm's only where something is wrong."""
+    return [c for c in columns if any(row[c.name] is not None and (row[c.name] or not c.alarm) for row in rows)]
 
 
 def number(value: float | None, column: Column) -> str:

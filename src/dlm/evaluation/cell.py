@@ -20,7 +20,7 @@ from dlm.errors import UserError
 from dlm.evaluation import metrics
 from dlm.evaluation.bootstrap import jackknife_ci, mean_with_ci
 from dlm.evaluation.divergence import buckets, mauve, response_features
-from dlm.evaluation.preferences import win_rates
+from dlm.evaluation.preferences import judge_failed, win_rates
 from dlm.evaluation.scorer import Scorer, load_scorer
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import read_json
@@ -44,6 +44,7 @@ PER_ANSWER = (
     "missing_slots",
     "wrong_slots",
     "repeated_slots",
+    "grade",
 )
 
 
@@ -52,7 +53,7 @@ class Corpus:
     """What the metrics need to know besides the answers.
 
     Attributes:
-        examples: evaluation rows by id (instruction, prompt_ids, output, meta).
+        examples: evaluation rows by id (instruction, input, prompt_ids, output, meta).
         high_prior: ids of the corpus's most frequent tokens.
         log_prior: smoothed log relative frequency of every id in the training answers.
         inlier_bounds: of the training responses' perplexities.
@@ -80,7 +81,7 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, batch_s
     frequent = most_frequent(stats["token_counts"], evaluate.high_prior_tokens)
     reference = load_checkpoint(build / "models" / "reference", causal=True)[0]
     scorer, perplexities = load_scorer(build, evaluate.scorer, reference, stats["eos_id"], batch_size)
-    columns = ["id", "instruction", "prompt", "prompt_ids", "meta", "output"]
+    columns = ["id", "instruction", "input", "prompt", "prompt_ids", "meta", "output"]
     return Corpus(
         examples={row["id"]: row for row in read_split(build / "data", "eval", columns)},
         high_prior=frozenset(frequent.tolist()),
@@ -165,7 +166,7 @@ def summarise(
     """Means with 95% intervals: bootstrap over prompts, whose seeds stay together (jackknife for distinct-2).
 
     Args:
-        rows: of score_answers; win rates where they carry preferences (evaluation.preferences).
+        rows: of score_answers; with the judge's opinion where they carry it (evaluation.preferences).
         difficulty: of each prompt id, for the length-controlled win rate.
     """
     clusters = [row["id"] for row in rows]
@@ -182,7 +183,7 @@ def summarise(
     bigrams = metrics.numbered_ngrams([row["tokens"] for row in rows], 2)
     spread = jackknife_ci(clusters, lambda chosen: metrics.distinct_share([bigrams[i] for i in chosen]))
     summary |= {"distinct_2": metrics.distinct_share(bigrams), "distinct_2_ci": list(spread) if spread else None}
-    return summary | win_rates(rows, difficulty)
+    return summary | win_rates(rows, difficulty) | {"judge_failed": judge_failed(rows)}
 
 
 def closeness(answers: Sequence[dict[str, Any]], corpus: Corpus, batch_size: int, seed: int) -> dict[str, Any]:

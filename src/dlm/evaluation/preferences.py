@@ -1,4 +1,4 @@
-"""Every answer against the reference's to the same prompt and seed: preferences, and the win rates of a cell."""
+"""A judge's opinion of every answer: against the reference's to the same prompt and seed, and as a grade."""
 
 import csv
 import json
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlm.errors import UserError
+from dlm.evaluation.judges.grades import Grader
 from dlm.evaluation.judges.pairs import Judge, Pair
 from dlm.evaluation.winrate import Rate, length_controlled, win_rate
 
@@ -28,7 +29,7 @@ def add_preferences(
 
     Args:
         rows: of cell.score_answers, in the order of `answers`.
-        examples: evaluation rows by id (instruction, meta).
+        examples: evaluation rows by id (instruction, input, meta).
 
     Raises:
         UserError: the reference did not answer these prompts with these seeds.
@@ -38,12 +39,34 @@ def add_preferences(
         raise UserError(f"the reference has no answer to prompt {missing[0]} with this seed; run the reference stage")
     others = [baseline[answer["id"], answer["seed"]] for answer in answers]
     pairs = [
-        Pair(example["instruction"], answer["answer"], other, json.loads(example["meta"]))
+        Pair(_asked(example), answer["answer"], other, json.loads(example["meta"]))
         for answer, other in zip(answers, others, strict=True)
         for example in [examples[answer["id"]]]
     ]
     for row, other, verdict in zip(rows, others, judge.prefer(pairs), strict=True):
         row |= {"preference": verdict.preference, "baseline_characters": len(other)}
+
+
+def add_grades(rows: Sequence[Row], answers: Sequence[Row], examples: Mapping[int, Row], grader: Grader) -> None:
+    """Put the grade into every row of a cell, None where the judge failed.
+
+    Args:
+        rows, answers, examples: as for add_preferences.
+    """
+    shown = [(_asked(examples[answer["id"]]), answer["answer"]) for answer in answers]
+    for row, grade in zip(rows, grader.grade(shown), strict=True):
+        row["grade"] = grade
+
+
+def _asked(example: Row) -> str:
+    """What the judge is told was asked for."""
+    return f"{example['instruction']}\n\n{example['input']}" if example["input"] else str(example["instruction"])
+
+
+def judge_failed(rows: Sequence[Row]) -> float | None:
+    """The share of preferences and grades asked for that the judge did not give; None where it was not asked."""
+    asked = [row[name] for row in rows for name in ("preference", "grade") if name in row]
+    return sum(value is None for value in asked) / len(asked) if asked else None
 
 
 def win_rates(rows: Sequence[Row], difficulty: Mapping[int, float] | None) -> Row:

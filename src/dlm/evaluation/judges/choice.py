@@ -1,15 +1,16 @@
-"""The judge that params.yaml asks for."""
+"""Who compares and who grades, as params.yaml asks for."""
 
 from dlm import processes
 from dlm.blocks import DataParams
 from dlm.blocks_results import JudgeParams
 from dlm.data.grammar import load_grammar
 from dlm.evaluation.judges.exact import ExactJudge
+from dlm.evaluation.judges.grades import Grader
 from dlm.evaluation.judges.pairs import Judge
 
 
-def make_judge(judge: JudgeParams, data: DataParams, seed: int) -> Judge | None:
-    """None where nobody compares answers.
+def make_judges(judge: JudgeParams, data: DataParams, seed: int) -> tuple[Judge | None, Grader | None]:
+    """Who compares answers and who grades them, with one model behind both; None for what nobody does.
 
     Args:
         seed: of the order in which an endpoint is shown two answers.
@@ -20,16 +21,17 @@ def make_judge(judge: JudgeParams, data: DataParams, seed: int) -> Judge | None:
     if judge.kind == "endpoint":
         # openai takes a second to import.
         from dlm.evaluation.judges.chat import ChatEndpoint
-        from dlm.evaluation.judges.endpoint import EndpointJudge
+        from dlm.evaluation.judges.endpoint import EndpointGrader, EndpointJudge
 
         endpoint = ChatEndpoint(
             base_url=judge.base_url, model=judge.model, key_variable=judge.key_variable, concurrency=judge.concurrency
         )
-        return EndpointJudge(endpoint, seed)
+        return EndpointJudge(endpoint, seed), EndpointGrader(endpoint) if judge.grades else None
     if judge.kind == "local":
-        from dlm.evaluation.judges.local import load_local_judge
+        from dlm.evaluation.judges.local import LocalGrader, LocalJudge, load_local_model
 
-        return load_local_judge(judge.model, device=processes.device())
+        model = load_local_model(judge.model, device=processes.device())
+        return LocalJudge(model), LocalGrader(model) if judge.grades else None
     if judge.kind == "auto" and data.source == "builtin":
-        return ExactJudge(load_grammar(data.builtin.grammar))
-    return None
+        return ExactJudge(load_grammar(data.builtin.grammar)), None
+    return None, None

@@ -1,12 +1,12 @@
-"""A model behind a chat endpoint as pairwise judge."""
+"""A model behind a chat endpoint as pairwise judge, and as the one who grades."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from dlm.evaluation.judges.chat import ChatEndpoint
-from dlm.evaluation.judges.client import Usage
+from dlm.evaluation.judges.grades import expected
 from dlm.evaluation.judges.pairs import Pair, Verdict, model_first
-from dlm.evaluation.judges.prompts import LETTERS, pairwise_prompt
+from dlm.evaluation.judges.prompts import GRADES, LETTERS, grade_prompt, pairwise_prompt
 from dlm.evaluation.judges.replies import Reply, label_alone, label_shares
 
 
@@ -20,14 +20,9 @@ class EndpointJudge:
     def __init__(self, endpoint: ChatEndpoint, seed: int = 0) -> None:
         self._endpoint, self._seed = endpoint, seed
 
-    @property
-    def usage(self) -> Usage:
-        """What judging has cost so far."""
-        return self._endpoint.usage
-
     def costs(self) -> dict[str, int]:
-        """Requests, tokens and failures so far (chat.Usage)."""
-        return asdict(self.usage)
+        """Requests, tokens and failures so far (client.Usage)."""
+        return asdict(self._endpoint.usage)
 
     def prefer(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict for each pair; None where the endpoint gave no letter in several tries.
@@ -44,6 +39,25 @@ class EndpointJudge:
         return [Verdict(share) for share in shares]
 
 
+class EndpointGrader:
+    """Asks for a grade of each answer."""
+
+    def __init__(self, endpoint: ChatEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def costs(self) -> dict[str, int]:
+        """Requests, tokens and failures so far (client.Usage)."""
+        return asdict(self._endpoint.usage)
+
+    def grade(self, answers: Sequence[tuple[str, str]]) -> list[float | None]:
+        """The grade of each (instruction, answer), in [1, 5]; None where the endpoint gave none in several tries.
+
+        Raises:
+            UserError: as `ChatEndpoint.ask`.
+        """
+        return self._endpoint.ask([grade_prompt(*answer) for answer in answers], expected_grade)
+
+
 def _prompt(pair: Pair, model_is_first: bool) -> str:
     shown = (pair.answer, pair.baseline) if model_is_first else (pair.baseline, pair.answer)
     return pairwise_prompt(pair.instruction, *shown)
@@ -55,3 +69,11 @@ def first_share(reply: Reply) -> float | None:
         return shares[0]
     letter = label_alone(reply, LETTERS)
     return None if letter is None else float(letter == LETTERS[0])
+
+
+def expected_grade(reply: Reply) -> float | None:
+    """The expected grade where there are log-probabilities, else the digit written; None for a malformed reply."""
+    if shares := label_shares(reply, GRADES):
+        return expected(shares)
+    grade = label_alone(reply, GRADES)
+    return None if grade is None else float(grade)

@@ -1,4 +1,4 @@
-"""A causal LM on this machine as pairwise judge: one forward pass for each order of the candidates, no sampling."""
+"""A causal LM on this machine as judge: one forward pass a prompt, no sampling; pairs are shown in both orders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,84 +10,66 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dlm.errors import UserError
+from dlm.evaluation.judges.grades import expected
 from dlm.evaluation.judges.pairs import Pair, Verdict
-from dlm.evaluation.judges.prompts import LETTERS, pairwise_prompt
+from dlm.evaluation.judges.prompts import GRADES, LETTERS, grade_prompt, pairwise_prompt
 from dlm.models.backbone import load_checkpoint
 
-CUE = "\nThe better reply is"  # without a chat template the text itself must lead to the letter
+# Without a chat template the text itself must lead to the label.
+CUE = "\nThe better reply is"
+GRADE_CUE = "\nThe grade is"
 PLACE = "<<the prompt>>"
 
 
-def load_local_judge(
-    path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | str = "auto", batch_size: int = 8
-) -> "LocalJudge":
-    """A judge from a folder or the hub.
-
-    Raises:
-        UserError: as `load_checkpoint`, or as `LocalJudge`.
-    """
-    model, tokenizer = load_checkpoint(path, causal=True, dtype=dtype)
-    cast(torch.nn.Module, model).to(device)
-    return LocalJudge(model, tokenizer, batch_size=batch_size)
-
-
-class LocalJudge:
-    """Compares the logits of the two letters after the prompt, in both orders of the candidates.
+class LocalModel:
+    """Puts prompts to a causal LM and reads which of a few labels it would write next.
 
     Args:
         model: a causal LM; put into eval mode.
         tokenizer: its own; the prompt goes through its chat template if it has one.
-        batch_size: prompts through the model at once; two a pair.
+        batch_size: prompts through the model at once.
 
     Raises:
-        UserError: a letter is no single token.
+        UserError: the chat template drops what the user says.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, batch_size: int = 8) -> None:
         self._model, self._tokenizer, self._batch_size = model.eval(), tokenizer, batch_size
         tokenizer.backend_tokenizer.no_truncation()  # a prompt cut short would lose its question
-        self._letters = [_letter_ids(tokenizer, letter) for letter in LETTERS]
         self._longest = getattr(model.config, "max_position_embeddings", None)
         self._before, self._after = _template(tokenizer)
 
-    def prefer(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict for each pair; None where a prompt is longer than the model's positions.
+    def shares(self, prompts: Sequence[str], labels: Sequence[str], cue: str) -> dict[str, list[float]]:
+        """Prompt -> P(label) / Σ P(labels) of the next token; without the prompts that exceed the model's positions.
 
-        Swapping answer and baseline gives 1 - preference.
+        Args:
+            cue: put behind a prompt where the model has no chat template.
+
+        Raises:
+            UserError: a label is no single token.
         """
-        texts = [
-            (
-                pairwise_prompt(pair.instruction, pair.answer, pair.baseline),
-                pairwise_prompt(pair.instruction, pair.baseline, pair.answer),
-            )
-            for pair in pairs
-        ]
-        ids = {text: self._encode(text) for both in texts for text in both}
-        fitting = {text: row for text, row in ids.items() if self._longest is None or len(row) <= self._longest}
+        spelled = [_label_ids(self._tokenizer, label) for label in labels]
+        ids = {prompt: self._encode(prompt, cue) for prompt in prompts}
+        fitting = {prompt: row for prompt, row in ids.items() if self._longest is None or len(row) <= self._longest}
         # Ordered by what they are, not by who wrote which: the roles swapped make the same batches. The longest first.
-        order = sorted(fitting, key=lambda text: (-len(fitting[text]), text))
-        first: dict[str, float] = {}
+        order = sorted(fitting, key=lambda prompt: (-len(fitting[prompt]), prompt))
+        found: dict[str, list[float]] = {}
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
-            first |= dict(zip(batch, self._first_share([fitting[text] for text in batch]).tolist(), strict=True))
-        return [
-            Verdict(0.5 + (first[ours] - first[theirs]) / 2 if ours in first and theirs in first else None)
-            for ours, theirs in texts
-        ]
+            shares = self._next_labels([fitting[prompt] for prompt in batch], spelled)
+            found |= dict(zip(batch, shares.tolist(), strict=True))
+        return found
 
-    def costs(self) -> dict[str, int]:
-        return {}
-
-    def _encode(self, prompt: str) -> list[int]:
+    def _encode(self, prompt: str, cue: str) -> list[int]:
         backend = self._tokenizer.backend_tokenizer
         if self._before is None:
-            return list(backend.encode(prompt + CUE).ids)
+            return list(backend.encode(prompt + cue).ids)
         # In between, text that spells a special token is text: an answer cannot end its turn and judge itself.
         return [*self._before, *backend.encode(prompt, add_special_tokens=False).ids, *self._after]
 
     @torch.no_grad()
-    def _first_share(self, rows: list[list[int]]) -> Float[Tensor, " batch"]:
-        """P(first letter) / P(either) after each row, in float64; the padding on the right is seen by no row's end."""
+    def _next_labels(self, rows: list[list[int]], spelled: Sequence[list[int]]) -> Float[Tensor, "batch labels"]:
+        """The labels' shares after each row, in float64; the padding on the right is seen by no row's end."""
         last = torch.tensor([len(row) - 1 for row in rows])
         input_ids = torch.zeros(len(rows), int(last.max()) + 1, dtype=torch.long)
         visible = torch.zeros_like(input_ids)
@@ -103,16 +85,80 @@ class LocalJudge:
             logits_to_keep=kept.to(device),
             use_cache=False,
         ).logits[torch.arange(len(rows)), column.to(device)]
-        first, second = (logits[:, ids].double().logsumexp(dim=1) for ids in self._letters)
-        return torch.sigmoid(first - second).cpu()
+        return torch.stack([logits[:, ids].double().logsumexp(dim=1) for ids in spelled], dim=1).softmax(dim=1).cpu()
 
 
-def _letter_ids(tokenizer: PreTrainedTokenizerFast, letter: str) -> list[int]:
-    """The tokens that spell a letter, bare or after a space (as byte-level and SentencePiece vocabularies mark it)."""
+def load_local_model(
+    path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | str = "auto", batch_size: int = 8
+) -> LocalModel:
+    """A model from a folder or the hub.
+
+    Raises:
+        UserError: as `load_checkpoint`, or as `LocalModel`.
+    """
+    model, tokenizer = load_checkpoint(path, causal=True, dtype=dtype)
+    cast(torch.nn.Module, model).to(device)
+    return LocalModel(model, tokenizer, batch_size=batch_size)
+
+
+class LocalJudge:
+    """Compares the probabilities of the two letters after the prompt, in both orders of the candidates."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One verdict for each pair; None where a prompt is longer than the model's positions.
+
+        Swapping answer and baseline gives 1 - preference.
+
+        Raises:
+            UserError: as `LocalModel.shares`.
+        """
+        texts = [
+            (
+                pairwise_prompt(pair.instruction, pair.answer, pair.baseline),
+                pairwise_prompt(pair.instruction, pair.baseline, pair.answer),
+            )
+            for pair in pairs
+        ]
+        found = self._model.shares([text for both in texts for text in both], LETTERS, CUE)
+        first = {text: shares[0] for text, shares in found.items()}
+        return [
+            Verdict(0.5 + (first[ours] - first[theirs]) / 2 if ours in first and theirs in first else None)
+            for ours, theirs in texts
+        ]
+
+    def costs(self) -> dict[str, int]:
+        return {}
+
+
+class LocalGrader:
+    """The expected grade under the probabilities of the digits after the prompt."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    def grade(self, answers: Sequence[tuple[str, str]]) -> list[float | None]:
+        """The grade of each (instruction, answer), in [1, 5]; None where a prompt is longer than the model's positions.
+
+        Raises:
+            UserError: as `LocalModel.shares`.
+        """
+        prompts = [grade_prompt(*answer) for answer in answers]
+        found = self._model.shares(prompts, GRADES, GRADE_CUE)
+        return [expected(found[prompt]) if prompt in found else None for prompt in prompts]
+
+    def costs(self) -> dict[str, int]:
+        return {}
+
+
+def _label_ids(tokenizer: PreTrainedTokenizerFast, label: str) -> list[int]:
+    """The tokens that spell a label, bare or after a space (as byte-level and SentencePiece vocabularies mark it)."""
     vocabulary = tokenizer.get_vocab()
-    ids = [vocabulary[token] for token in (letter, f"Ġ{letter}", f"▁{letter}") if token in vocabulary]
+    ids = [vocabulary[token] for token in (label, f"Ġ{label}", f"▁{label}") if token in vocabulary]
     if not ids:
-        raise UserError(f"the judge's tokenizer has no token for the letter {letter}; take another model as judge")
+        raise UserError(f"the judge's tokenizer has no token for {label}; take another model as judge")
     return ids
 
 
