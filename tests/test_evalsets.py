@@ -1,7 +1,13 @@
 """The paper's evaluation sets, each from rows in its own layout."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -79,3 +85,50 @@ def test_an_id_that_comes_twice(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"uid": uid, "prompt": "Say it."}) + "\n" for uid in ("a", "b", "a")))
     with pytest.raises(UserError, match=r"arena.jsonl: records 1 and 3 have the same id a; keep one"):
         read_evaluation_set(EvaluationSetParams("arena_hard", str(path), False))
+
+
+def test_from_the_hub(tmp_path: Path) -> None:
+    """The hub's client against a server with its routes and headers: the repository, the file, and a missing file."""
+    asked: list[str] = []
+    body = json.dumps(ROWS["alpaca_eval"][1]).encode()
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            found = self.path == "/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json"
+            self.send_response(200 if found else 404)
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("Content-Length", str(len(body) if found else 0))
+            self.end_headers()
+            if found and self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    hub = f"http://127.0.0.1:{server.server_address[1]}"
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    code = (
+        "import sys; from dlm.blocks import EvaluationSetParams as Set; from dlm.data.evalsets import *\n"
+        "from dlm.errors import run_script\n"
+        "run_script(lambda: print(read_evaluation_set(Set(sys.argv[1], None, False))))"
+    )
+    try:
+        done, missing = (
+            subprocess.run([sys.executable, "-c", code, name], env=environment, capture_output=True, text=True)
+            for name in ("alpaca_eval", "gsm8k")
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    record = Record("Name a port.", "", "Velmora.", {"set": "alpaca_eval", "place": 0})
+    assert (done.returncode, done.stdout) == (0, f"[{record}]\n"), done.stderr
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+    assert missing.stderr.startswith("error: data.evaluation: gsm8k could not be loaded from the hub")
+    assert any(path.startswith("/datasets/openai/gsm8k/resolve/main/main/test-") for path in asked)
