@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dlm import cli
+from dlm import cli, times
 from dlm.analysis.claims import judge_claims
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
@@ -71,6 +71,7 @@ def main() -> None:
         write_text(results / "report.html", page)
         log(run, results, rows)
     print(markdown, end="")
+    times.show()
 
 
 def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:

@@ -73,6 +73,7 @@ class Workspace:
         self.run("git", "init", "-q")
         self.run("git", "add", "-A")
         self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+        self.told = ""
 
     def at(self, folder: Path) -> "Workspace":
         """The same with another folder."""
@@ -100,8 +101,17 @@ class Workspace:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("clone"))
-    made.run("dvc", "repro")
+    made.told = made.run("dvc", "repro").stdout
     return made
+
+
+def test_the_run_says_where_its_time_went(workspace: Workspace) -> None:
+    """A line a stage with its cells and seconds, which make up the whole with DVC's own."""
+    lines = workspace.told.split("where the time went")[1].splitlines()
+    found = {words[0]: [float(word) for word in words[1:]] for line in lines[1:13] if (words := line.split())[1:]}
+    cells = {name: int(found[name][0]) for name in ("prepare", "sft", "decode", "evaluate", "ablation", "report")}
+    assert cells == {"prepare": 1, "sft": 2, "decode": 10, "evaluate": 11, "ablation": 2, "report": 1}
+    assert all(0 < start_up < seconds for _, seconds, start_up in found.values())
 
 
 def test_everything_is_there(workspace: Workspace) -> None:

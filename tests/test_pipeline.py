@@ -28,6 +28,7 @@ PLUMBING = {
     "src/dlm/params.py",
     "src/dlm/processes.py",
     "src/dlm/schema.py",
+    "src/dlm/times.py",
     "src/dlm/tracking.py",
 }
 

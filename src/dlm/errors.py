@@ -23,6 +23,7 @@ def fail(message: str) -> NoReturn:
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main; a mistake of the user ends in one clear line instead of a traceback."""
+    processes.end_with_dvc()
     try:
         main()
         processes.leave()

@@ -1,14 +1,23 @@
-"""Several processes that share one stage's work, as torchrun or `accelerate launch` starts them (docs/scale.md).
+"""This process among others: those that share its stage's work, and the DVC that runs the stage.
 
-They say who they are in the environment. Training's gradients are the Trainer's business; here is what the rest needs:
-who writes, and how results come together.
+torchrun or `accelerate launch` start several processes for a stage (docs/scale.md), which say who they are in the
+environment. Training's gradients are the Trainer's business; here is what the rest needs: who writes, and how results
+come together.
 """
 
+import contextlib
+import functools
 import os
+import signal
 import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+STARTED = time.time()  # scripts import this before anything slow
+LOOK = 0.5  # seconds between two looks at whether DVC is still there
 
 
 def rank() -> int:
@@ -55,3 +64,31 @@ def leave() -> None:
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@functools.cache
+def dvc() -> Any:
+    """The DVC process above this one (psutil.Process); None for a script run by hand."""
+    if "DVC_STAGE" not in os.environ:
+        return None
+    with contextlib.suppress(ImportError):
+        import psutil
+
+        for process in psutil.Process().parents():
+            with contextlib.suppress(psutil.Error):
+                if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):
+                    return process
+    return None
+
+
+def end_with_dvc() -> None:
+    """Send this process SIGTERM once DVC is gone: a DVC killed outright leaves no stage at work behind it."""
+    if dvc() is None:
+        return
+
+    def watch() -> None:
+        while dvc().is_running():
+            time.sleep(LOOK)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -20,7 +20,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from dlm import processes
+from dlm import processes, times
 from dlm.errors import UserError
 
 P = ParamSpec("P")
@@ -140,13 +140,16 @@ def stage_run(stage: str, cell: str | None = None, params: Mapping[str, Any] | N
         if collecting:
             gc.enable()
     with _unwinding_on_sigterm():
+        opened = time.time()
         try:
             run.params(params or {})
             yield run
         except BaseException as error:
             run.end("KILLED" if isinstance(error, (_Terminated, KeyboardInterrupt)) else "FAILED")
             raise
+        closed = time.time()
         run.end("FINISHED")
+        times.record(f"{stage}@{cell}" if cell else stage, opened, closed)
 
 
 def finished_runs() -> set[str]:
