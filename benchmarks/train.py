@@ -58,7 +58,7 @@ from dlm.models.precision import use_bf16
 from dlm.schema import require
 from dlm.training.batches import R2ftCollator, Row, SftCollator
 from dlm.training.objectives import DiffusionTrainer, R2ftTrainer
-from dlm.training.run import StopAtNonFinite, _arguments
+from dlm.training.run import StopAtNonFinite, training_arguments
 from dlm.training.trainer import OursTrainer
 
 WARM_UP = 2  # steps before the clock starts; the first makes the optimizer's state
@@ -176,7 +176,7 @@ class Bench:
         return made
 
     def _settings(self) -> Any:
-        settings = _arguments(self.params, self.params.steps, SEED, self.folder, resumed=True)
+        settings = training_arguments(self.params, self.params.steps, SEED, self.folder, resumed=True)
         settings.eval_strategy, settings.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
         settings.disable_tqdm = True
         return settings

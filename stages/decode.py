@@ -3,6 +3,9 @@
 Wall-clock figures go to build/speed, apart from the answers: they differ from run to run.
 """
 
+import shutil
+from pathlib import Path
+
 from dlm import cli, processes
 from dlm.api import DiffusionLM
 from dlm.data.splits import read_split
@@ -21,7 +24,7 @@ def main() -> None:
     params = cli.stage_params(arguments)
     options = params.decoder(arguments.decoder)
     cell = f"{arguments.checkpoint}-{arguments.decoder}"
-    out = arguments.build / "answers" / f"{cell}.jsonl"
+    out, parts = arguments.build / "answers" / f"{cell}.jsonl", Path(".cache/decoding") / cell
     with stage_run("decode", cell=cell, params=tracked(params, "decode", f"decoding.{arguments.decoder}")) as run:
         weights = arguments.build / "models" / arguments.checkpoint
         settings = params.decode
@@ -35,6 +38,7 @@ def main() -> None:
             steps=settings.steps,
             gen_length=settings.gen_length,
             batch_size=settings.batch_size,
+            parts=parts,
             fingerprint=content_hash(weights),
         )
         if not processes.is_main():
@@ -53,6 +57,7 @@ def main() -> None:
             [{"prompt": r["prompt"], "answer": a["answer"]} for r, a in zip(rows[:20], answers, strict=False)],
         )
         run.outputs([out])
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,22 @@
-"""Every tensor shape written in these packages' signatures is checked while the tests run."""
+"""Every tensor shape written in these packages' signatures is checked while the tests run; what several files share."""
+
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
 
+if TYPE_CHECKING:
+    from workspaces import Small
+
 install_import_hook(["dlm.decoding", "dlm.diffusion", "dlm.evaluation", "dlm.models"], "typecheck.checker")
-pytest.register_assert_rewrite("slow", "enumeration")
+pytest.register_assert_rewrite("slow", "enumeration", "workspaces")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> "Small":
+    """A whole run, committed. Work in copies of it."""
+    from workspaces import Small
+
+    made = Small(tmp_path_factory.mktemp("small"))
+    made.make()
+    return made

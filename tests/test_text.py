@@ -6,6 +6,7 @@ import lzma
 from pathlib import Path
 
 import pytest
+import torch
 import zstandard
 
 from dlm.data.text import read_documents
@@ -56,6 +57,7 @@ def test_missing_text(tmp_path: Path) -> None:
         UserError("a value\nis wrong"),
         OSError(errno.ENOSPC, "No space left on device", "x.bin"),
         RuntimeError("I/O error: No space left on device (os error 28)"),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB."),
     ],
 )
 def test_script_ends_in_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:

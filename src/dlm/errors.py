@@ -33,7 +33,9 @@ def run_script(main: Callable[[], None]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror or error}{where}: {KEPT}")
     except Exception as error:
-        # torch and safetensors raise their own types when the disk is full.
+        # torch and safetensors raise their own types when the disk is full, and torch one for a full GPU.
+        if type(error).__name__ == "OutOfMemoryError":
+            fail("the device is out of memory: lower this stage's batch_size in params.yaml and run again")
         if FULL not in str(error):
             raise
         fail(f"{FULL}: {KEPT}")

@@ -94,3 +94,19 @@ def content_hash(path: Path) -> str:
     for file in sorted(p for p in [path, *path.rglob("*")] if p.is_file()):
         digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def check_checkpoint(checkpoint: Path | str) -> None:
+    """A hub name is `name` or `owner/name`; whatever else is not there needs no look at the hub. Raises UserError."""
+    name = str(checkpoint)
+    local = name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/")
+    if not name or (local and "/" in name and not Path(name).exists()):
+        raise UserError(f"{name!r}: no such folder; give a checkpoint's folder or its name on the hub")
+
+
+def code_hash() -> str:
+    """A hash of this package's modules: what an interrupted run left is no use to other code."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -86,9 +86,13 @@ def end_with_dvc() -> None:
     if dvc() is None:
         return
 
+    import psutil
+
     def watch() -> None:
-        while dvc().is_running():
-            time.sleep(LOOK)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # A dead process that nobody has asked about is a zombie.
+            while dvc().is_running() and dvc().status() != psutil.STATUS_ZOMBIE:
+                time.sleep(LOOK)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -12,6 +12,7 @@ from typing import NoReturn
 import dlm
 from dlm.command import decoders, request
 from dlm.errors import fail
+from dlm.files import check_checkpoint
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -74,7 +75,7 @@ def _infill(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    request.check_checkpoint(arguments.source)
+    check_checkpoint(arguments.source)
     from dlm.command import convert
 
     convert.convert(arguments)

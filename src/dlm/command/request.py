@@ -11,6 +11,7 @@ import yaml
 from dlm.command.prompts import Prompt, read_prompts
 from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.errors import UserError
+from dlm.files import check_checkpoint
 from dlm.params import load_params
 from dlm.schema import require
 
@@ -55,13 +56,6 @@ def _check_numbers(arguments: argparse.Namespace, *names: str) -> None:
     for name in names:
         value = getattr(arguments, name)
         require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
-
-
-def check_checkpoint(checkpoint: str) -> None:
-    """A hub name is `name` or `owner/name`; whatever else is not there needs no look at the hub."""
-    local = checkpoint.count("/") != 1 or checkpoint.startswith((".", "~", "/")) or checkpoint.endswith("/")
-    if not checkpoint or (local and "/" in checkpoint and not Path(checkpoint).exists()):
-        raise UserError(f"{checkpoint!r}: no such folder; give a checkpoint's folder or its name on the hub")
 
 
 def _writable(path: Path) -> Path:

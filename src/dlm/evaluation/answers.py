@@ -12,9 +12,7 @@ from dlm import processes
 from dlm.api import DiffusionLM
 from dlm.data.tokenizer import before_eos
 from dlm.decoding.options import DecoderOptions
-from dlm.files import read_jsonl, write_jsonl
-
-PARTS = Path(".cache/decoding")
+from dlm.files import code_hash, read_jsonl, write_jsonl
 
 
 def decode_prompts(
@@ -26,29 +24,31 @@ def decode_prompts(
     steps: int,
     gen_length: int,
     batch_size: int,
+    parts: Path | None = None,
     fingerprint: str = "",
 ) -> tuple[list[dict[str, Any]], float]:
     """Decode every prompt with every seed. Several processes share the prompts, and each gets all answers.
 
     Args:
         rows: prepared evaluation rows (id, prompt_ids).
-        fingerprint: a hash of the weights; with it every finished seed is kept under .cache/decoding, and a run that
-            was killed goes on after the last one.
+        parts: a folder in which every finished seed is kept, so that a run that was killed goes on after the last
+            one. The caller removes it when it no longer needs it.
+        fingerprint: a hash of the weights, for `parts`.
 
     Returns:
         The answers, and the seconds spent generating them by the slowest process (0 for seeds taken from disk).
     """
     setting = [type(options).__name__, asdict(options), steps, gen_length, lm.denoiser.bf16, lm.denoiser.compile]
-    key = [fingerprint, setting, [row["prompt_ids"] for row in rows]]
-    folder = PARTS / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    key = [fingerprint, code_hash(), setting, [row["prompt_ids"] for row in rows]]
+    folder = parts and parts / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     share = _share([row["prompt_ids"] for row in rows])
     suffix = f"-{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     seconds = 0.0
     for seed in seeds if share else ():
-        part = folder / f"{seed}{suffix}.jsonl"
-        if fingerprint and part.is_file():
-            fresh = read_jsonl(part)
+        kept = folder and folder / f"{seed}{suffix}.jsonl"
+        if kept and kept.is_file():
+            fresh = read_jsonl(kept)
         else:
             started = time.perf_counter()
             out = lm.generate(
@@ -72,12 +72,12 @@ def decode_prompts(
                 }
                 for place, i in enumerate(share)
             ]
-            if fingerprint:
-                write_jsonl(part, fresh)
+            if kept:
+                write_jsonl(kept, fresh)
         found |= {(seed, i): answer for i, answer in zip(share, fresh, strict=True)}
-    parts = processes.gather((found, seconds))
-    whole = {at: answer for part, _ in parts for at, answer in part.items()}
-    return [whole[seed, i] for seed in seeds for i in range(len(rows))], max(spent for _, spent in parts)
+    shares = processes.gather((found, seconds))
+    whole = {at: answer for part, _ in shares for at, answer in part.items()}
+    return [whole[seed, i] for seed in seeds for i in range(len(rows))], max(spent for _, spent in shares)
 
 
 def _share(prompts: Sequence[Sequence[int]]) -> list[int]:

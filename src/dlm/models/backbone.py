@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from dlm.blocks import LoraParams, ModelParams
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
+from dlm.files import check_checkpoint
 from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
 from dlm.models.layouts import LAYOUTS, Layout, detect, load_layout, published_config
 
@@ -81,6 +82,7 @@ def load_checkpoint(
         UserError: nothing there, weights in another format or of another model, a truncated file, a tokenizer that does
             not fit, or a model whose attention is causal where a denoiser is asked for (and the other way round).
     """
+    check_checkpoint(path)
     folder = Path(path)
     if is_adapter(folder):
         own = folder if (folder / "tokenizer_config.json").is_file() else None

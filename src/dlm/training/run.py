@@ -22,7 +22,7 @@ from dlm import processes
 from dlm.blocks import TrainingParams
 from dlm.data.template import Template
 from dlm.errors import UserError
-from dlm.files import atomic_directory, write_json
+from dlm.files import atomic_directory, code_hash, write_json
 from dlm.models.adapters import is_wrapped, merged, restore, save_adapter, unwrapped
 from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import use_bf16
@@ -49,8 +49,8 @@ def fit(
 ) -> tuple[M, list[dict[str, float]]]:
     """Train `model`; return it with its curve, a list of {step, loss, learning_rate, eval_...}.
 
-    Checkpoints go to .cache/training/<name>-<hash>, keyed by everything the run depends on: an interrupted run goes on
-    from the last whole one, and a finished run clears them.
+    Checkpoints go to .cache/training/<name>-<hash>, keyed by everything the run depends on, this code too: an
+    interrupted run goes on from the last whole one, and a finished run clears them.
 
     Several processes share the micro-batches of each step; the global batch stays what `params` says. All of them call
     this, and all of them get the trained model (under FSDP a whole one, which is not the model given).
@@ -81,12 +81,13 @@ def fit(
         )
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     whole = copy.deepcopy(model) if sharded else model
-    key = hashlib.sha256(json.dumps([asdict(params), steps, seed, fingerprint], sort_keys=True).encode()).hexdigest()
+    decides = [asdict(params), steps, seed, fingerprint, code_hash()]
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     folder = CHECKPOINTS / f"{name}-{key[:16]}"
     checkpoint = processes.gather(last_whole_checkpoint(folder) if processes.is_main() else None)[0]
     trainer = make_trainer(
         model=model,
-        args=_arguments(params, steps, seed, folder, resumed=checkpoint is not None, keep=None if visit else 2),
+        args=training_arguments(params, steps, seed, folder, resumed=checkpoint is not None, keep=None if visit else 2),
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list([{**row, "place": place} for place, row in enumerate(valid)]),
         callbacks=[StopAtNonFinite()],
@@ -115,7 +116,7 @@ def fit(
     return whole, curve(trainer.state.log_history)
 
 
-def _arguments(
+def training_arguments(
     params: TrainingParams, steps: int, seed: int, folder: Path, *, resumed: bool, keep: int | None = 2
 ) -> TrainingArguments:
     arguments = TrainingArguments(

@@ -1,0 +1,167 @@
+"""Copies of the repository with their own git, DVC cache and tracking database, and numbers small enough for a test."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from scripts import stage
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "data": {"valid_size": 8, "eval_size": 4, "builtin": {"train_size": 60}},
+    "tokenizer": {"source": "train", "vocab_size": 700},
+    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16},
+    "base": {"init": "pretrain", "rows": "text", "training": {"steps": 2, "batch_size": 4}},
+    "reference": {"init": "random", "training": {"steps": 2, "batch_size": 4}},
+    "sft": {"training": {"steps": 3, "batch_size": 4}},
+    "negatives": {"examples": 8},
+    "r2ft": {"training": {"steps": 2, "batch_size": 4}},
+    "decode": {"seeds": [0, 1], "steps": 4, "gen_length": 64},
+    "ablation": {"prompts": 2, "blocks": [32], "kernels": [9], "more_steps": [8], "long_prompts": 2, "long_steps": 8},
+    "infill": {"prompts": 2, "seeds": [0], "steps": [2]},
+    "sweeps": {
+        "prompts": 2,
+        "steps": [4, 8],
+        "size_steps": [4],
+        "blocks": [32],
+        "kernels": [9],
+        "gains": ["tanh"],
+        "top_k": [1],
+        "rejection": {"steps": 2, "every": 1, "decoders": ["top_k"]},
+    },
+    "evaluate": {"bootstrap_samples": 50},
+}
+
+
+def overlay(base: dict, changes: dict) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            overlay(base[key], value)
+        else:
+            base[key] = value
+
+
+class Workspace:
+    """A copy of the repository with its own git, DVC cache and tracking database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split("\n")
+        for name in filter(None, files):
+            if (ROOT / name).is_file() and not name.startswith("results/") and not name.endswith("dvc.lock"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        overlay(params, TINY)
+        self.write(params)
+        self.params = params
+        self.run("git", "init", "-q")
+        self.name_user()
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "start")
+        self.told = ""
+
+    def name_user(self) -> None:
+        self.run("git", "config", "user.name", "t")
+        self.run("git", "config", "user.email", "t@example.org")
+
+    def at(self, folder: Path) -> Self:
+        """The same with another folder."""
+        other = copy.copy(self)
+        other.folder = folder
+        return other
+
+    def write(self, params: dict) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def environment(self) -> dict[str, str]:
+        bin_folder = str(Path(sys.executable).parent)
+        dropped = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "DLM_TRACKING", "MLFLOW_TRACKING_URI")
+        found = {key: value for key, value in os.environ.items() if key not in dropped}
+        return found | {"PATH": f"{bin_folder}:{found['PATH']}", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
+    def start(self, *command: str) -> "subprocess.Popen[str]":
+        """The same in the background; both of its streams in one."""
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment(), **streams)
+
+    def loaded(self, *command: str) -> Any:
+        """What a command prints as JSON."""
+        return json.loads(self.run(*command).stdout)
+
+    def runs(self) -> list[Run]:
+        """Those in the database of MLflow."""
+        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        return list(client.search_runs([client.get_experiment_by_name("dlm").experiment_id]))
+
+    def stale(self) -> set[str]:
+        """The stages that `dvc repro` would run."""
+        return set(self.loaded("dvc", "status", "--json", "dvc.yaml"))
+
+
+STAGES = [
+    ("prepare",),
+    ("base",),
+    ("reference",),
+    ("sft", "--variant", "sft"),
+    ("sft", "--variant", "sft_answer"),
+    ("negatives",),
+    ("r2ft",),
+    *(("decode", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
+    *(("evaluate", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
+    ("evaluate", "--checkpoint", "reference", "--decoder", "nucleus"),
+    *(("ablation", "--checkpoint", name) for name in ("sft", "r2ft")),
+    ("report",),
+]
+
+
+class Small(Workspace):
+    """The shipped checkpoints, whose metrics differ between settings, hardly trained; one decoder on the axes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
+        self.params |= {block: shipped[block] for block in ("tokenizer", "model", "base", "reference")}
+        few = {
+            "reference": {"training": {"steps": 1}},
+            "decode": {"seeds": [0], "steps": 8, "gen_length": 128},
+            "evaluate": {"bootstrap_samples": 10},
+            "report": {"decoders": ["top_k"]},
+        }
+        overlay(self.params, few)
+        self.write(self.params)
+        dvc = (folder / "dvc.yaml").read_text()
+        axes = "decoder: [categorical, top_k, low_confidence, semi_ar, conv]"
+        assert dvc.count(axes) == 2
+        others = r" +- build/(answers|evaluation)/\w+-(categorical|low_confidence|semi_ar|conv)\.jsonl?\n"
+        (folder / "dvc.yaml").write_text(re.sub(others, "", dvc.replace(axes, "decoder: [top_k]")))
+
+    def make(self) -> None:
+        """Every stage in this process, with DVC's and git's commit."""
+        for name, *arguments in STAGES:
+            stage(name, *arguments, folder=self.folder)
+        self.run("dvc", "commit", "--force", "dvc.yaml")
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "run")
+
+    def copied(self, folder: Path) -> Self:
+        """A copy without its runs in MLflow."""
+        ignored = shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".cache")
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=ignored)
+        return self.at(folder)
