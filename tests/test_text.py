@@ -57,6 +57,7 @@ def test_missing_text(tmp_path: Path) -> None:
         UserError("a value\nis wrong"),
         OSError(errno.ENOSPC, "No space left on device", "x.bin"),
         RuntimeError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos 6255488 vs 6255380"),
         torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB."),
     ],
 )

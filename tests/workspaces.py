@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -132,7 +133,10 @@ STAGES = [
 
 
 class Small(Workspace):
-    """The shipped checkpoints, whose metrics differ between settings, hardly trained; one decoder on the axes."""
+    """The shipped checkpoints, whose metrics differ between settings; one decoder on the axes.
+
+    R2FT, decoding and evaluation are long enough to be met at work.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -140,8 +144,9 @@ class Small(Workspace):
         self.params |= {block: shipped[block] for block in ("tokenizer", "model", "base", "reference")}
         few = {
             "reference": {"training": {"steps": 1}},
-            "decode": {"seeds": [0], "steps": 8, "gen_length": 128},
-            "evaluate": {"bootstrap_samples": 10},
+            "r2ft": {"training": {"steps": 20, "save_every": 5, "eval_every": 10}},
+            "decode": {"seeds": list(range(4)), "steps": 16, "gen_length": 128},
+            "evaluate": {"bootstrap_samples": 5000},
             "report": {"decoders": ["top_k"]},
         }
         overlay(self.params, few)
@@ -153,9 +158,12 @@ class Small(Workspace):
         (folder / "dvc.yaml").write_text(re.sub(others, "", dvc.replace(axes, "decoder: [top_k]")))
 
     def make(self) -> None:
-        """Every stage in this process, with DVC's and git's commit."""
+        """Every stage in this process, with DVC's and git's commit; the same to the bit as `dvc repro` here."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(int(self.environment()["OMP_NUM_THREADS"]))
         for name, *arguments in STAGES:
             stage(name, *arguments, folder=self.folder)
+        torch.set_num_threads(threads)
         self.run("dvc", "commit", "--force", "dvc.yaml")
         self.run("git", "add", "-A")
         self.run("git", "commit", "-qm", "run")

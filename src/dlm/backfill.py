@@ -1,16 +1,12 @@
 """`dlm backfill`: MLflow runs of stages that DVC restored instead of running, from dvc.lock and what is on disk."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from dlm.errors import UserError
 from dlm.files import read_json
+from dlm.locks import locked_stages
 from dlm.tracking import Run, finished_runs, stage_run
 
-LOCKS = (Path("dvc.lock"), Path("sweeps/dvc.lock"))
 # The stage of the same script whose cell has a stage of its own.
 RENAMED = {"evaluate_reference": "evaluate@reference-nucleus"}
 
@@ -26,7 +22,7 @@ def backfill() -> list[str]:
     Raises:
         UserError: no dvc.lock, or tracking is off.
     """
-    stages = dict(_stages())
+    stages = {RENAMED.get(name, name): entry for name, entry in locked_stages()}
     have = finished_runs()
     made = [name for name in stages if name not in have]
     for name in made:
@@ -41,16 +37,6 @@ def backfill() -> list[str]:
             if not run.healthy:
                 raise UserError("the tracking server does not answer; nothing more was backfilled")
     return made
-
-
-def _stages() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The name that the stage's own run has, and its entry."""
-    if not LOCKS[0].is_file():
-        raise UserError(f"{LOCKS[0]}: no such file; run from the repository's root, after `dvc repro` or `dvc pull`")
-    for path in LOCKS:
-        if path.is_file():
-            for name, entry in (yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] or {}).items():
-                yield RENAMED.get(name, name), entry
 
 
 def _log(run: Run, out: Path) -> None:

@@ -6,8 +6,14 @@ from typing import NoReturn
 
 from dlm import processes
 
-FULL = "No space left on device"
 KEPT = "nothing half written was kept; mend the cause and run again"
+# torch and safetensors raise their own types, of which the text says what happened, and not always in the same words.
+FOREIGN = {
+    "No space left on device": f"No space left on device: {KEPT}",
+    "PytorchStreamWriter failed": f"a file could not be written to its end (No space left on device?): {KEPT}",
+    "unexpected pos": f"a file could not be written to its end (No space left on device?): {KEPT}",
+    "out of memory": "the device is out of memory: lower this stage's batch_size in params.yaml and run again",
+}
 
 
 class UserError(Exception):
@@ -33,9 +39,7 @@ def run_script(main: Callable[[], None]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror or error}{where}: {KEPT}")
     except Exception as error:
-        # torch and safetensors raise their own types when the disk is full, and torch one for a full GPU.
-        if type(error).__name__ == "OutOfMemoryError":
-            fail("the device is out of memory: lower this stage's batch_size in params.yaml and run again")
-        if FULL not in str(error):
+        told = next((line for sign, line in FOREIGN.items() if sign in str(error)), None)
+        if told is None:
             raise
-        fail(f"{FULL}: {KEPT}")
+        fail(told)

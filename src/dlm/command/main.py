@@ -88,6 +88,12 @@ def _backfill(_: argparse.Namespace) -> None:
     print(f"{len(made)} runs made: {', '.join(made)}" if made else "nothing is missing")
 
 
+def _verify(_: argparse.Namespace) -> None:
+    from dlm.verify import verify
+
+    print(f"{verify()} objects in DVC's cache, all as their hashes say")
+
+
 # --- Arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -108,6 +114,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "infill": command("infill", _infill, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
         "convert": command("convert", _convert, "write a published checkpoint in the layout that transformers loads"),
         "backfill": command("backfill", _backfill, "log to MLflow what DVC restored instead of running (dvc.lock)"),
+        "verify": command("verify", _verify, "find spoilt files in DVC's cache, and remove them"),
     }
     made["decoders"].add_argument("name", nargs="?", help="a decoder")
     _add_generate(made["generate"])
