@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from dlm import cli
 from dlm.blocks import BaseParams
 from dlm.data.splits import read_split
-from dlm.data.text import pack, read_documents
+from dlm.data.text import pack, read_documents, split_documents
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
 from dlm.files import content_hash
@@ -20,6 +20,8 @@ from dlm.tracking import stage_run
 from dlm.training.batches import PackedCollator, Row, SftCollator
 from dlm.training.objectives import DiffusionTrainer
 from dlm.training.run import fit, save_trained, weights_hash
+
+MOST_VALID = 500  # held-out documents for the loss: enough for it to be steady
 
 
 def main() -> None:
@@ -57,6 +59,7 @@ def main() -> None:
                     data_collator=collator,
                     suffix_share=base.suffix_share,
                     eos_id=tokenizer.eos_token_id,
+                    crop_share=base.crop_share,
                 ),
                 model,
                 train,
@@ -65,7 +68,14 @@ def main() -> None:
                 params.seed,
                 {
                     "data": content_hash(data),
-                    "rows": [base.rows, base.text, base.sequence_length, base.suffix_share],
+                    "rows": [
+                        base.rows,
+                        base.text,
+                        base.held_out,
+                        base.sequence_length,
+                        base.suffix_share,
+                        base.crop_share,
+                    ],
                     "weights": weights_hash(model),
                 },
             )
@@ -76,15 +86,17 @@ def main() -> None:
 
 
 def running_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast) -> list[list[Row]]:
-    """Blocks of running text for training (the records' or `base.text`) and for validation (the records')."""
+    """Blocks of running text for training and for validation: the records', or `base.text` and what it holds out."""
     needed = base.training.steps * base.training.batch_size * base.training.gradient_accumulation
     texts = {
         split: [row["prompt"] + row["output"] for row in read_split(data, split, ["prompt", "output"])]
         for split in ("train", "valid")
     }
-    documents = texts["train"] if base.text == "train" else read_documents(base.text)
+    if base.text != "train":
+        texts["train"], held_out = split_documents(read_documents(base.text), base.held_out)
+        texts["valid"] = held_out[:MOST_VALID] or texts["valid"]
     packed = [
-        pack(tokenizer, documents, base.sequence_length, needed),
+        pack(tokenizer, texts["train"], base.sequence_length, needed),
         pack(tokenizer, texts["valid"], base.sequence_length),
     ]
     return [[{"ids": ids} for ids in rows] for rows in packed]

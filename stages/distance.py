@@ -31,7 +31,7 @@ def main() -> None:
     build, checkpoint = arguments.build, arguments.checkpoint
     with stage_run("distance", cell=checkpoint, params=tracked(params, "sweeps", "decode")) as run:
         lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
-        counts = read_json(build / "data" / "stats.json")["token_counts"]
+        counts = read_json(build / "data" / "vocabulary.json")["token_counts"]
         high_prior = frozenset(most_frequent(counts, params.evaluate.high_prior_tokens).tolist())
         eos_id = lm.tokenizer.eos_token_id
         examples = read_split(build / "data", "eval", ["id", "instruction", "prompt_ids", "answer_ids"])

@@ -16,7 +16,7 @@ def main() -> None:
     arguments = cli.stage_arguments(__doc__).parse_args()
     params = cli.stage_params(arguments)
     data = arguments.build / "data"
-    rule = make_rule(params.negatives, read_json(data / "stats.json"), params.evaluate.high_prior_tokens)
+    rule = make_rule(params.negatives, read_json(data / "vocabulary.json"), params.evaluate.high_prior_tokens)
     with stage_run("negatives", params=tracked(params, "seed", "negatives")) as run:
         for split in ("train", "valid"):
             examples = read_split(data, split, ["id", "prompt_ids", "answer_ids"])

@@ -1,11 +1,10 @@
 """Source -> cleaned, templated, tokenised splits, tokenizer and statistics under build/data."""
 
 from dlm import cli
-from dlm.data.prepare import SPLITS, load_splits, make_tokenizer, statistics, tokenise
-from dlm.data.splits import write_examples
+from dlm.data.prepare import SPLITS, load_splits, make_tokenizer, tokenise, write_prepared
 from dlm.data.template import Template
 from dlm.errors import run_script
-from dlm.files import atomic_directory, write_json
+from dlm.files import atomic_directory
 from dlm.params import tracked
 from dlm.tracking import stage_run
 
@@ -23,12 +22,8 @@ def main() -> None:
             splits[name], dropped[name] = tokenise(
                 records[name], template, tokenizer, params.data, needs_answer=name != "eval"
             )
-        stats = statistics(splits, tokenizer, {**counts, "dropped": dropped})
         with atomic_directory(out) as folder:
-            for name, examples in splits.items():
-                write_examples(folder / f"{name}.parquet", examples)
-            tokenizer.save_pretrained(folder / "tokenizer")
-            write_json(folder / "stats.json", stats)
+            stats = write_prepared(folder, splits, tokenizer, {**counts, "dropped": dropped})
         run.metrics({f"examples_{name}": count for name, count in stats["examples"].items()})
         run.table("samples", [{"prompt": e.prompt, "answer": e.record.output} for e in splits["train"][:20]])
         run.outputs([out])

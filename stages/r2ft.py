@@ -38,7 +38,7 @@ def main() -> None:
             rows["valid"],
             params.r2ft,
             length,
-            read_json(build / "data" / "stats.json")["token_counts"],
+            read_json(build / "data" / "vocabulary.json")["token_counts"],
             params.seed,
             {"data": content_hash(build / "data"), "negatives": content_hash(build / "negatives")},
         )

@@ -31,8 +31,8 @@ def main() -> None:
     logged = {**tracked(params, "sweeps", "r2ft"), "negatives": asdict(settings)}
     with stage_run("rejection", cell=name, params=logged) as run:
         corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
-        stats = read_json(data / "stats.json")
-        rule = make_rule(settings, stats, params.evaluate.high_prior_tokens)
+        vocabulary = read_json(data / "vocabulary.json")
+        rule = make_rule(settings, vocabulary, params.evaluate.high_prior_tokens)
         rows = {}
         for split in ("train", "valid"):
             examples = read_split(data, split, ["id", "prompt_ids", "answer_ids"])
@@ -70,12 +70,12 @@ def main() -> None:
             rows["valid"],
             replace(params.r2ft, training=training),
             length,
-            stats["token_counts"],
+            vocabulary["token_counts"],
             params.seed,
             {"data": content_hash(data), "negatives": asdict(settings)},
             visit=look,
         )
-        counts = np.asarray(stats["token_counts"])
+        counts = np.asarray(vocabulary["token_counts"])
         result = {
             "negatives": name,
             "settings": asdict(settings),

@@ -1,6 +1,7 @@
 """Masked-diffusion SFT of the base, in one of its two padding settings (METHOD §2).
 
-`sft` is the SFT-only model: loss on every padding EOS, and as many steps as SFT and R2FT together.
+`sft` is the SFT-only model: loss on every padding EOS (sft.supervise_padding), and as many steps as SFT and R2FT
+together.
 `sft_answer` is what R2FT starts from: loss on the answer and its first EOS only.
 """
 
@@ -28,20 +29,31 @@ def main() -> None:
     params = cli.stage_params(arguments)
     data = arguments.build / "data"
     out = arguments.build / "models" / arguments.variant
-    supervise_padding = arguments.variant == "sft"
-    steps = params.sft.training.steps + (params.r2ft.training.steps if supervise_padding else 0)
+    only = arguments.variant == "sft"
+    supervise_padding = only and params.sft.supervise_padding
+    steps = params.sft.training.steps + (params.r2ft.training.steps if only else 0)
     with stage_run("sft", cell=arguments.variant, params=tracked(params, "seed", "sft")) as run:
         model, tokenizer = load_trainable(arguments.build / "models" / "base", params.sft.lora, params.seed)
         collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, supervise_padding=supervise_padding)
         model, curve = fit(
             arguments.variant,
-            functools.partial(DiffusionTrainer, mask_id=tokenizer.mask_token_id, data_collator=collator),
+            functools.partial(
+                DiffusionTrainer,
+                mask_id=tokenizer.mask_token_id,
+                data_collator=collator,
+                crop_share=params.sft.crop_share,
+            ),
             model,
             read_split(data, "train", COLUMNS),
             read_split(data, "valid", COLUMNS),
             params.sft.training,
             params.seed,
-            {"data": content_hash(data), "weights": weights_hash(model), "padding": supervise_padding},
+            {
+                "data": content_hash(data),
+                "weights": weights_hash(model),
+                "padding": supervise_padding,
+                "crop": params.sft.crop_share,
+            },
             steps=steps,
         )
         template = Template(params.template.prompt, params.template.prompt_with_input)

@@ -18,8 +18,7 @@ from plain import PlainDecoder, supports
 from subjects import BUILTIN, SHAPES, Subject, random_model
 from tiny import tiny_lm
 
-from dlm.data.prepare import SPLITS, load_splits, make_tokenizer, statistics, tokenise
-from dlm.data.splits import write_examples
+from dlm.data.prepare import SPLITS, load_splits, make_tokenizer, tokenise, write_prepared
 from dlm.data.template import Template
 from dlm.decoding.commit import Open, ancestral
 from dlm.decoding.options import DecoderOptions, decoder_options
@@ -255,9 +254,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: tokenise(records[name], template, tokenizer, data, needs_answer=name != "eval")[0] for name in SPLITS
     }
     (folder / "data").mkdir()
-    for name, examples in splits.items():
-        write_examples(folder / "data" / f"{name}.parquet", examples)
-    write_json(folder / "data" / "stats.json", statistics(splits, tokenizer, counts))
+    write_prepared(folder / "data", splits, tokenizer, counts)
     shutil.copytree(BUILTIN, folder / "models" / "sft")
     shutil.copytree(BUILTIN.parent / "reference", folder / "models" / "reference")
     write_json(folder / "models" / "reference" / "training_perplexities.json", [1.5, 2.0])

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from scripts import stage
 from test_browser import browse, needs_chromium
 from test_judges import KEY, VARIABLE, Answer, Server, said
 from workspaces import Workspace
+
+from dlm.data.tokenizer import encode, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,7 @@ def test_a_number_makes_exactly_its_stages_stale(
         ("src/dlm/evaluation/metrics.py", {*EVALUATES, *ABLATIONS}),
         ("src/dlm/analysis/claims.py", {"report"}),
         ("src/dlm/tracking.py", set()),
+        ("build/data/eval.parquet", {"prepare", "reference", *DECODES, *EVALUATES, *ABLATIONS, "report"}),
     ],
 )
 def test_an_edit_makes_exactly_its_stages_stale(workspace: Workspace, file: str, expected: set[str]) -> None:
@@ -264,8 +268,31 @@ def test_sweeps(workspace: Workspace) -> None:
     assert data["panels"][0]["lines"][0]["x"] == [0, 1, 2]
     written = next(shown for shown in data["panels"][1]["lines"] if shown["label"] == "written by top_k")
     assert written["x"] == [0, 1, 2]
+    fluency = json.loads((workspace.folder / "results/fluency/table.json").read_text())
+    assert [row["answers"] for row in fluency["rows"]] == ["real answers", "reference-nucleus", *CELLS]
+    assert min(row["perplexity"] for row in fluency["rows"]) == fluency["rows"][0]["perplexity"]  # nobody has learnt
+    cell = json.loads((workspace.folder / "build/evaluation/sft-conv.json").read_text())
+    shown = next(row for row in fluency["rows"] if row["answers"] == "sft-conv")
+    assert shown["reference_perplexity"] == cell["perplexity"]
     assert json.loads(workspace.run("dvc", "status", "--json", "sweeps/dvc.yaml").stdout) == {}
     assert workspace.stale() == set()
+
+
+def test_fluency_under_held_out_text(workspace: Workspace, tmp_path: Path) -> None:
+    """The documents that base.held_out keeps from the models, as many tokens of them as asked for."""
+    documents = [f"The harbour of town {i} is small, and the winter there is short." for i in range(40)]
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    params = json.loads(json.dumps(workspace.params))
+    params["base"] |= {"text": str(tmp_path / "text.txt"), "held_out": 0.25}
+    params["report"]["results"] = str(tmp_path)
+    counts = []
+    for tokens in (100, 100000):
+        params["sweeps"]["ngram"]["tokens"] = tokens
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        stage("fluency", "--params", str(tmp_path / "params.yaml"), folder=workspace.folder)
+        counts.append(json.loads((tmp_path / "fluency/table.json").read_text())["tokens"])
+    tokenizer = load_tokenizer(workspace.folder / "build/data/tokenizer")
+    assert counts == [100, sum(map(len, encode(tokenizer, documents[30:])))]
 
 
 def test_a_cold_run_gives_the_same_hashes(workspace: Workspace) -> None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from dlm.blocks import DataParams, TokenizerParams
-from dlm.data.prepare import SPLITS, deal, load_splits, make_tokenizer, statistics, tokenise
+from dlm.data.prepare import SPLITS, deal, load_splits, make_tokenizer, statistics, tokenise, vocabulary, write_prepared
 from dlm.data.records import Record
 from dlm.data.splits import Example, log_prior, read_split, write_examples
 from dlm.data.template import Template, load_template
@@ -286,15 +286,16 @@ def test_statistics_by_hand() -> None:
     found = statistics(splits, BYTES, {"read": 4})
     counts = [0] * len(BYTES)
     counts[a], counts[b] = 2, 2
-    assert found["token_counts"] == counts
+    known = vocabulary(splits["train"], BYTES)
+    assert known["token_counts"] == counts
     assert found["most_frequent"][:2] == [["a", 2], ["b", 2]]
-    assert (found["vocab_size"], found["eos_id"], found["mask_id"]) == (258, BYTES.eos_token_id, BYTES.mask_token_id)
+    assert (known["vocab_size"], known["eos_id"], known["mask_id"]) == (258, BYTES.eos_token_id, BYTES.mask_token_id)
     assert found["examples"] == {"train": 2, "valid": 1, "eval": 1}
     assert found["records"] == {"read": 4}
     # Prompts of 8 and 10 ids, answers of 3 and 1; percentiles interpolate.
     assert found["prompt_length"]["train"] == {"p0": 8.0, "p5": 8.1, "p50": 9.0, "p95": 9.9, "p100": 10.0}
     assert found["answer_length"]["train"] == pytest.approx({"p0": 1, "p5": 1.1, "p50": 2, "p95": 2.9, "p100": 3})
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert json.loads(json.dumps([found, known], allow_nan=False)) == [found, known]
 
 
 # On disk
@@ -354,9 +355,7 @@ def prepare(data: DataParams, folder: Path) -> None:
     splits = {}
     for name in SPLITS:
         splits[name], counts[name] = tokenise(records[name], TEMPLATE, tokenizer, data, needs_answer=name != "eval")
-        write_examples(folder / f"{name}.parquet", splits[name])
-    tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "stats.json").write_text(json.dumps(statistics(splits, tokenizer, counts)))
+    write_prepared(folder, splits, tokenizer, counts)
 
 
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:

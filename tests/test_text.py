@@ -9,7 +9,7 @@ import pytest
 import torch
 import zstandard
 
-from dlm.data.text import read_documents
+from dlm.data.text import read_documents, split_documents
 from dlm.errors import UserError, run_script
 
 TEXT = "First line.\nIts second line.\n\nSecond document.\n \n\nThird, mit Umlaut: ü.\n"
@@ -44,6 +44,13 @@ def test_bad_text_is_one_line(tmp_path: Path, raw: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read_documents(tmp_path / "t.txt")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.0, 0), (0.1, 1), (0.34, 3), (0.5, 5)])
+def test_the_last_documents_are_held_out(share: float, held_out: int) -> None:
+    documents = [f"document {i}" for i in range(10)]
+    train, rest = split_documents(documents, share)
+    assert train + rest == documents and len(rest) == held_out
 
 
 def test_missing_text(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
@@ -25,7 +27,7 @@ from dlm.errors import UserError
 from dlm.models.backbone import new_backbone
 from dlm.training import objectives
 from dlm.training.batches import CausalCollator, PackedCollator, R2ftCollator, SftCollator, WholeSteps
-from dlm.training.objectives import DiffusionTrainer, R2ftTrainer
+from dlm.training.objectives import DiffusionTrainer, R2ftTrainer, crop_length
 from dlm.training.run import curve, fit, last_whole_checkpoint
 
 LENGTH = 24
@@ -112,13 +114,16 @@ def sft(
     fingerprint: str = "one",
     steps: int | None = None,
     pad: bool = True,
+    crop: float = 0.0,
     visit: Callable[[int, PreTrainedModel], None] | None = None,
 ) -> list[dict[str, float]]:
     """`fit` as the sft stage calls it, with callbacks of the test's own."""
 
     def make(*, callbacks: list[TrainerCallback], **rest: Any) -> DiffusionTrainer:
         collator = SftCollator(LENGTH, EOS, supervise_padding=pad)
-        return DiffusionTrainer(mask_id=MASK, data_collator=collator, callbacks=[*callbacks, *extra], **rest)
+        return DiffusionTrainer(
+            mask_id=MASK, data_collator=collator, callbacks=[*callbacks, *extra], crop_share=crop, **rest
+        )
 
     told = {"test": fingerprint}
     return fit("sft", make, model, list(train), list(valid), params, 7, told, steps=steps, visit=visit)[1]
@@ -325,6 +330,34 @@ def test_cut_rows_weigh_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loss.item() == pytest.approx(torch.stack(means).sum().item() / int(maskable.sum()), rel=1e-5)
     made.compute_loss(model.eval(), {**batch, "place": torch.arange(5)})
     assert len(drawn) == 1
+
+
+def test_the_length_of_a_crop() -> None:
+    """Uniform over 1 to L for the share of the steps, whole otherwise; the same again for the same seed and step."""
+    assert [crop_length(24, 0.0, 7, step) for step in range(50)] == [24] * 50
+    drawn = np.array([crop_length(24, 1.0, 7, step) for step in range(4800)])
+    counts = np.bincount(drawn, minlength=25)
+    assert counts[0] == 0 and chisquare(counts[1:]).pvalue > 1e-3
+    mixed = [crop_length(24, 0.25, 7, step) for step in range(4800)]
+    cut = [length != whole for length, whole in zip(mixed, [24] * 4800, strict=True)]
+    assert np.mean(cut) == pytest.approx(0.25 * 23 / 24, abs=0.02)
+    assert mixed == [crop_length(24, 0.25, 7, step) for step in range(4800)]
+    assert mixed != [crop_length(24, 0.25, 8, step) for step in range(4800)]
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2)])
+def test_every_row_of_a_step_is_cropped_alike(noise: dict[str, list[Any]], batch_size: int, accumulation: int) -> None:
+    """And the loss is a mean over what is left, though it may be the prompt alone; evaluation sees whole canvases."""
+    params = replace(TRAINING, batch_size=batch_size, gradient_accumulation=accumulation)
+    rows = sft(tiny_model(), params, pad=False, crop=1.0)
+    wanted = [crop_length(LENGTH, 1.0, 7, step) for step in range(TRAINING.steps)]
+    assert min(wanted) <= 4 < max(wanted)  # one below the shortest prompts, too
+    lengths = [xt.shape[1] for xt in noise["xt"] if len(xt) == batch_size]
+    assert lengths.count(LENGTH) >= len(VALID) // batch_size
+    trained = [length for length in lengths if length != LENGTH]
+    assert trained == [length for length in wanted if length != LENGTH for _ in range(accumulation)]
+    assert all(math.isfinite(row["eval_loss"]) for row in rows)
+    assert rows[-1]["eval_loss"] < rows[0]["eval_loss"]
 
 
 def test_diffusion_noise_is_that_of_the_step_and_not_of_global_state(noise: dict[str, list[Any]]) -> None:

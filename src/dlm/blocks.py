@@ -197,6 +197,9 @@ class BaseParams:
         launcher: what starts the stage's script, and how many processes of it (docs/scale.md).
         layout: of `checkpoint` (models.layouts).
         tokenizer: where the tokenizer of `checkpoint` is, null for beside it.
+        held_out: share of the documents of `text`, its last ones, for the loss on held-out data and for the n-gram
+            scorer; no model is trained on them.
+        crop_share: share of the steps whose canvases are cut to a random length (LLaDA's recipe).
     """
 
     launcher: str
@@ -206,18 +209,25 @@ class BaseParams:
     tokenizer: str | None
     rows: Literal["text", "records"]
     text: str
+    held_out: float
     sequence_length: int
     suffix_share: float
+    crop_share: float
     training: TrainingParams
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
         at_least(self, where, 2, ["sequence_length"])
-        share(self, where, ["suffix_share"])
+        share(self, where, ["suffix_share", "crop_share", "held_out"])
         cuts = self.rows == "records" or not self.suffix_share
         require(cuts, dotted(where, "suffix_share"), "0 where rows is text", self.suffix_share)
+        either = not self.suffix_share or not self.crop_share
+        require(either, dotted(where, "crop_share"), "0 where suffix_share is not", self.crop_share)
         ours = self.rows == "text" or self.text == "train"
         require(ours, dotted(where, "text"), "train where rows is records", self.text)
+        own = self.text != "train" or not self.held_out
+        require(own, dotted(where, "held_out"), "0 where text is train: data.valid_size is held out", self.held_out)
+        require(self.held_out < 1, dotted(where, "held_out"), "below 1", self.held_out)
 
 
 @dataclass(frozen=True)
@@ -262,14 +272,22 @@ class LoraParams:
 
 @dataclass(frozen=True)
 class SftParams:
-    """Supervised fine-tuning (METHOD §2); the SFT-only model trains `r2ft.training.steps` longer."""
+    """Supervised fine-tuning (METHOD §2); the SFT-only model trains `r2ft.training.steps` longer.
+
+    Attributes:
+        supervise_padding: whether the SFT-only model's loss counts every EOS of the padding, as in the paper.
+        crop_share: share of the steps whose canvases are cut to a random length; a rival of R2FT.
+    """
 
     launcher: str
+    supervise_padding: bool
+    crop_share: float
     lora: LoraParams
     training: TrainingParams
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
+        share(self, where, ["crop_share"])
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,17 @@ class RejectionParams:
 
 
 @dataclass(frozen=True)
+class NgramParams:
+    """The n-gram scorer (evaluation/ngram.py): its order, and at most how many tokens of text it is made of."""
+
+    order: int
+    tokens: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["order", "tokens"])
+
+
+@dataclass(frozen=True)
 class SweepsParams:
     """Settings of decoders and of R2FT that the figures go through (`make sweeps`); no part of the default run.
 
@@ -109,6 +120,7 @@ class SweepsParams:
     gains: tuple[Gain, ...]
     top_k: tuple[int, ...]
     candidates: int
+    ngram: NgramParams
     distance_bin: int
     rejection: RejectionParams
 

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from dlm.data.evalsets import read_evaluation_set
 from dlm.data.grammar import load_grammar
 from dlm.data.records import Record
 from dlm.data.sources import load_hub, read_records
-from dlm.data.splits import Example
+from dlm.data.splits import Example, most_frequent, write_examples
 from dlm.data.template import Template
 from dlm.data.tokenizer import encode, load_tokenizer, train_tokenizer
 from dlm.errors import UserError
+from dlm.files import write_json
 
 SPLITS = ("train", "valid", "eval")
 
@@ -104,22 +106,41 @@ def tokenise(
 def statistics(
     splits: dict[str, list[Example]], tokenizer: PreTrainedTokenizerFast, counts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Counts, length percentiles, and the token priors: how often each id occurs in the training answers."""
-    occurrences = np.bincount(
-        np.concatenate([np.asarray(e.answer_ids, dtype=np.int64) for e in splits["train"]]), minlength=len(tokenizer)
-    )
-    ranked = np.argsort(-occurrences, kind="stable")
+    """Counts, length percentiles, the training answers' most frequent tokens: for people to read."""
+    occurrences = vocabulary(splits["train"], tokenizer)["token_counts"]
+    frequent = most_frequent(occurrences, 20).tolist()
     return {
         "records": counts,
         "examples": {name: len(examples) for name, examples in splits.items()},
         "prompt_length": {name: _percentiles([len(e.prompt_ids) for e in ex]) for name, ex in splits.items()},
         "answer_length": {name: _percentiles([len(e.answer_ids) for e in ex]) for name, ex in splits.items()},
+        "most_frequent": [[tokenizer.decode([i]), occurrences[i]] for i in frequent],
+    }
+
+
+def vocabulary(train: list[Example], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The special ids, and the token priors: how often each id occurs in the training answers."""
+    ids = np.concatenate([np.asarray(e.answer_ids, dtype=np.int64) for e in train])
+    return {
         "vocab_size": len(tokenizer),
         "eos_id": tokenizer.eos_token_id,
         "mask_id": tokenizer.mask_token_id,
-        "most_frequent": [[tokenizer.decode([int(i)]), int(occurrences[i])] for i in ranked[:20]],
-        "token_counts": occurrences.tolist(),
+        "token_counts": np.bincount(ids, minlength=len(tokenizer)).tolist(),
     }
+
+
+def write_prepared(
+    folder: Path, splits: dict[str, list[Example]], tokenizer: PreTrainedTokenizerFast, counts: dict[str, Any]
+) -> dict[str, Any]:
+    """All that the prepare stage leaves, each kind in its own file, so that what is trained does not depend on what is
+    evaluated; the statistics are returned."""
+    found = statistics(splits, tokenizer, counts)
+    for name, examples in splits.items():
+        write_examples(folder / f"{name}.parquet", examples)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    write_json(folder / "vocabulary.json", vocabulary(splits["train"], tokenizer))
+    write_json(folder / "stats.json", found)
+    return found
 
 
 def _percentiles(lengths: list[int]) -> dict[str, float]:

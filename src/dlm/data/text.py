@@ -26,6 +26,12 @@ def read_documents(path: Path | str) -> list[str]:
     return [document.strip() for document in re.split(r"\n\s*\n", text) if document.strip()]
 
 
+def split_documents(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
+    """What is trained on, and the share that is not: the last documents."""
+    cut = len(documents) - round(len(documents) * held_out)
+    return documents[:cut], documents[cut:]
+
+
 def pack(
     tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], length: int, limit: int | None = None
 ) -> list[list[int]]:

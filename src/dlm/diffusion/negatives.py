@@ -10,15 +10,15 @@ from dlm.data.splits import most_frequent
 from dlm.diffusion.corruption import RULES, Rule
 
 
-def make_rule(settings: NegativesParams, stats: Mapping[str, Any], high_prior_tokens: int) -> Rule:
+def make_rule(settings: NegativesParams, vocabulary: Mapping[str, Any], high_prior_tokens: int) -> Rule:
     """Algorithm 1's numbers, and the corpus's most frequent tokens with their prior.
 
     Args:
-        stats: of the prepare stage (token_counts, eos_id).
+        vocabulary: of the prepare stage (token_counts, eos_id).
         high_prior_tokens: how many tokens count as frequent.
     """
-    counts = np.asarray(stats["token_counts"])
-    frequent = most_frequent(stats["token_counts"], high_prior_tokens)
+    counts = np.asarray(vocabulary["token_counts"])
+    frequent = most_frequent(vocabulary["token_counts"], high_prior_tokens)
     return Rule(
         g_max=settings.g_max,
         z_min=settings.z_min,
@@ -28,7 +28,7 @@ def make_rule(settings: NegativesParams, stats: Mapping[str, Any], high_prior_to
         high_prior_share=settings.high_prior_share,
         prior_ids=frequent,
         prior_p=counts[frequent] / counts[frequent].sum(),
-        eos_id=stats["eos_id"],
+        eos_id=vocabulary["eos_id"],
     )
 
 

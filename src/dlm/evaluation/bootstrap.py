@@ -1,5 +1,6 @@
 """Confidence intervals that respect clusters: the several decoding seeds of one prompt are not independent draws."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import NormalDist
 
@@ -64,6 +65,15 @@ def mean_with_ci(
         return None, None
     interval = bootstrap_ci(values, clusters, samples=samples)
     return float(np.mean(kept)), list(interval) if interval else None
+
+
+def geometric_mean_with_ci(
+    values: Sequence[float | None], clusters: Sequence[int], samples: int
+) -> tuple[float | None, list[float] | None]:
+    """As mean_with_ci, of positive values on their logarithmic scale: exp(mean log)."""
+    logs = [None if value is None else math.log(value) for value in values]
+    mean, interval = mean_with_ci(logs, clusters, samples)
+    return None if mean is None else math.exp(mean), interval and [math.exp(bound) for bound in interval]
 
 
 def jackknife_ci(

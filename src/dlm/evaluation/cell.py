@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from dlm.data.grammar import load_grammar
 from dlm.data.splits import log_prior, most_frequent, read_split
 from dlm.errors import UserError
 from dlm.evaluation import metrics
-from dlm.evaluation.bootstrap import jackknife_ci, mean_with_ci
+from dlm.evaluation.bootstrap import geometric_mean_with_ci, jackknife_ci, mean_with_ci
 from dlm.evaluation.divergence import buckets, mauve, response_features
 from dlm.evaluation.preferences import judge_failed, win_rates
 from dlm.evaluation.scorer import Scorer, load_scorer
@@ -77,17 +76,17 @@ class Corpus:
 
 def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, batch_size: int) -> Corpus:
     """Collect a corpus from the artefacts of prepare and reference."""
-    stats = read_json(build / "data" / "stats.json")
-    frequent = most_frequent(stats["token_counts"], evaluate.high_prior_tokens)
+    vocabulary = read_json(build / "data" / "vocabulary.json")
+    frequent = most_frequent(vocabulary["token_counts"], evaluate.high_prior_tokens)
     reference = load_checkpoint(build / "models" / "reference", causal=True)[0]
-    scorer, perplexities = load_scorer(build, evaluate.scorer, reference, stats["eos_id"], batch_size)
+    scorer, perplexities = load_scorer(build, evaluate.scorer, reference, vocabulary["eos_id"], batch_size)
     columns = ["id", "instruction", "input", "prompt", "prompt_ids", "meta", "output"]
     return Corpus(
         examples={row["id"]: row for row in read_split(build / "data", "eval", columns)},
         high_prior=frozenset(frequent.tolist()),
-        log_prior=log_prior(stats["token_counts"]),
+        log_prior=log_prior(vocabulary["token_counts"]),
         inlier_bounds=metrics.inlier_bounds([p for p in perplexities if p is not None]),
-        eos_id=stats["eos_id"],
+        eos_id=vocabulary["eos_id"],
         judge=SlotJudge(load_grammar(data.builtin.grammar)) if data.source == "builtin" else None,
         scorer=scorer,
         reference=reference,
@@ -172,13 +171,8 @@ def summarise(
     clusters = [row["id"] for row in rows]
     summary: dict[str, Any] = {"n": len(rows), "prompts": len(set(clusters))}
     for name in PER_ANSWER:
-        values = [row.get(name) for row in rows]
-        if name == "perplexity":
-            values = [None if value is None else math.log(value) for value in values]
-        mean, interval = mean_with_ci(values, clusters, samples)
-        if name == "perplexity":
-            mean = None if mean is None else math.exp(mean)
-            interval = interval and [math.exp(bound) for bound in interval]
+        average = geometric_mean_with_ci if name == "perplexity" else mean_with_ci
+        mean, interval = average([row.get(name) for row in rows], clusters, samples)
         summary |= {name: mean, f"{name}_ci": interval}
     bigrams = metrics.numbered_ngrams([row["tokens"] for row in rows], 2)
     spread = jackknife_ci(clusters, lambda chosen: metrics.distinct_share([bigrams[i] for i in chosen]))

@@ -23,16 +23,30 @@ def step_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
+def crop_length(length: int, share: float, seed: int, step: int) -> int:
+    """How much of a canvas of `length` is kept at a step: all, or with probability `share` uniformly 1 to `length`."""
+    chosen, cut = torch.rand(2, generator=torch.Generator().manual_seed(step_seed(seed, "crop", step))).tolist()
+    return 1 + int(cut * length) if chosen < share else length
+
+
 class DiffusionTrainer(OursTrainer):
     """NELBO per supervised token on {x0, maskable} (paper Eq. 3), for pretraining and SFT.
 
     Args:
         suffix_share: share of the training rows that are masked by `mask_suffix` instead; needs `eos_id`.
+        crop_share: share of the steps whose canvases are cut to a length drawn from 1 to their own (LLaDA's
+            pretraining); all rows of such a global batch to the same.
     """
 
-    def __init__(self, *, mask_id: int, suffix_share: float = 0.0, eos_id: int = -1, **rest: Any) -> None:
+    def __init__(
+        self, *, mask_id: int, suffix_share: float = 0.0, eos_id: int = -1, crop_share: float = 0.0, **rest: Any
+    ) -> None:
         super().__init__(**rest)
-        self.mask_id, self.suffix_share, self.eos_id = mask_id, suffix_share, eos_id
+        self.mask_id, self.suffix_share, self.eos_id, self.crop_share = mask_id, suffix_share, eos_id, crop_share
+
+    def cropped(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        length = crop_length(batches[0]["x0"].shape[1], self.crop_share, self.args.seed, self.state.global_step)
+        return [{name: values[:, :length] for name, values in batch.items()} for batch in batches]
 
     def weight(self, inputs: dict[str, Any]) -> Tensor:
         maskable: Tensor = inputs["maskable"]

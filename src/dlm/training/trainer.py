@@ -46,6 +46,10 @@ class OursTrainer(Trainer, ABC):
     def weight(self, inputs: dict[str, Any]) -> Tensor:
         """What each row's loss is a sum over [batch]."""
 
+    def cropped(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches of a step as they are to be trained on."""
+        return batches
+
     def _get_train_sampler(self, train_dataset: Any = None) -> WholeSteps:
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -60,8 +64,9 @@ class OursTrainer(Trainer, ABC):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.cropped(batches) if batches else batches
         total = sum(self.weight(batch).sum() for batch in batches)
-        return batches, self.accelerator.gather(total).sum() if batches else None
+        return batches, self.accelerator.gather(total).sum().clamp(min=1) if batches else None
 
     def compute_loss(
         self,

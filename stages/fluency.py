@@ -1,0 +1,109 @@
+"""Perplexity under an n-gram model of held-out text, beside the reference's: table.json and table.md (sweeps)."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from dlm import cli
+from dlm.data.splits import read_split
+from dlm.data.text import read_documents, split_documents
+from dlm.data.tokenizer import encode, load_tokenizer
+from dlm.errors import run_script
+from dlm.evaluation.bootstrap import geometric_mean_with_ci
+from dlm.evaluation.ngram import NgramScorer
+from dlm.files import atomic_directory, read_json, read_jsonl, write_json, write_text
+from dlm.params import Params, tracked
+from dlm.tracking import stage_run
+
+CHECKPOINTS = ("sft", "r2ft")
+REFERENCE = "reference-nucleus"
+
+
+def main() -> None:
+    arguments = cli.stage_arguments(__doc__).parse_args()
+    params = cli.stage_params(arguments)
+    build = arguments.build
+    with stage_run("fluency", params=tracked(params, "sweeps", "base")) as run:
+        scorer, counted = make_scorer(params, build)
+        examples = {row["id"]: row for row in read_split(build / "data", "eval", ["id", "prompt_ids", "answer_ids"])}
+        real = [{"id": row["id"], "tokens": row["answer_ids"]} for row in examples.values()]
+        sources = {REFERENCE: build / "models/reference/answers.jsonl"} | {
+            cell: build / "answers" / f"{cell}.jsonl"
+            for cell in map("-".join, itertools.product(CHECKPOINTS, params.report.decoders))
+        }
+        rows = [score("real answers", real, examples, scorer, params)]
+        for cell, source in sources.items():
+            found = read_json(build / "evaluation" / f"{cell}.json")
+            reference = {f"reference_{name}": found[name] for name in ("perplexity", "perplexity_ci")}
+            rows.append({**score(cell, read_jsonl(source), examples, scorer, params), **reference})
+        pairs = [(row["perplexity"], row["reference_perplexity"]) for row in rows[1:] if row["perplexity"] is not None]
+        agreement = float(spearmanr(pairs).statistic) if len(pairs) > 2 else None
+        table = {"order": scorer.order, "tokens": counted, "rank_correlation": agreement, "rows": rows}
+        out = Path(params.report.results) / "fluency"
+        with atomic_directory(out) as folder:
+            write_json(folder / "table.json", table)
+            write_text(folder / "table.md", to_markdown(table))
+        run.table("fluency", rows)
+        run.outputs([out])
+    print(to_markdown(table), end="")
+
+
+def make_scorer(params: Params, build: Path) -> tuple[NgramScorer, int]:
+    """The scorer, and how many tokens it has counted."""
+    tokenizer = load_tokenizer(build / "data" / "tokenizer")
+    settings, texts, left = params.sweeps.ngram, [], params.sweeps.ngram.tokens
+    for ids in held_out(params, build, tokenizer):
+        if left <= 0:
+            break
+        texts.append(ids[:left])
+        left -= len(texts[-1])
+    return NgramScorer(texts, settings.order, len(tokenizer)), settings.tokens - left
+
+
+def held_out(params: Params, build: Path, tokenizer: Any) -> Iterator[list[int]]:
+    """Documents of `base.text` that no model was trained on; where it holds none out, the held-out records."""
+    if params.base.held_out:
+        documents = split_documents(read_documents(params.base.text), params.base.held_out)[1]
+        for start in range(0, len(documents), 1000):
+            yield from encode(tokenizer, documents[start : start + 1000])
+    else:
+        for row in read_split(build / "data", "valid", ["prompt_ids", "answer_ids"]):
+            yield row["prompt_ids"] + row["answer_ids"]
+
+
+def score(
+    name: str,
+    answers: list[dict[str, Any]],
+    examples: dict[int, dict[str, Any]],
+    scorer: NgramScorer,
+    params: Params,
+) -> dict[str, Any]:
+    """A row of the table: the geometric mean over the answers that are not empty."""
+    values = [scorer.perplexity(examples[answer["id"]]["prompt_ids"], answer["tokens"]) for answer in answers]
+    ids = [answer["id"] for answer in answers]
+    mean, interval = geometric_mean_with_ci(values, ids, params.evaluate.bootstrap_samples)
+    return {"answers": name, "n": len(answers), "perplexity": mean, "perplexity_ci": interval}
+
+
+def to_markdown(table: dict[str, Any]) -> str:
+    """The table with what it was counted on."""
+
+    def shown(row: dict[str, Any], name: str) -> str:
+        if row.get(name) is None:
+            return ""
+        return f"{row[name]:.2f} [{row[f'{name}_ci'][0]:.2f}, {row[f'{name}_ci'][1]:.2f}]"
+
+    lines = ["| answers | n | n-gram perplexity | under the reference |", "| --- | --- | --- | --- |"]
+    for row in table["rows"]:
+        figures = [shown(row, name) for name in ("perplexity", "reference_perplexity")]
+        lines.append(f"| {row['answers']} | {row['n']} | {figures[0]} | {figures[1]} |")
+    agreement = "" if (found := table["rank_correlation"]) is None else f" Rank correlation of the two: {found:.2f}."
+    lines += ["", f"{table['order']}-grams of {table['tokens']:,} tokens that no model was trained on.{agreement}"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_script(main)
