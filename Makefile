@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: setup repro sweeps test lint browser ui profile clean
+.PHONY: setup repro sweeps test lint audit browser ui profile clean
 
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro
@@ -16,12 +16,17 @@ sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
 	dvc repro sweeps/dvc.yaml
 
 test: $(READY) lint browser  ## lint, types, tests
-	env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE pytest
+	env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
+
+audit:  ## known vulnerabilities of what requirements.lock pins; asks pypi.org
+	$(PYTHON) -m venv .cache/audit
+	.cache/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.cache/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 browser:  # for the tests that open pages; without it and without root's apt-get they are skipped
 	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \

@@ -1,27 +1,22 @@
 """The base checkpoint under build/models/base: an existing one, a random one, or one pretrained here."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from dlm import cli
-from dlm.blocks import BaseParams
 from dlm.data.splits import read_split
-from dlm.data.text import pack, read_documents, split_documents
+from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
 from dlm.files import content_hash
 from dlm.models.backbone import load_checkpoint, new_backbone
 from dlm.params import tracked
 from dlm.tracking import stage_run
-from dlm.training.batches import PackedCollator, Row, SftCollator
+from dlm.training.batches import PackedCollator, SftCollator
 from dlm.training.objectives import DiffusionTrainer
 from dlm.training.run import fit, save_trained, weights_hash
-
-MOST_VALID = 500  # held-out documents for the loss: enough for it to be steady
 
 
 def main() -> None:
@@ -50,7 +45,7 @@ def main() -> None:
                 train, valid = (read_split(data, split, ["prompt_ids", "answer_ids"]) for split in ("train", "valid"))
             else:
                 collator = PackedCollator()
-                train, valid = running_text(base, data, tokenizer)
+                train, valid = packed_text(base, data, tokenizer)
             model, curve = fit(
                 "base",
                 functools.partial(
@@ -83,23 +78,6 @@ def main() -> None:
         run.metrics({"parameters": model.num_parameters(), **(curve[-1] if curve else {})})
         run.curve(curve)
         run.outputs([out])
-
-
-def running_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast) -> list[list[Row]]:
-    """Blocks of running text for training and for validation: the records', or `base.text` and what it holds out."""
-    needed = base.training.steps * base.training.batch_size * base.training.gradient_accumulation
-    texts = {
-        split: [row["prompt"] + row["output"] for row in read_split(data, split, ["prompt", "output"])]
-        for split in ("train", "valid")
-    }
-    if base.text != "train":
-        texts["train"], held_out = split_documents(read_documents(base.text), base.held_out)
-        texts["valid"] = held_out[:MOST_VALID] or texts["valid"]
-    packed = [
-        pack(tokenizer, texts["train"], base.sequence_length, needed),
-        pack(tokenizer, texts["valid"], base.sequence_length),
-    ]
-    return [[{"ids": ids} for ids in rows] for rows in packed]
 
 
 if __name__ == "__main__":

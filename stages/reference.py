@@ -1,4 +1,4 @@
-"""The autoregressive reference: fine-tuned on the same records, nucleus answers, and the training perplexities."""
+"""The autoregressive reference: trained on the same data, its nucleus answers, and the training perplexities."""
 
 import functools
 
@@ -6,6 +6,7 @@ import torch
 
 from dlm import cli, processes
 from dlm.data.splits import read_split
+from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
 from dlm.evaluation.perplexity import response_perplexities
@@ -14,9 +15,9 @@ from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
 from dlm.models.reference import nucleus_answers
 from dlm.params import tracked
 from dlm.tracking import stage_run
-from dlm.training.batches import CausalCollator
+from dlm.training.batches import CausalCollator, CausalPackedCollator
 from dlm.training.causal import CausalTrainer
-from dlm.training.run import fit, weights_hash
+from dlm.training.run import fit, weights_hash, write_curve
 
 COLUMNS = ["id", "prompt_ids", "answer_ids"]
 SCORED_TRAINING_RESPONSES = 500
@@ -27,7 +28,7 @@ def main() -> None:
     params = cli.stage_params(arguments)
     settings, data = params.reference, arguments.build / "data"
     out = arguments.build / "models" / "reference"
-    with stage_run("reference", params=tracked(params, "seed", "model", "reference", "decode")) as run:
+    with stage_run("reference", params=tracked(params, "seed", "model", "base", "reference", "decode")) as run:
         tokenizer = load_tokenizer(data / "tokenizer")
         if settings.init == "checkpoint":
             model, own_tokenizer = load_checkpoint(settings.checkpoint, causal=True)
@@ -38,6 +39,18 @@ def main() -> None:
                 )
         else:
             model = new_backbone(params.model, tokenizer, params.seed, causal=True)
+        if settings.init == "pretrain":
+            train, valid = packed_text(params.base, data, tokenizer)
+            model, _ = fit(
+                "reference-text",
+                functools.partial(CausalTrainer, data_collator=CausalPackedCollator()),
+                model,
+                train,
+                valid,
+                params.base.training,
+                params.seed,
+                {"data": content_hash(data), "text": params.base.text, "weights": weights_hash(model)},
+            )
         train = read_split(data, "train", COLUMNS)
         model, curve = fit(
             "reference",
@@ -71,7 +84,7 @@ def main() -> None:
         )
         with atomic_directory(out) as folder:
             save_checkpoint(folder, model, tokenizer)
-            write_json(folder / "curve.json", curve)
+            write_curve(folder, curve)
             write_json(folder / "training_perplexities.json", perplexities)
             write_jsonl(folder / "answers.jsonl", answers)
         run.metrics(curve[-1])

@@ -125,13 +125,7 @@ def test_decoding_by_two_processes_gives_the_same_file(folder: Path, tmp_path: P
     other = shared(folder, tmp_path, *cell)
     answers = Path("build/answers/r2ft-conv.jsonl")
     assert (other / answers).read_bytes() == (folder / answers).read_bytes()
-    # Killed after a seed: what each process had finished is not decoded again.
-    before = {path: path.stat().st_mtime_ns for path in (other / ".cache/decoding").rglob("*-of-2.jsonl")}
-    assert len(before) == 4
-    (other / answers).unlink()
-    by_two(other, str(ROOT / "stages/decode.py"), *cell[1:])
-    assert (other / answers).read_bytes() == (folder / answers).read_bytes()
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not list((other / ".cache/decoding").rglob("*.jsonl"))  # each process's parts are of no more use
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])

@@ -250,7 +250,7 @@ def check_dlm(words: list[str], folder: Path, scratch: Path) -> None:
     """Options, decoders and blocks by the command's own checks, up to loading the checkpoint."""
     assert words[0] in parsers()[1]
     if (
-        words[0] in ("decoders", "backfill")
+        words[0] in ("decoders", "backfill", "verify")
         or len(words) == 1
         or "CHECKPOINT" in words
         or "SOURCE" in words

@@ -67,7 +67,7 @@ ABLATIONS = {"ablation@sft", "ablation@r2ft"}
     ("name", "value", "expected"),
     [
         ("data.eval_size", 5, {"prepare"}),
-        ("base.training.steps", 3, {"base"}),
+        ("base.training.steps", 3, {"base", "reference"}),
         ("reference.top_p", 0.9, {"reference"}),
         ("sft.training.learning_rate", 1.0e-4, {"sft@sft", "sft@sft_answer"}),
         ("r2ft.training.steps", 3, {"r2ft", "sft@sft"}),

@@ -3,14 +3,19 @@
 import errno
 import gzip
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import zstandard
+from scripts import ROOT
 
-from dlm.data.text import read_documents, split_documents
+from dlm.data.splits import write_examples
+from dlm.data.text import packed_text, read_documents, split_documents
+from dlm.data.tokenizer import encode, train_tokenizer
 from dlm.errors import UserError, run_script
+from dlm.params import load_params
 
 TEXT = "First line.\nIts second line.\n\nSecond document.\n \n\nThird, mit Umlaut: ü.\n"
 DOCUMENTS = ["First line.\nIts second line.", "Second document.", "Third, mit Umlaut: ü."]
@@ -51,6 +56,21 @@ def test_the_last_documents_are_held_out(share: float, held_out: int) -> None:
     documents = [f"document {i}" for i in range(10)]
     train, rest = split_documents(documents, share)
     assert train + rest == documents and len(rest) == held_out
+
+
+def test_text_for_pretraining(tmp_path: Path) -> None:
+    """A file's documents but for those held out, which are what validation is on; as many rows as the steps need."""
+    (tmp_path / "t.txt").write_text("\n\n".join("abcdefgh"))
+    for split in ("train", "valid"):
+        write_examples(tmp_path / f"{split}.parquet", [])
+    tokenizer = train_tokenizer([], 260)
+    shipped = load_params(ROOT / "params.yaml").base
+    training = replace(shipped.training, steps=3, batch_size=1, gradient_accumulation=1)
+    text = str(tmp_path / "t.txt")
+    base = replace(shipped, rows="text", text=text, held_out=0.25, sequence_length=2, training=training)
+    found = [[row["ids"] for row in rows] for rows in packed_text(base, tmp_path, tokenizer)]
+    letters = {letter: [*encode(tokenizer, [letter])[0], tokenizer.eos_token_id] for letter in "abcdefgh"}
+    assert found == [[letters[letter] for letter in "abc"], [letters[letter] for letter in "gh"]]
 
 
 def test_missing_text(tmp_path: Path) -> None:

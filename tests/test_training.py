@@ -26,7 +26,14 @@ from dlm.diffusion.losses import mean_log_prob, r2ft_loss, subs_log_probs
 from dlm.errors import UserError
 from dlm.models.backbone import new_backbone
 from dlm.training import objectives
-from dlm.training.batches import CausalCollator, PackedCollator, R2ftCollator, SftCollator, WholeSteps
+from dlm.training.batches import (
+    CausalCollator,
+    CausalPackedCollator,
+    PackedCollator,
+    R2ftCollator,
+    SftCollator,
+    WholeSteps,
+)
 from dlm.training.objectives import DiffusionTrainer, R2ftTrainer, crop_length
 from dlm.training.run import curve, fit, last_whole_checkpoint
 
@@ -195,6 +202,12 @@ def test_causal_collator_on_literal_rows() -> None:
     batch = CausalCollator(EOS)(rows)
     assert batch["x0"].tolist() == [ids("abc.."), ids("abcd.")]
     assert batch["scored"].int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+
+
+def test_causal_packed_collator_predicts_all_but_the_first() -> None:
+    batch = CausalPackedCollator()([{"ids": [5, 6, EOS]}, {"ids": [7, 8, 9]}])
+    assert batch["x0"].tolist() == [[5, 6, EOS], [7, 8, 9]]
+    assert batch["scored"].tolist() == [[False, True, True]] * 2
 
 
 def test_packed_collator_may_mask_everything() -> None:

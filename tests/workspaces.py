@@ -22,7 +22,7 @@ TINY = {
     "tokenizer": {"source": "train", "vocab_size": 700},
     "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16},
     "base": {"init": "pretrain", "rows": "text", "training": {"steps": 2, "batch_size": 4}},
-    "reference": {"init": "random", "training": {"steps": 2, "batch_size": 4}},
+    "reference": {"init": "pretrain", "training": {"steps": 2, "batch_size": 4}},
     "sft": {"training": {"steps": 3, "batch_size": 4}},
     "negatives": {"examples": 8},
     "r2ft": {"training": {"steps": 2, "batch_size": 4}},

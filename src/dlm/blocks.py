@@ -232,10 +232,14 @@ class BaseParams:
 
 @dataclass(frozen=True)
 class ReferenceParams:
-    """The autoregressive reference: same shape, same SFT data; it answers by nucleus sampling and scores perplexity."""
+    """The autoregressive reference: same shape, same SFT data; it answers by nucleus sampling and scores perplexity.
+
+    Attributes:
+        init: what the records are learnt on top of; pretrain: as the base (its text, its block `training`).
+    """
 
     launcher: str
-    init: Literal["random", "checkpoint"]
+    init: Literal["random", "pretrain", "checkpoint"]
     checkpoint: str
     top_p: float
     temperature: float

@@ -64,6 +64,8 @@ class Params:
             for name in names:
                 told = f"among decoding's {list(self.decoding)}"
                 require(name in self.decoding, f"{where}{block}.decoders", told, name)
+        same = self.reference.init != "pretrain" or self.base.rows == "text"
+        require(same, f"{where}reference.init", "another than pretrain where base.rows is records", self.reference.init)
         for name in self.sweeps.rejection.negatives:
             self.negatives_of(name)
         for length in self.ablation.blocks:

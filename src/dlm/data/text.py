@@ -6,11 +6,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from dlm.blocks import BaseParams
 from dlm.data.compression import read_bytes
+from dlm.data.splits import read_split
 from dlm.data.tokenizer import encode
 from dlm.errors import UserError
 
 ENCODE_AT_ONCE = 2000
+MOST_VALID = 500  # held-out documents for the loss: enough for it to be steady
 
 
 def read_documents(path: Path | str) -> list[str]:
@@ -30,6 +33,31 @@ def split_documents(documents: list[str], held_out: float) -> tuple[list[str], l
     """What is trained on, and the share that is not: the last documents."""
     cut = len(documents) - round(len(documents) * held_out)
     return documents[:cut], documents[cut:]
+
+
+def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast) -> list[list[dict[str, list[int]]]]:
+    """Rows {ids} of running text for pretraining and for its validation: the records', or `base.text`'s and what it
+    holds out.
+
+    Args:
+        data: the prepared splits.
+
+    Raises:
+        UserError: as read_documents and read_split.
+    """
+    needed = base.training.steps * base.training.batch_size * base.training.gradient_accumulation
+    texts = {
+        split: [row["prompt"] + row["output"] for row in read_split(data, split, ["prompt", "output"])]
+        for split in ("train", "valid")
+    }
+    if base.text != "train":
+        texts["train"], held_out = split_documents(read_documents(base.text), base.held_out)
+        texts["valid"] = held_out[:MOST_VALID] or texts["valid"]
+    packed = [
+        pack(tokenizer, texts["train"], base.sequence_length, needed),
+        pack(tokenizer, texts["valid"], base.sequence_length),
+    ]
+    return [[{"ids": ids} for ids in rows] for rows in packed]
 
 
 def pack(

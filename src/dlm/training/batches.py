@@ -44,6 +44,16 @@ class PackedCollator:
         return {"x0": x0, "maskable": torch.ones_like(x0, dtype=torch.bool)}
 
 
+class CausalPackedCollator:
+    """Pretraining of the reference: every token of a block of running text but the first is predicted."""
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        x0 = stack([row["ids"] for row in rows])
+        scored = torch.ones_like(x0, dtype=torch.bool)
+        scored[:, 0] = False
+        return {"x0": x0, "scored": scored}
+
+
 class SftCollator:
     """SFT (paper §A.1.2): the prompt is never masked, the canvas is filled with EOS up to `length`.
 

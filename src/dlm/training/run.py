@@ -170,7 +170,7 @@ def save_trained(
     *,
     merge: bool = True,
 ) -> None:
-    """A whole checkpoint folder or none: weights, config, tokenizer, curve.json, and the prompt template if any.
+    """A whole checkpoint folder or none: weights, config, tokenizer, curve, and the prompt template if any.
 
     Adapters are merged into the weights, or with `merge` false saved alone. One process writes.
     """
@@ -184,7 +184,14 @@ def save_trained(
             save_checkpoint(folder, merged(model), tokenizer)
         if template is not None:
             template.save(folder)
-        write_json(folder / "curve.json", curve)
+        write_curve(folder, curve)
+
+
+def write_curve(folder: Path, curve: list[dict[str, float]]) -> None:
+    """curve.json, and what it has of held-out data as held_out.json: DVC plots rows that all have the same keys."""
+    write_json(folder / "curve.json", curve)
+    evaluations = [{key: row[key] for key in row if key == "step" or key.startswith("eval_")} for row in curve]
+    write_json(folder / "held_out.json", [row for row in evaluations if len(row) > 1])
 
 
 class StopAtNonFinite(TrainerCallback):
