@@ -354,7 +354,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Tiny numbers, but the shipped base: prepared, committed, and the base once more as build/models/r2ft."""
     made = Workspace(tmp_path_factory.mktemp("docs"))
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    overlay(params, {name: block for name, block in TINY.items() if name not in ("tokenizer", "model", "base")})
+    overlay(
+        params, {name: block for name, block in TINY.items() if name not in ("tokenizer", "model", "base", "reference")}
+    )
     made.params = params
     made.write(params)
     (made.folder / "results").mkdir()
