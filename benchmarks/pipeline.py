@@ -1,0 +1,191 @@
+"""The pipeline's stages without DVC and within a time budget, for a machine that one has for half an hour.
+
+    python benchmarks/pipeline.py --profile english --pretraining-minutes 9 --minutes 28
+
+The stages' own scripts run one after the other in this process, as dvc.yaml and then sweeps/dvc.yaml list them. The
+number of pretraining steps is what fits the time given, by the speed that a short trial has. What the budget leaves no
+time for is skipped, and what cannot be done (gaps without the builtin corpus) has failed; both are named. MLflow is not
+needed and not used. The figures, the table, the parameters and how long each stage took lie in report.results.
+"""
+
+import gc
+import itertools
+import os
+import re
+import runpy
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from common import Arguments, command_line, default_device, hardware
+
+from dlm.errors import UserError, run_script
+from dlm.files import write_json, write_text
+from dlm.params import parse_params
+from dlm.profiles import merge, render
+
+ROOT = Path(__file__).parents[1]
+TRIAL = (20, 80)  # steps of the two trials, whose difference is free of start-up
+Command = tuple[str, list[str]]  # a stage's name, its script with arguments
+
+
+def commands(file: Path, params: Mapping[str, Any]) -> Iterator[Command]:
+    """Every cell of every stage of a dvc.yaml, in the file's order."""
+    for name, stage in yaml.safe_load(file.read_text())["stages"].items():
+        body = stage.get("do", stage)
+        words = body["cmd"].split()
+        words = words[next(i for i, word in enumerate(words) if word.startswith("stages/")) :]
+        for cell, values in cells(stage, params):
+            filled = [re.sub(r"\$\{([\w.]+)\}", lambda found: values[found[1]], word) for word in words]  # noqa: B023
+            yield f"{name}@{cell}" if cell else name, filled
+
+
+def cells(stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The cells of a stage, each with what its command's placeholders stand for."""
+    if "matrix" in stage:
+        axes = stage["matrix"]
+        for chosen in itertools.product(*axes.values()):
+            yield "-".join(chosen), {f"item.{axis}": value for axis, value in zip(axes, chosen, strict=True)}
+    elif "foreach" in stage:
+        items = stage["foreach"]
+        if isinstance(items, str):
+            items = looked_up(params, items.strip("${}"))
+        for key in items:
+            yield key, {"key": key, "item": key}
+    else:
+        yield "", {}
+
+
+def looked_up(params: Mapping[str, Any], name: str) -> Any:
+    found: Any = params
+    for key in name.split("."):
+        found = found[key]
+    return found
+
+
+class Runner:
+    """Runs stages in a folder of their own and keeps their times."""
+
+    def __init__(self, folder: Path, params: dict[str, Any], seconds: float) -> None:
+        self.folder, self.params = folder, params
+        self.deadline = time.monotonic() + seconds
+        self.times: list[dict[str, Any]] = []
+        self.skipped: list[str] = []
+        self.failed: list[str] = []
+
+    def write(self) -> Path:
+        path = self.folder / "params.yaml"
+        write_text(path, yaml.safe_dump(self.params, sort_keys=False))
+        return path
+
+    def run(self, name: str, words: list[str], build: Path | None = None) -> float:
+        """One stage; its seconds. Raises what the stage raises, SystemExit for a user's mistake."""
+        place = ["--params", str(self.write()), "--build", str(build or self.folder / "build")]
+        before, started = sys.argv, time.monotonic()
+        sys.argv = [*words, *place]
+        try:
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        finally:
+            sys.argv = before
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        seconds = time.monotonic() - started
+        print(f"{name}: {seconds:.1f} s", flush=True)
+        return seconds
+
+    def all(self, stages: list[Command]) -> None:
+        """Every stage that there is time for."""
+        for name, words in stages:
+            if time.monotonic() > self.deadline:
+                self.skipped.append(name)
+                continue
+            try:
+                self.times.append({"stage": name, "seconds": self.run(name, words)})
+            except SystemExit:  # its line is on stderr
+                self.failed.append(name)
+
+    def fit_pretraining(self, seconds: float) -> float:
+        """Set base.training to as many steps as fit, after two short trials; seconds a step. `prepare` has run."""
+        settings, found = self.params["base"]["training"], []
+        kept = dict(settings)
+        for steps in TRIAL:
+            settings |= {"steps": steps, "eval_every": steps, "save_every": steps}
+            scratch = self.folder / "trial"
+            (scratch / "models").mkdir(parents=True)
+            (scratch / "data").symlink_to(self.folder / "build" / "data")
+            found.append(self.run(f"trial of {steps} steps", ["stages/base.py"], scratch))
+            shutil.rmtree(scratch)
+        step = (found[1] - found[0]) / (TRIAL[1] - TRIAL[0])
+        steps = max(int(seconds / max(step, 1e-6)), TRIAL[1])
+        every = max(steps // 10, 1)
+        settings |= kept | {"steps": steps, "warmup_steps": min(kept["warmup_steps"], steps // 10)}
+        settings |= {"eval_every": every, "save_every": every}
+        return step
+
+
+def main() -> None:
+    parser = Arguments(__doc__)
+    parser.add_argument("--profile", default="english", help="a file of profiles/")
+    parser.add_argument(
+        "--pretraining-minutes", type=float, default=9.0, help="of the base, and again of the reference"
+    )
+    parser.add_argument("--minutes", type=float, default=28.0, help="after which no further stage starts")
+    parser.add_argument("--folder", type=Path, default=Path("build/pipeline"), help="for checkpoints and answers")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of params.yaml")
+    arguments = parser.parse_args()
+    params = yaml.safe_load(render(ROOT / "profiles", arguments.profile))
+    for change in arguments.set:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise UserError(f"--set {change}: must be KEY=VALUE")
+        *path, last = key.split(".")
+        changed: dict[str, Any] = {last: yaml.safe_load(value)}
+        for part in reversed(path):
+            changed = {part: changed}
+        merge(params, changed)
+    parse_params(yaml.safe_dump(params), f"profile {arguments.profile}")
+    folder: Path = arguments.folder.resolve()
+    if folder.exists():
+        raise UserError(f"{folder}: is there; remove it or name another --folder")
+    folder.mkdir(parents=True)
+    os.environ.setdefault("DLM_TRACKING", "off")
+    runner = Runner(folder, params, arguments.minutes * 60)
+    (first, words), *rest = commands(ROOT / "dvc.yaml", params)
+    runner.times.append({"stage": first, "seconds": runner.run(first, words)})
+    step = runner.fit_pretraining(arguments.pretraining_minutes * 60)
+    try:
+        runner.all(rest)
+        runner.all(list(commands(ROOT / "sweeps/dvc.yaml", params)))
+    finally:
+        write_results(Path(params["report"]["results"]), runner, step)
+
+
+def write_results(out: Path, runner: Runner, step: float) -> None:
+    """What the run took, and its parameters."""
+    training = runner.params["base"]["training"]
+    tokens = training["batch_size"] * training["gradient_accumulation"] * runner.params["base"]["sequence_length"]
+    steps = training["steps"]
+    facts = {
+        "command": command_line(),
+        "hardware": hardware(default_device()),
+        "pretraining": {"steps": steps, "tokens": steps * tokens, "tokens_per_s": tokens / step},
+        "stages": runner.times,
+        "skipped": runner.skipped,
+        "failed": runner.failed,
+    }
+    write_json(out / "run.json", facts)
+    write_text(out / "params.yaml", yaml.safe_dump(runner.params, sort_keys=False))
+    print(f"{len(runner.times)} stages in {sum(row['seconds'] for row in runner.times):.0f} s")
+    for told, names in (("no time was left for", runner.skipped), ("failed:", runner.failed)):
+        if names:
+            print(told, ", ".join(names))
+
+
+if __name__ == "__main__":
+    run_script(main)

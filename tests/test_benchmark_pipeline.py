@@ -1,0 +1,84 @@
+"""The pipeline without DVC: the same stages, within a budget."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pipeline
+import pytest
+import yaml
+from workspaces import ROOT, TINY
+
+from dlm.errors import UserError
+
+
+def names(file: str) -> set[str]:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    return {name for name, _ in pipeline.commands(ROOT / file, params)}
+
+
+@pytest.mark.parametrize("file", ["dvc", "sweeps/dvc"])
+def test_its_stages_are_those_of_dvc(file: str) -> None:
+    """Whose own list is the lock file of the last whole run."""
+    lock = yaml.safe_load((ROOT / f"{file}.lock").read_text())["stages"]
+    assert names(f"{file}.yaml") == set(lock)
+    commands = dict(pipeline.commands(ROOT / f"{file}.yaml", yaml.safe_load((ROOT / "params.yaml").read_text())))
+    assert all(f"python {' '.join(words)}" == lock[name]["cmd"] for name, words in commands.items())
+
+
+def arguments(**blocks: dict) -> list[str]:
+    """--set for every number of the blocks."""
+    found = []
+    for name, block in blocks.items():
+        for key, value in block.items():
+            if isinstance(value, dict):
+                found += arguments(**{f"{name}.{key}": value})
+            else:
+                found += ["--set", f"{name}.{key}={json.dumps(value)}"]
+    return found
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DLM_TRACKING", "off")
+    monkeypatch.setattr(sys, "argv", ["benchmarks/pipeline.py", *words])
+    pipeline.main()
+
+
+def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every stage but the one that has no time left; the steps that fit, and what it took, on disk."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.setattr(pipeline, "TRIAL", (1, 3))
+    real = pipeline.Runner.run
+
+    def watched(self: pipeline.Runner, name: str, *rest: object) -> float:
+        if name == "infill":
+            self.deadline = 0.0  # nothing begins after it
+        return real(self, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline.Runner, "run", watched)
+    run(monkeypatch, tmp_path, "--profile", "builtin", "--pretraining-minutes", "0", *arguments(**TINY))
+    found = json.loads((tmp_path / "results/run.json").read_text())
+    assert set(found["skipped"]) == names("sweeps/dvc.yaml") - {"infill"}
+    assert {row["stage"] for row in found["stages"]} == names("dvc.yaml") | {"infill"}
+    assert found["failed"] == [] and all(row["seconds"] > 0 for row in found["stages"])
+    params = yaml.safe_load((tmp_path / "results/params.yaml").read_text())
+    assert params["base"]["training"]["steps"] == found["pretraining"]["steps"] == 3
+    assert found["pretraining"]["tokens"] == 3 * 4 * params["base"]["sequence_length"]
+    assert (tmp_path / "results/report.html").is_file() and (tmp_path / "results/infill/table.md").is_file()
+    assert re.search(r"no time was left for .*fluency", capfd.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--profile", "nobody"], "'nobody' is not a profile"),
+        (["--profile", "builtin", "--set", "seed"], "must be KEY=VALUE"),
+        (["--profile", "builtin", "--set", "sead=1"], "sead is not a known key"),
+        (["--profile", "builtin", "--folder", "."], "is there; remove it"),
+    ],
+)
+def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        run(monkeypatch, tmp_path, *words)
