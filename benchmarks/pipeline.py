@@ -8,6 +8,7 @@ time for is skipped, and what cannot be done (gaps without the builtin corpus) h
 needed and not used. The figures, the table, the parameters and how long each stage took lie in report.results.
 """
 
+import copy
 import gc
 import itertools
 import os
@@ -16,18 +17,20 @@ import runpy
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from common import Arguments, command_line, default_device, hardware
+from common import Arguments, command_line, default_device, hardware, split_variant
 
+from dlm.analysis.table import build_table, to_markdown
 from dlm.errors import UserError, run_script
-from dlm.files import write_json, write_text
+from dlm.files import read_json, write_json, write_text
 from dlm.params import parse_params
 from dlm.profiles import merge, render
+from dlm.schema import require
 
 ROOT = Path(__file__).parents[1]
 TRIAL = (20, 80)  # steps of the two trials, whose difference is free of start-up
@@ -68,6 +71,14 @@ def looked_up(params: Mapping[str, Any], name: str) -> Any:
     return found
 
 
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} of "a.b"."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    found: dict[str, Any] = value
+    return found
+
+
 class Runner:
     """Runs stages in a folder of their own and keeps their times."""
 
@@ -77,6 +88,7 @@ class Runner:
         self.times: list[dict[str, Any]] = []
         self.skipped: list[str] = []
         self.failed: list[str] = []
+        self.variants: list[dict[str, Any]] = []
 
     def write(self) -> Path:
         path = self.folder / "params.yaml"
@@ -110,6 +122,34 @@ class Runner:
             except SystemExit:  # its line is on stderr
                 self.failed.append(name)
 
+    def variant(self, name: str, changes: Mapping[str, Any]) -> None:
+        """The SFT-only model with other parameters, on the same base, decoded and evaluated."""
+        params = copy.deepcopy(self.params)
+        for key, value in changes.items():
+            merge(params, nested(key, value))
+        other = Runner(self.folder / "variants" / name, params, self.deadline - time.monotonic())
+        (other.folder / "build" / "models").mkdir(parents=True)
+        for part in ("data", "models/base", "models/reference"):
+            (other.folder / "build" / part).symlink_to(self.folder / "build" / part)
+        decoders = params["sweeps"]["rejection"]["decoders"]
+        other.all(
+            [("sft", ["stages/sft.py", "--variant", "sft"])]
+            + [
+                (f"{stage}-{decoder}", [f"stages/{stage}.py", "--checkpoint", "sft", "--decoder", decoder])
+                for decoder in decoders
+                for stage in ("decode", "evaluate")
+            ]
+        )
+        self.times += [{**row, "stage": f"{name}: {row['stage']}"} for row in other.times]
+        self.skipped += [f"{name}: {stage}" for stage in other.skipped]
+        self.failed += [f"{name}: {stage}" for stage in other.failed]
+        self.variants += [{**row, "checkpoint": f"sft, {name}"} for row in other.cells(decoders)]
+
+    def cells(self, decoders: Sequence[str]) -> list[dict[str, Any]]:
+        """The figures of the SFT-only model's cells, as far as they are there."""
+        paths = [self.folder / "build" / "evaluation" / f"sft-{decoder}.json" for decoder in decoders]
+        return [read_json(path) for path in paths if path.is_file()]
+
     def fit_pretraining(self, seconds: float) -> float:
         """Set base.training to as many steps as fit, after two short trials; seconds a step. `prepare` has run."""
         settings, found = self.params["base"]["training"], []
@@ -138,17 +178,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=28.0, help="after which no further stage starts")
     parser.add_argument("--folder", type=Path, default=Path("build/pipeline"), help="for checkpoints and answers")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of params.yaml")
+    parser.add_argument(
+        "--variants",
+        nargs="*",
+        default=[],
+        metavar="NAME:KEY=VALUE,...",
+        help="SFT with other parameters, beside it in variants.md: crops:sft.crop_share=0.01",
+    )
     arguments = parser.parse_args()
+    variants = dict(map(split_variant, arguments.variants))
     params = yaml.safe_load(render(ROOT / "profiles", arguments.profile))
     for change in arguments.set:
         key, separator, value = change.partition("=")
-        if not separator:
-            raise UserError(f"--set {change}: must be KEY=VALUE")
-        *path, last = key.split(".")
-        changed: dict[str, Any] = {last: yaml.safe_load(value)}
-        for part in reversed(path):
-            changed = {part: changed}
-        merge(params, changed)
+        require(bool(separator), "--set", "KEY=VALUE", change)
+        merge(params, nested(key, yaml.safe_load(value)))
     parse_params(yaml.safe_dump(params), f"profile {arguments.profile}")
     folder: Path = arguments.folder.resolve()
     if folder.exists():
@@ -161,6 +204,8 @@ def main() -> None:
     step = runner.fit_pretraining(arguments.pretraining_minutes * 60)
     try:
         runner.all(rest)
+        for name, changes in variants.items():
+            runner.variant(name, changes)
         runner.all(list(commands(ROOT / "sweeps/dvc.yaml", params)))
     finally:
         write_results(Path(params["report"]["results"]), runner, step)
@@ -180,6 +225,11 @@ def write_results(out: Path, runner: Runner, step: float) -> None:
         "failed": runner.failed,
     }
     write_json(out / "run.json", facts)
+    if runner.variants:
+        decoders = {row["decoder"]: None for row in runner.variants}
+        table = build_table([*runner.cells(list(decoders)), *runner.variants])
+        write_json(out / "variants.json", table)
+        write_text(out / "variants.md", to_markdown(table))
     write_text(out / "params.yaml", yaml.safe_dump(runner.params, sort_keys=False))
     print(f"{len(runner.times)} stages in {sum(row['seconds'] for row in runner.times):.0f} s")
     for told, names in (("no time was left for", runner.skipped), ("failed:", runner.failed)):

@@ -46,6 +46,9 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> None:
     pipeline.main()
 
 
+VARIANTS = ["--variants", "answer_only:sft.supervise_padding=false", "crops:sft.crop_share=0.5,sft.training.steps=2"]
+
+
 def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every stage but the one that has no time left; the steps that fit, and what it took, on disk."""
     (tmp_path / "data").symlink_to(ROOT / "data")
@@ -58,11 +61,15 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
         return real(self, name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline.Runner, "run", watched)
-    run(monkeypatch, tmp_path, "--profile", "builtin", "--pretraining-minutes", "0", *arguments(**TINY))
+    run(monkeypatch, tmp_path, "--profile", "builtin", "--pretraining-minutes", "0", *arguments(**TINY), *VARIANTS)
     found = json.loads((tmp_path / "results/run.json").read_text())
     assert set(found["skipped"]) == names("sweeps/dvc.yaml") - {"infill"}
-    assert {row["stage"] for row in found["stages"]} == names("dvc.yaml") | {"infill"}
-    assert found["failed"] == [] and all(row["seconds"] > 0 for row in found["stages"])
+    parts = ["sft", "decode-top_k", "evaluate-top_k"]
+    variants = {f"{name}: {part}" for name in ("answer_only", "crops") for part in parts}
+    assert {row["stage"] for row in found["stages"]} == names("dvc.yaml") | variants | {"infill"}
+    rows = json.loads((tmp_path / "results/variants.json").read_text())
+    cells = [(row["checkpoint"], row["decoder"]) for row in rows]
+    assert cells == [(label, "top_k") for label in ("sft", "sft, answer_only", "sft, crops")]
     params = yaml.safe_load((tmp_path / "results/params.yaml").read_text())
     assert params["base"]["training"]["steps"] == found["pretraining"]["steps"] == 3
     assert found["pretraining"]["tokens"] == 3 * 4 * params["base"]["sequence_length"]
@@ -74,7 +81,7 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     ("words", "line"),
     [
         (["--profile", "nobody"], "'nobody' is not a profile"),
-        (["--profile", "builtin", "--set", "seed"], "must be KEY=VALUE"),
+        (["--profile", "builtin", "--set", "seed"], "--set must be KEY=VALUE"),
         (["--profile", "builtin", "--set", "sead=1"], "sead is not a known key"),
         (["--profile", "builtin", "--folder", "."], "is there; remove it"),
     ],
