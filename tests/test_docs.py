@@ -52,6 +52,7 @@ SMALLER = {
         f"make profile NAME={name} && make repro": f"make profile NAME={name}" for name in ("alpaca-cpu", "paper-small")
     },
     "make profile NAME=paper-large && make repro": "make profile NAME=paper-large",
+    "make profile NAME=english && make repro": "make profile NAME=english",
 }
 MINUTES = "minutes; test_end_to_end.py runs it on a tiny model"
 SETUP = "sets an environment up from the network; the tests run in one"
@@ -70,6 +71,7 @@ NOT_RUN = {
     "dvc repro evaluate@r2ft-conv": MINUTES,
     "dvc repro evaluate@r2ft-nearest": "minutes; its name is checked against the changed dvc.yaml",
     "dvc repro sweeps/dvc.yaml:settings@sft": MINUTES,
+    "dvc repro sweeps/dvc.yaml:fluency": MINUTES,
     "dvc repro sweeps/dvc.yaml:rejection@short": MINUTES,
     "dvc exp run -S decoding.conv.kernel_size=65": "runs in first-run.md, for one cell",
     "dvc exp run -S decoding.conv.gain=sigmoid -S decoding.conv.conv_mult=0.5": MINUTES,
@@ -103,6 +105,10 @@ NOT_RUN = {
     "python benchmarks/decode.py --model llada-8b --device cuda --batch-sizes 1 8 --lengths 1024 --steps 128": "a GPU",
     "python benchmarks/train.py --subject mdlm-small --batch-size 2 --length 256 --steps 4 --repeats 5 --threads 2 "
     "--out results/benchmarks/train-mdlm-small-cpu": "minutes; test_benchmark_train.py runs it on a tiny model",
+    "python benchmarks/pipeline.py --profile english --pretraining-minutes 9 --minutes 28 "
+    "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01": "a GPU",
+    "python benchmarks/pipeline.py --profile english-cpu --pretraining-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
+    "--set data.eval_size=4": "text that is not in the repository; test_benchmark_pipeline.py runs it on the builtin corpus",
     "mypy": "a minute; `make lint` runs it",
     "pytest tests/test_decoding.py": "a part of the tests like any other",
     'pytest tests/test_decoding.py -k "conv and by_hand"': "a part of the tests like any other",
