@@ -108,7 +108,7 @@ NOT_RUN = {
     "python benchmarks/pipeline.py --profile english --pretraining-minutes 9 --minutes 28 "
     "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01": "a GPU",
     "python benchmarks/pipeline.py --profile english-cpu --pretraining-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
-    "--set data.eval_size=4": "text that is not in the repository; test_benchmark_pipeline.py runs it on the builtin corpus",
+    "--set data.eval_size=4": "text that git lacks; test_benchmark_pipeline.py runs it on the builtin corpus",
     "mypy": "a minute; `make lint` runs it",
     "pytest tests/test_decoding.py": "a part of the tests like any other",
     'pytest tests/test_decoding.py -k "conv and by_hand"': "a part of the tests like any other",

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -255,6 +256,17 @@ def test_dvc_lists_metrics_and_plots(workspace: Workspace) -> None:
     for title in ("mean log p of the two sides", "mean log-prior of a sampled token", "SFT, held-out loss"):
         assert title in plots
     assert '"optimizer step"' in plots
+
+
+@needs_chromium
+def test_plots_without_a_network(workspace: Workspace, tmp_path: Path) -> None:
+    """`dvc plots show`: every curve is drawn, and nothing is fetched."""
+    workspace.run("python", "-m", "dlm.plots")
+    workspace.run("dvc", "plots", "show", "-o", str(tmp_path / "plots"))
+    page = tmp_path / "plots" / "index.html"
+    assert "cdn." not in re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL)
+    drawn = browse("--dump-dom", page.as_uri(), profile=tmp_path / "profile")
+    assert drawn.count('class="marks"') == len(yaml.safe_load((workspace.folder / "dvc.yaml").read_text())["plots"])
 
 
 def test_sweeps(workspace: Workspace) -> None:
