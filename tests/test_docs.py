@@ -492,6 +492,7 @@ MADE = (
     "models/",
     "profiles/sums.yaml",
     "results/sums",
+    "results/english",
     "dvc_plots",
 )
 ELSEWHERE = {
