@@ -13,7 +13,7 @@ from scripts import ROOT, stage
 
 from dlm import processes
 from dlm.evaluation import answers
-from dlm.files import read_json, read_jsonl
+from dlm.files import read_json, read_jsonl, write_jsonl
 from dlm.models.backbone import load_checkpoint
 from dlm.profiles import merge
 
@@ -126,6 +126,25 @@ def test_decoding_by_two_processes_gives_the_same_file(folder: Path, tmp_path: P
     answers = Path("build/answers/r2ft-conv.jsonl")
     assert (other / answers).read_bytes() == (folder / answers).read_bytes()
     assert not list((other / ".cache/decoding").rglob("*.jsonl"))  # each process's parts are of no more use
+
+
+def test_what_two_processes_had_finished_is_not_decoded_again(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "interrupted"
+    shutil.copytree(folder, other)
+    answers = other / "build/answers"
+    shutil.rmtree(answers)
+    answers.touch()  # where a folder should be: the answers are decoded and cannot be written
+    script = (str(ROOT / "stages/decode.py"), "--checkpoint", "r2ft", "--decoder", "conv")
+    with pytest.raises(AssertionError, match="nothing half written was kept"):
+        by_two(other, *script)
+    parts = list((other / ".cache/decoding").rglob("*-of-2.jsonl"))
+    assert len(parts) == 4
+    for part in parts:
+        write_jsonl(part, [{**row, "answer": row["answer"] + " (kept)"} for row in read_jsonl(part)])
+    answers.unlink()
+    by_two(other, *script)
+    whole = read_jsonl(folder / "build/answers/r2ft-conv.jsonl")
+    assert read_jsonl(answers / "r2ft-conv.jsonl") == [{**row, "answer": row["answer"] + " (kept)"} for row in whole]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])

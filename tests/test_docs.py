@@ -24,7 +24,7 @@ import yaml
 from dvc.cli import parse_args
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from scripts import stage
-from workspaces import TINY, Workspace, overlay
+from workspaces import TINY, Workspace
 
 from dlm.command import request
 from dlm.command.main import main, parsers
@@ -360,7 +360,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Tiny numbers, but the shipped base: prepared, committed, and the base once more as build/models/r2ft."""
     made = Workspace(tmp_path_factory.mktemp("docs"))
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    overlay(
+    merge(
         params, {name: block for name, block in TINY.items() if name not in ("tokenizer", "model", "base", "reference")}
     )
     made.params = params

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -128,9 +127,7 @@ def test_an_edit_makes_exactly_its_stages_stale(workspace: Workspace, file: str,
 
 
 def test_runs_are_tracked_as_children_of_one_parent(workspace: Workspace) -> None:
-    client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
-    (experiment,) = [e for e in client.search_experiments() if e.name == "dlm"]
-    runs = client.search_runs([experiment.experiment_id])
+    runs = workspace.runs()
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
     assert {"prepare", "sft@sft", "r2ft", "decode@r2ft-conv", "report"} <= {run.info.run_name for run in children}
@@ -143,16 +140,14 @@ def test_runs_in_the_browser(workspace: Workspace, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("dlm").experiment_id
-    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
+    found = workspace.runs()
+    (experiment,) = {run.info.experiment_id for run in found}
+    runs = {run.info.run_name: run.info.run_id for run in found}
     parent = next(name for name in runs if name.startswith("pipeline "))
-    dropped = ("DVC_ROOT", "MLFLOW_TRACKING_URI")
-    environment = {key: value for key, value in os.environ.items() if key not in dropped}
     server = subprocess.Popen(
         [sys.executable, "-m", "dlm.ui", "--port", str(port)],
         cwd=workspace.folder,
-        env=environment,
+        env=workspace.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -210,8 +205,7 @@ def test_an_endpoint_judges_a_cell(workspace: Workspace, tmp_path: Path, monkeyp
     assert 25 <= found["win_rate"] <= 75 and found["grade"] == 3.5 and found["judge_failed"] == 1 / 16
     reference = json.loads((build / "evaluation" / "reference-nucleus.json").read_text())
     assert (reference["win_rate"], reference["grade"], reference["judge_failed"]) == (None, 3.5, 0)
-    client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("dlm").experiment_id], "metrics.judge_requests > 0")
+    runs = [run for run in workspace.runs() if run.data.metrics.get("judge_requests", 0) > 0]
     assert sorted(run.info.run_name for run in runs) == ["evaluate@reference-nucleus", "evaluate@sft-conv"]
     assert server.keys == {f"Bearer {KEY}"}
     written = [*workspace.folder.glob("mlflow.db*"), *(workspace.folder / ".cache").rglob("*"), *build.rglob("*")]
@@ -249,7 +243,7 @@ def test_backfill_after_a_pull(workspace: Workspace) -> None:
 
 
 def test_dvc_lists_metrics_and_plots(workspace: Workspace) -> None:
-    shown = json.loads(workspace.run("dvc", "metrics", "show", "--json").stdout)
+    shown = workspace.loaded("dvc", "metrics", "show", "--json")
     (found,) = [entry["data"] for entry in shown[""]["data"].values()]
     assert {"well_formed", "slot_error_rate", "length", "nfe"} == set(found["r2ft"]["conv"])
     plots = workspace.run("dvc", "plots", "show", "--json").stdout
@@ -286,7 +280,7 @@ def test_sweeps(workspace: Workspace) -> None:
     cell = json.loads((workspace.folder / "build/evaluation/sft-conv.json").read_text())
     shown = next(row for row in fluency["rows"] if row["answers"] == "sft-conv")
     assert shown["reference_perplexity"] == cell["perplexity"]
-    assert json.loads(workspace.run("dvc", "status", "--json", "sweeps/dvc.yaml").stdout) == {}
+    assert workspace.loaded("dvc", "status", "--json", "sweeps/dvc.yaml") == {}
     assert workspace.stale() == set()
 
 

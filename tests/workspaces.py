@@ -14,9 +14,10 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from scripts import stage
+from scripts import ROOT, stage
 
-ROOT = Path(__file__).parent.parent
+from dlm.profiles import merge
+
 TINY = {
     "data": {"valid_size": 8, "eval_size": 4, "builtin": {"train_size": 60}},
     "tokenizer": {"source": "train", "vocab_size": 700},
@@ -43,14 +44,6 @@ TINY = {
 }
 
 
-def overlay(base: dict, changes: dict) -> None:
-    for key, value in changes.items():
-        if isinstance(value, dict):
-            overlay(base[key], value)
-        else:
-            base[key] = value
-
-
 class Workspace:
     """A copy of the repository with its own git, DVC cache and tracking database."""
 
@@ -64,7 +57,7 @@ class Workspace:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         params = yaml.safe_load((folder / "params.yaml").read_text())
-        overlay(params, TINY)
+        merge(params, TINY)
         self.write(params)
         self.params = params
         self.run("git", "init", "-q")
@@ -149,7 +142,7 @@ class Small(Workspace):
             "evaluate": {"bootstrap_samples": 5000},
             "report": {"decoders": ["top_k"]},
         }
-        overlay(self.params, few)
+        merge(self.params, few)
         self.write(self.params)
         dvc = (folder / "dvc.yaml").read_text()
         axes = "decoder: [categorical, top_k, low_confidence, semi_ar, conv]"
