@@ -90,14 +90,11 @@ class Runner:
         self.failed: list[str] = []
         self.variants: list[dict[str, Any]] = []
 
-    def write(self) -> Path:
-        path = self.folder / "params.yaml"
-        write_text(path, yaml.safe_dump(self.params, sort_keys=False))
-        return path
-
     def run(self, name: str, words: list[str], build: Path | None = None) -> float:
         """One stage; its seconds. Raises what the stage raises, SystemExit for a user's mistake."""
-        place = ["--params", str(self.write()), "--build", str(build or self.folder / "build")]
+        path = self.folder / "params.yaml"
+        write_text(path, yaml.safe_dump(self.params, sort_keys=False))
+        place = ["--params", str(path), "--build", str(build or self.folder / "build")]
         before, started = sys.argv, time.monotonic()
         sys.argv = [*words, *place]
         try:
@@ -153,7 +150,6 @@ class Runner:
     def fit_pretraining(self, seconds: float) -> float:
         """Set base.training to as many steps as fit, after two short trials; seconds a step. `prepare` has run."""
         settings, found = self.params["base"]["training"], []
-        kept = dict(settings)
         for steps in TRIAL:
             settings |= {"steps": steps, "eval_every": steps, "save_every": steps}
             scratch = self.folder / "trial"
@@ -164,8 +160,8 @@ class Runner:
         step = (found[1] - found[0]) / (TRIAL[1] - TRIAL[0])
         steps = max(int(seconds / max(step, 1e-6)), TRIAL[1])
         every = max(steps // 10, 1)
-        settings |= kept | {"steps": steps, "warmup_steps": min(kept["warmup_steps"], steps // 10)}
-        settings |= {"eval_every": every, "save_every": every}
+        warmup = min(settings["warmup_steps"], steps // 10)
+        settings |= {"steps": steps, "warmup_steps": warmup, "eval_every": every, "save_every": every}
         return step
 
 
