@@ -14,7 +14,7 @@ from dlm.data.tokenizer import encode, load_tokenizer
 from dlm.errors import run_script
 from dlm.evaluation.bootstrap import geometric_mean_with_ci
 from dlm.evaluation.ngram import NgramScorer
-from dlm.files import atomic_directory, read_json, read_jsonl, write_json, write_text
+from dlm.files import read_json, read_jsonl, write_table
 from dlm.params import Params, tracked
 from dlm.tracking import stage_run
 
@@ -43,12 +43,11 @@ def main() -> None:
         agreement = float(spearmanr(pairs).statistic) if len(pairs) > 2 else None
         table = {"order": scorer.order, "tokens": counted, "rank_correlation": agreement, "rows": rows}
         out = Path(params.report.results) / "fluency"
-        with atomic_directory(out) as folder:
-            write_json(folder / "table.json", table)
-            write_text(folder / "table.md", to_markdown(table))
+        markdown = to_markdown(table)
+        write_table(out, table, markdown)
         run.table("fluency", rows)
         run.outputs([out])
-    print(to_markdown(table), end="")
+    print(markdown, end="")
 
 
 def make_scorer(params: Params, build: Path) -> tuple[NgramScorer, int]:

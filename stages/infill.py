@@ -13,7 +13,7 @@ from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError, run_script
 from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, score_gap, summarise
 from dlm.evaluation.slots import SlotJudge
-from dlm.files import atomic_directory, write_json, write_text
+from dlm.files import write_table
 from dlm.params import Params, tracked
 from dlm.tracking import stage_run
 
@@ -39,12 +39,11 @@ def main() -> None:
                 head = {"checkpoint": checkpoint, "task": task, "decoder": decoder, "steps": steps}
                 rows.append({**head, **summarise(scores, params.evaluate.bootstrap_samples)})
         out = Path(params.report.results) / "infill"
-        with atomic_directory(out) as folder:
-            write_json(folder / "table.json", rows)
-            write_text(folder / "table.md", to_markdown(rows))
+        markdown = to_markdown(rows)
+        write_table(out, rows, markdown)
         run.table("infill", rows)
         run.outputs([out])
-    print(to_markdown(rows), end="")
+    print(markdown, end="")
 
 
 def cut(examples: list[dict[str, Any]], task: Task, judge: SlotJudge, lm: DiffusionLM, params: Params) -> list[Gap]:

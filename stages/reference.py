@@ -41,6 +41,7 @@ def main() -> None:
             model = new_backbone(params.model, tokenizer, params.seed, causal=True)
         if settings.init == "pretrain":
             train, valid = packed_text(params.base, data, tokenizer)
+            text = [params.base.text, params.base.held_out, params.base.sequence_length]
             model, _ = fit(
                 "reference-text",
                 functools.partial(CausalTrainer, data_collator=CausalPackedCollator()),
@@ -49,7 +50,7 @@ def main() -> None:
                 valid,
                 params.base.training,
                 params.seed,
-                {"data": content_hash(data), "text": params.base.text, "weights": weights_hash(model)},
+                {"data": content_hash(data), "text": text, "weights": weights_hash(model)},
             )
         train = read_split(data, "train", COLUMNS)
         model, curve = fit(

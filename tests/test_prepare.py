@@ -283,10 +283,10 @@ def test_statistics_by_hand() -> None:
         "valid": [example("x", "ccc")],
         "eval": [example("xy", "dd")],
     }
-    found = statistics(splits, BYTES, {"read": 4})
+    known = vocabulary(splits["train"], BYTES)
+    found = statistics(splits, BYTES, {"read": 4}, known["token_counts"])
     counts = [0] * len(BYTES)
     counts[a], counts[b] = 2, 2
-    known = vocabulary(splits["train"], BYTES)
     assert known["token_counts"] == counts
     assert found["most_frequent"][:2] == [["a", 2], ["b", 2]]
     assert (known["vocab_size"], known["eos_id"], known["mask_id"]) == (258, BYTES.eos_token_id, BYTES.mask_token_id)

@@ -96,6 +96,13 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_table(folder: Path, table: Any, markdown: str) -> None:
+    """table.json and table.md in a folder of their own, both or neither."""
+    with atomic_directory(folder) as inside:
+        write_json(inside / "table.json", table)
+        write_text(inside / "table.md", markdown)
+
+
 def check_checkpoint(checkpoint: Path | str) -> None:
     """A hub name is `name` or `owner/name`; whatever else is not there needs no look at the hub. Raises UserError."""
     name = str(checkpoint)

@@ -104,10 +104,17 @@ def tokenise(
 
 
 def statistics(
-    splits: dict[str, list[Example]], tokenizer: PreTrainedTokenizerFast, counts: dict[str, Any]
+    splits: dict[str, list[Example]],
+    tokenizer: PreTrainedTokenizerFast,
+    counts: dict[str, Any],
+    occurrences: list[int],
 ) -> dict[str, Any]:
-    """Counts, length percentiles, the training answers' most frequent tokens: for people to read."""
-    occurrences = vocabulary(splits["train"], tokenizer)["token_counts"]
+    """Counts, length percentiles, the training answers' most frequent tokens: for people to read.
+
+    Args:
+        counts: what cleaning has read and dropped.
+        occurrences: of each id, `token_counts` of `vocabulary`.
+    """
     frequent = most_frequent(occurrences, 20).tolist()
     return {
         "records": counts,
@@ -134,11 +141,12 @@ def write_prepared(
 ) -> dict[str, Any]:
     """All that the prepare stage leaves, each kind in its own file, so that what is trained does not depend on what is
     evaluated; the statistics are returned."""
-    found = statistics(splits, tokenizer, counts)
+    known = vocabulary(splits["train"], tokenizer)
+    found = statistics(splits, tokenizer, counts, known["token_counts"])
     for name, examples in splits.items():
         write_examples(folder / f"{name}.parquet", examples)
     tokenizer.save_pretrained(folder / "tokenizer")
-    write_json(folder / "vocabulary.json", vocabulary(splits["train"], tokenizer))
+    write_json(folder / "vocabulary.json", known)
     write_json(folder / "stats.json", found)
     return found
 
