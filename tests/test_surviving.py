@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from workspaces import Small
 
+from dlm import processes
 from dlm.errors import KEPT
 
 R2FT, DECODE, EVALUATE, REPORT = "r2ft", "decode@r2ft-top_k", "evaluate@r2ft-top_k", "report"
@@ -77,13 +79,44 @@ def at_work(dvc: "subprocess.Popen[str]", stage: str) -> list[psutil.Process]:
 
 def is_running(workspace: Small, stage: str) -> bool:
     """Whether MLflow has a run of it that is going on: its work has begun."""
-    with contextlib.suppress(Exception):  # no database yet, or half of one
-        return any(run.info.run_name == stage and run.info.status == "RUNNING" for run in workspace.runs())
+    # A client of MLflow would make the database, beside the stage that is about to.
+    place = f"file:{workspace.folder / 'mlflow.db'}?mode=ro"
+    with (
+        contextlib.suppress(sqlite3.OperationalError),  # no database yet, half of one, or one that the stage writes to
+        contextlib.closing(sqlite3.connect(place, timeout=0, uri=True)) as database,
+    ):
+        return bool(database.execute("SELECT 1 FROM runs WHERE name = ? AND status = 'RUNNING'", [stage]).fetchone())
     return False
 
 
 def has_kept(workspace: Small, pattern: str) -> bool:
     return any(workspace.folder.glob(pattern))
+
+
+def halted(workspace: Small, dvc: "subprocess.Popen[str]", stage: str) -> list[psutil.Process]:
+    """The processes of a stage, stopped in the middle of its work.
+
+    They stand still while this looks, so that the shortest stage cannot slip through between two looks.
+    """
+    found: list[psutil.Process] = []
+
+    def is_met() -> bool:
+        found[:] = at_work(dvc, stage)
+        each(found, "suspend")
+        met = bool(found) and MOMENTS[stage](workspace)
+        if not met:
+            each(found, "resume")
+        assert met or dvc.poll() is None, "it ended unseen"
+        return met
+
+    wait_for(is_met)
+    return found
+
+
+def each(found: list[psutil.Process], what: str) -> None:
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            getattr(process, what)()
 
 
 MOMENTS: dict[str, Callable[[Small], bool]] = {  # when a stage is in the middle of its work
@@ -100,9 +133,10 @@ def test_killed_outright(undisturbed: Undisturbed, tmp_path: Path, stage: str, v
     """Then `dvc repro` ends with the hashes of an undisturbed run. Nobody is left behind, no run says RUNNING."""
     workspace = undisturbed.before(stage, tmp_path / "clone")
     dvc = workspace.start("dvc", "repro")
-    wait_for(lambda: MOMENTS[stage](workspace))
-    stages = at_work(dvc, stage)
+    stages = halted(workspace, dvc, stage)
     (stages[0] if victim == "stage" else dvc).send_signal(signal.SIGKILL)
+    time.sleep(2 * processes.LOOK)  # when it goes on, its next look at DVC is due
+    each(stages, "resume")
     told = dvc.communicate(timeout=60)[0]
     assert dvc.returncode != 0
     if victim == "stage":
