@@ -5,7 +5,9 @@
 The stages' own scripts run one after the other in this process, as dvc.yaml and then sweeps/dvc.yaml list them. The
 number of pretraining steps is what fits the time given, by the speed that a short trial has. What the budget leaves no
 time for is skipped, and what cannot be done (gaps without the builtin corpus) has failed; both are named. MLflow is not
-needed and not used. The figures, the table, the parameters and how long each stage took lie in report.results.
+needed and not used. Figures, table, parameters, how long each stage took and how fast each cell was decoded lie in
+report.results. Beside the pipeline of the profile: the SFT-only model trained in other ways (--variants), and all cells
+on other evaluation sets (--sets), a table each.
 """
 
 import copy
@@ -17,6 +19,7 @@ import runpy
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,7 @@ class Runner:
         self.skipped: list[str] = []
         self.failed: list[str] = []
         self.variants: list[dict[str, Any]] = []
+        self.sets: dict[str, list[dict[str, Any]]] = {}
 
     def run(self, name: str, words: list[str], build: Path | None = None) -> float:
         """One stage; its seconds. Raises what the stage raises, SystemExit for a user's mistake."""
@@ -108,7 +112,7 @@ class Runner:
         print(f"{name}: {seconds:.1f} s", flush=True)
         return seconds
 
-    def all(self, stages: list[Command]) -> None:
+    def all(self, stages: Sequence[Command]) -> None:
         """Every stage that there is time for."""
         for name, words in stages:
             if time.monotonic() > self.deadline:
@@ -118,33 +122,50 @@ class Runner:
                 self.times.append({"stage": name, "seconds": self.run(name, words)})
             except SystemExit:  # its line is on stderr
                 self.failed.append(name)
+            except Exception:  # the others' results are worth having
+                traceback.print_exc()
+                self.failed.append(name)
 
     def variant(self, name: str, changes: Mapping[str, Any]) -> None:
         """The SFT-only model with other parameters, on the same base, decoded and evaluated."""
+        decoders = self.params["sweeps"]["rejection"]["decoders"]
+        stages = [("sft", ["stages/sft.py", "--variant", "sft"])] + [
+            (f"{stage}-{decoder}", [f"stages/{stage}.py", "--checkpoint", "sft", "--decoder", decoder])
+            for decoder in decoders
+            for stage in ("decode", "evaluate")
+        ]
+        other = self.beside(name, changes, ["data", "models/base", "models/reference"], stages)
+        self.variants += [{**row, "checkpoint": f"sft, {name}"} for row in other.cells("sft", decoders)]
+
+    def evaluation_set(self, name: str, changes: Mapping[str, Any]) -> None:
+        """The same checkpoints and decoders on other prompts."""
+        wanted = ("decode@", "evaluate@")
+        stages = [command for command in commands(ROOT / "dvc.yaml", self.params) if command[0].startswith(wanted)]
+        other = self.beside(name, changes, ["models"], [("prepare", ["stages/prepare.py"]), *stages])
+        decoders = self.params["report"]["decoders"]
+        self.sets[name] = [row for checkpoint in ("sft", "r2ft") for row in other.cells(checkpoint, decoders)]
+
+    def beside(
+        self, name: str, changes: Mapping[str, Any], shared: Sequence[str], stages: Sequence[Command]
+    ) -> "Runner":
+        """Stages with other parameters and some of this run's artefacts, in a folder of their own."""
         params = copy.deepcopy(self.params)
         for key, value in changes.items():
             merge(params, nested(key, value))
-        other = Runner(self.folder / "variants" / name, params, self.deadline - time.monotonic())
-        (other.folder / "build" / "models").mkdir(parents=True)
-        for part in ("data", "models/base", "models/reference"):
-            (other.folder / "build" / part).symlink_to(self.folder / "build" / part)
-        decoders = params["sweeps"]["rejection"]["decoders"]
-        other.all(
-            [("sft", ["stages/sft.py", "--variant", "sft"])]
-            + [
-                (f"{stage}-{decoder}", [f"stages/{stage}.py", "--checkpoint", "sft", "--decoder", decoder])
-                for decoder in decoders
-                for stage in ("decode", "evaluate")
-            ]
-        )
+        other = Runner(self.folder / "beside" / name, params, self.deadline - time.monotonic())
+        for part in shared:
+            place = other.folder / "build" / part
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(self.folder / "build" / part)
+        other.all(stages)
         self.times += [{**row, "stage": f"{name}: {row['stage']}"} for row in other.times]
         self.skipped += [f"{name}: {stage}" for stage in other.skipped]
         self.failed += [f"{name}: {stage}" for stage in other.failed]
-        self.variants += [{**row, "checkpoint": f"sft, {name}"} for row in other.cells(decoders)]
+        return other
 
-    def cells(self, decoders: Sequence[str]) -> list[dict[str, Any]]:
-        """The figures of the SFT-only model's cells, as far as they are there."""
-        paths = [self.folder / "build" / "evaluation" / f"sft-{decoder}.json" for decoder in decoders]
+    def cells(self, checkpoint: str, decoders: Sequence[str]) -> list[dict[str, Any]]:
+        """The figures of a checkpoint's cells, as far as they are there."""
+        paths = [self.folder / "build" / "evaluation" / f"{checkpoint}-{decoder}.json" for decoder in decoders]
         return [read_json(path) for path in paths if path.is_file()]
 
     def fit_pretraining(self, seconds: float) -> float:
@@ -181,8 +202,15 @@ def main() -> None:
         metavar="NAME:KEY=VALUE,...",
         help="SFT with other parameters, beside it in variants.md: crops:sft.crop_share=0.01",
     )
+    parser.add_argument(
+        "--sets",
+        nargs="*",
+        default=[],
+        metavar="NAME:KEY=VALUE,...",
+        help="all cells on another set, in NAME.md: wiki:data.evaluation.name=wiki,data.evaluation.path=FILE",
+    )
     arguments = parser.parse_args()
-    variants = dict(map(split_variant, arguments.variants))
+    variants, sets = (dict(map(split_variant, given)) for given in (arguments.variants, arguments.sets))
     params = yaml.safe_load(render(ROOT / "profiles", arguments.profile))
     for change in arguments.set:
         key, separator, value = change.partition("=")
@@ -200,6 +228,8 @@ def main() -> None:
     step = runner.fit_pretraining(arguments.pretraining_minutes * 60)
     try:
         runner.all(rest)
+        for name, changes in sets.items():
+            runner.evaluation_set(name, changes)
         for name, changes in variants.items():
             runner.variant(name, changes)
         runner.all(list(commands(ROOT / "sweeps/dvc.yaml", params)))
@@ -217,15 +247,20 @@ def write_results(out: Path, runner: Runner, step: float) -> None:
         "hardware": hardware(default_device()),
         "pretraining": {"steps": steps, "tokens": steps * tokens, "tokens_per_s": tokens / step},
         "stages": runner.times,
+        "decoding": {path.stem: read_json(path) for path in sorted((runner.folder / "build/speed").glob("*.json"))},
         "skipped": runner.skipped,
         "failed": runner.failed,
     }
     write_json(out / "run.json", facts)
+    tables = dict(runner.sets)
     if runner.variants:
         decoders = {row["decoder"]: None for row in runner.variants}
-        table = build_table([*runner.cells(list(decoders)), *runner.variants])
-        write_json(out / "variants.json", table)
-        write_text(out / "variants.md", to_markdown(table))
+        tables["variants"] = [*runner.cells("sft", list(decoders)), *runner.variants]
+    for name, rows in tables.items():
+        if rows:
+            table = build_table(rows)
+            write_json(out / f"{name}.json", table)
+            write_text(out / f"{name}.md", to_markdown(table))
     write_text(out / "params.yaml", yaml.safe_dump(runner.params, sort_keys=False))
     print(f"{len(runner.times)} stages in {sum(row['seconds'] for row in runner.times):.0f} s")
     for told, names in (("no time was left for", runner.skipped), ("failed:", runner.failed)):

@@ -1,13 +1,19 @@
-"""Perplexity under an n-gram model of held-out text, beside the reference's: table.json and table.md (sweeps)."""
+"""Perplexity under an n-gram model of held-out text, beside the reference's, and answers picked by it (sweeps).
+
+Writes table.json and table.md.
+"""
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from scipy.stats import spearmanr
 
 from dlm import cli
+from dlm.command.escape import one_line
 from dlm.data.splits import read_split
 from dlm.data.text import read_documents, split_documents
 from dlm.data.tokenizer import encode, load_tokenizer
@@ -20,6 +26,7 @@ from dlm.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
 REFERENCE = "reference-nucleus"
+MARKUP = frozenset("\\`*_[]|<>&~$#!:@")
 
 
 def main() -> None:
@@ -28,20 +35,27 @@ def main() -> None:
     build = arguments.build
     with stage_run("fluency", params=tracked(params, "sweeps", "base")) as run:
         scorer, counted = make_scorer(params, build)
-        examples = {row["id"]: row for row in read_split(build / "data", "eval", ["id", "prompt_ids", "answer_ids"])}
-        real = [{"id": row["id"], "tokens": row["answer_ids"]} for row in examples.values()]
+        fields = ["id", "instruction", "output", "prompt_ids", "answer_ids"]
+        examples = {row["id"]: row for row in read_split(build / "data", "eval", fields)}
+        real = [{"id": row["id"], "tokens": row["answer_ids"], "answer": row["output"]} for row in examples.values()]
         sources = {REFERENCE: build / "models/reference/answers.jsonl"} | {
             cell: build / "answers" / f"{cell}.jsonl"
             for cell in map("-".join, itertools.product(CHECKPOINTS, params.report.decoders))
         }
-        rows = [score("real answers", real, examples, scorer, params)]
-        for cell, source in sources.items():
+        answers = {"real answers": real} | {cell: read_jsonl(source) for cell, source in sources.items()}
+        values = {cell: perplexities(rows, examples, scorer) for cell, rows in answers.items()}
+        rows = [summary(cell, answers[cell], values[cell], params) for cell in answers]
+        for row, cell in zip(rows[1:], sources, strict=True):
             found = read_json(build / "evaluation" / f"{cell}.json")
-            reference = {f"reference_{name}": found[name] for name in ("perplexity", "perplexity_ci")}
-            rows.append({**score(cell, read_jsonl(source), examples, scorer, params), **reference})
-        pairs = [(row["perplexity"], row["reference_perplexity"]) for row in rows[1:] if row["perplexity"] is not None]
-        agreement = float(spearmanr(pairs).statistic) if len(pairs) > 2 else None
-        table = {"order": scorer.order, "tokens": counted, "rank_correlation": agreement, "rows": rows}
+            row |= {f"reference_{name}": found[name] for name in ("perplexity", "perplexity_ci")}
+        pairs = [pair for row in rows[1:] if None not in (pair := (row["perplexity"], row["reference_perplexity"]))]
+        table = {
+            "order": scorer.order,
+            "tokens": counted,
+            "rank_correlation": float(spearmanr(pairs).statistic) if len(pairs) > 2 else None,
+            "rows": rows,
+            "samples": pick(answers, values, examples),
+        }
         out = Path(params.report.results) / "fluency"
         markdown = to_markdown(table)
         write_table(out, table, markdown)
@@ -73,27 +87,53 @@ def held_out(params: Params, build: Path, tokenizer: Any) -> Iterator[list[int]]
             yield row["prompt_ids"] + row["answer_ids"]
 
 
-def score(
-    name: str,
-    answers: list[dict[str, Any]],
-    examples: dict[int, dict[str, Any]],
-    scorer: NgramScorer,
-    params: Params,
-) -> dict[str, Any]:
+def perplexities(
+    answers: list[dict[str, Any]], examples: dict[int, dict[str, Any]], scorer: NgramScorer
+) -> list[float | None]:
+    return [scorer.perplexity(examples[answer["id"]]["prompt_ids"], answer["tokens"]) for answer in answers]
+
+
+def summary(name: str, answers: list[dict[str, Any]], values: list[float | None], params: Params) -> dict[str, Any]:
     """A row of the table: the geometric mean over the answers that are not empty."""
-    values = [scorer.perplexity(examples[answer["id"]]["prompt_ids"], answer["tokens"]) for answer in answers]
     ids = [answer["id"] for answer in answers]
     mean, interval = geometric_mean_with_ci(values, ids, params.evaluate.bootstrap_samples)
     return {"answers": name, "n": len(answers), "perplexity": mean, "perplexity_ci": interval}
 
 
+def pick(
+    answers: dict[str, list[dict[str, Any]]],
+    values: dict[str, list[float | None]],
+    examples: dict[int, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """A good and a bad answer of each cell: the nearest to the median of the first cell that has one, and the farthest.
+
+    The distance is that of the logarithms: too easy, which is what repetitions are, counts like too hard.
+    """
+    scored = {
+        cell: [(value, answer) for value, answer in zip(values[cell], rows, strict=True) if value is not None]
+        for cell, rows in answers.items()
+    }
+    scored = {cell: pairs for cell, pairs in scored.items() if pairs}
+    if not scored:
+        return []
+    middle = math.log(median(value for value, _ in next(iter(scored.values()))))
+    found = []
+    for cell, pairs in scored.items():
+        ordered = sorted(pairs, key=lambda pair: abs(math.log(pair[0]) - middle))
+        for value, answer in (ordered[0], ordered[-1]):
+            instruction = examples[answer["id"]]["instruction"]
+            found.append({"answers": cell, "perplexity": value, "instruction": instruction, "answer": answer["answer"]})
+    return found
+
+
 def to_markdown(table: dict[str, Any]) -> str:
-    """The table with what it was counted on."""
+    """The table with what it was counted on, and the picked answers."""
 
     def shown(row: dict[str, Any], name: str) -> str:
         if row.get(name) is None:
             return ""
-        return f"{row[name]:.2f} [{row[f'{name}_ci'][0]:.2f}, {row[f'{name}_ci'][1]:.2f}]"
+        interval = row[f"{name}_ci"]
+        return f"{row[name]:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
     lines = ["| answers | n | n-gram perplexity | under the reference |", "| --- | --- | --- | --- |"]
     for row in table["rows"]:
@@ -101,7 +141,17 @@ def to_markdown(table: dict[str, Any]) -> str:
         lines.append(f"| {row['answers']} | {row['n']} | {figures[0]} | {figures[1]} |")
     agreement = "" if (found := table["rank_correlation"]) is None else f" Rank correlation of the two: {found:.2f}."
     lines += ["", f"{table['order']}-grams of {table['tokens']:,} tokens that no model was trained on.{agreement}"]
+    lines += ["", "Of each, the answer nearest to the first row's median, and the one farthest from it:", ""]
+    lines += ["| answers | n-gram perplexity | instruction | answer |", "| --- | --- | --- | --- |"]
+    for row in table["samples"]:
+        texts = [as_text(row[name], width) for name, width in (("instruction", 80), ("answer", 400))]
+        lines.append(f"| {row['answers']} | {row['perplexity']:.2f} | {texts[0]} | {texts[1]} |")
     return "\n".join(lines) + "\n"
+
+
+def as_text(text: str, width: int) -> str:
+    """A cell of a markdown table in which nothing of a model's is markup."""
+    return "".join(f"&#{ord(c)};" if c in MARKUP else c for c in one_line(text, width))
 
 
 if __name__ == "__main__":
