@@ -4,16 +4,14 @@ Writes table.json and table.md.
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from scipy.stats import spearmanr
 
 from dlm import cli
-from dlm.command.escape import one_line
+from dlm.analysis.samples import as_text, good_and_bad
 from dlm.data.splits import read_split
 from dlm.data.text import read_documents, split_documents
 from dlm.data.tokenizer import encode, load_tokenizer
@@ -26,7 +24,6 @@ from dlm.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
 REFERENCE = "reference-nucleus"
-MARKUP = frozenset("\\`*_[]|<>&~$#!:@")
 
 
 def main() -> None:
@@ -54,7 +51,13 @@ def main() -> None:
             "tokens": counted,
             "rank_correlation": float(spearmanr(pairs).statistic) if len(pairs) > 2 else None,
             "rows": rows,
-            "samples": pick(answers, values, examples),
+            "samples": [
+                {
+                    **{name: row[name] for name in ("answers", "perplexity", "answer")},
+                    "instruction": examples[row["id"]]["instruction"],
+                }
+                for row in good_and_bad(answers, values)
+            ],
         }
         out = Path(params.report.results) / "fluency"
         markdown = to_markdown(table)
@@ -100,32 +103,6 @@ def summary(name: str, answers: list[dict[str, Any]], values: list[float | None]
     return {"answers": name, "n": len(answers), "perplexity": mean, "perplexity_ci": interval}
 
 
-def pick(
-    answers: dict[str, list[dict[str, Any]]],
-    values: dict[str, list[float | None]],
-    examples: dict[int, dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """A good and a bad answer of each cell: the nearest to the median of the first cell that has one, and the farthest.
-
-    The distance is that of the logarithms: too easy, which is what repetitions are, counts like too hard.
-    """
-    scored = {
-        cell: [(value, answer) for value, answer in zip(values[cell], rows, strict=True) if value is not None]
-        for cell, rows in answers.items()
-    }
-    scored = {cell: pairs for cell, pairs in scored.items() if pairs}
-    if not scored:
-        return []
-    middle = math.log(median(value for value, _ in next(iter(scored.values()))))
-    found = []
-    for cell, pairs in scored.items():
-        ordered = sorted(pairs, key=lambda pair: abs(math.log(pair[0]) - middle))
-        for value, answer in (ordered[0], ordered[-1]):
-            instruction = examples[answer["id"]]["instruction"]
-            found.append({"answers": cell, "perplexity": value, "instruction": instruction, "answer": answer["answer"]})
-    return found
-
-
 def to_markdown(table: dict[str, Any]) -> str:
     """The table with what it was counted on, and the picked answers."""
 
@@ -147,11 +124,6 @@ def to_markdown(table: dict[str, Any]) -> str:
         texts = [as_text(row[name], width) for name, width in (("instruction", 80), ("answer", 400))]
         lines.append(f"| {row['answers']} | {row['perplexity']:.2f} | {texts[0]} | {texts[1]} |")
     return "\n".join(lines) + "\n"
-
-
-def as_text(text: str, width: int) -> str:
-    """A cell of a markdown table in which nothing of a model's is markup."""
-    return "".join(f"&#{ord(c)};" if c in MARKUP else c for c in one_line(text, width))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,13 @@ from workspaces import ROOT, TINY
 from dlm.errors import UserError
 
 
-def names(file: str) -> set[str]:
+def ordered(file: str) -> list[str]:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    return {name for name, _ in pipeline.commands(ROOT / file, params)}
+    return [name for name, _ in pipeline.commands(ROOT / file, params)]
+
+
+def names(file: str) -> set[str]:
+    return set(ordered(file))
 
 
 @pytest.mark.parametrize("file", ["dvc", "sweeps/dvc"])
@@ -49,8 +53,11 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> None:
 VARIANTS = ["--variants", "answer_only:sft.supervise_padding=false", "crops:sft.crop_share=0.5,sft.training.steps=2"]
 
 
+SETS = ["--sets", "fewer:data.eval_size=3"]
+
+
 def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every stage but the one that has no time left; the steps that fit, and what it took, on disk."""
+    """Every stage but those that no time is left for; other training and other prompts; what it took, on disk."""
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.setattr(pipeline, "TRIAL", (1, 3))
     real = pipeline.Runner.run
@@ -61,12 +68,29 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
         return real(self, name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline.Runner, "run", watched)
-    run(monkeypatch, tmp_path, "--profile", "builtin", "--pretraining-minutes", "0", *arguments(**TINY), *VARIANTS)
+    run(
+        monkeypatch,
+        tmp_path,
+        "--profile",
+        "builtin",
+        "--pretraining-minutes",
+        "0",
+        *arguments(**TINY),
+        *VARIANTS,
+        *SETS,
+    )
     found = json.loads((tmp_path / "results/run.json").read_text())
     assert set(found["skipped"]) == names("sweeps/dvc.yaml") - {"infill"}
     parts = ["sft", "decode-top_k", "evaluate-top_k"]
-    variants = {f"{name}: {part}" for name in ("answer_only", "crops") for part in parts}
-    assert {row["stage"] for row in found["stages"]} == names("dvc.yaml") | variants | {"infill"}
+    beside = {f"{name}: {part}" for name in ("answer_only", "crops") for part in parts}
+    cells = [name for name in ordered("dvc.yaml") if name.startswith(("decode@", "evaluate@"))]
+    beside |= {f"fewer: {name}" for name in ("prepare", *cells)}
+    assert {row["stage"] for row in found["stages"]} == names("dvc.yaml") | beside | {"infill"}
+    assert {f"decode@{cell}" for cell in found["decoding"]} == {name for name in cells if name.startswith("decode@")}
+    fewer = json.loads((tmp_path / "results/fewer.json").read_text())
+    shown = [f"evaluate@{row['checkpoint']}-{row['decoder']}" for row in fewer]
+    assert shown == [name for name in cells if name.startswith("evaluate@")]
+    assert {row["n"] for row in fewer} == {3 * 2}
     rows = json.loads((tmp_path / "results/variants.json").read_text())
     cells = [(row["checkpoint"], row["decoder"]) for row in rows]
     assert cells == [(label, "top_k") for label in ("sft", "sft, answer_only", "sft, crops")]
@@ -75,6 +99,21 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     assert found["pretraining"]["tokens"] == 3 * 4 * params["base"]["sequence_length"]
     assert (tmp_path / "results/report.html").is_file() and (tmp_path / "results/infill/table.md").is_file()
     assert re.search(r"no time was left for .*fluency", capfd.readouterr().out)
+
+
+def test_what_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    raised = {"crash": RuntimeError("a bug"), "mistake": SystemExit(2)}
+
+    def run(_: pipeline.Runner, name: str, words: list[str]) -> float:
+        if name in raised:
+            raise raised[name]
+        return 1.5
+
+    monkeypatch.setattr(pipeline.Runner, "run", run)
+    runner = pipeline.Runner(tmp_path, {}, seconds=100)
+    runner.all([(name, []) for name in ("first", "crash", "mistake", "last")])
+    assert runner.times == [{"stage": name, "seconds": 1.5} for name in ("first", "last")]
+    assert (runner.failed, runner.skipped) == (["crash", "mistake"], [])
 
 
 @pytest.mark.parametrize(

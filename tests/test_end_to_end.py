@@ -280,6 +280,7 @@ def test_sweeps(workspace: Workspace) -> None:
     cell = json.loads((workspace.folder / "build/evaluation/sft-conv.json").read_text())
     shown = next(row for row in fluency["rows"] if row["answers"] == "sft-conv")
     assert shown["reference_perplexity"] == cell["perplexity"]
+    assert [row["answers"] for row in fluency["samples"][:4]] == ["real answers"] * 2 + ["reference-nucleus"] * 2
     assert workspace.loaded("dvc", "status", "--json", "sweeps/dvc.yaml") == {}
     assert workspace.stale() == set()
 
