@@ -10,8 +10,10 @@ report.results. Beside the pipeline of the profile: the SFT-only model trained i
 on other evaluation sets (--sets), a table each.
 """
 
+import ast
 import copy
 import gc
+import importlib.util
 import itertools
 import os
 import re
@@ -37,7 +39,20 @@ from dlm.schema import require
 
 ROOT = Path(__file__).parents[1]
 TRIAL = (20, 80)  # steps of the two trials, whose difference is free of start-up
+NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub"}  # tracking, DVC, other machines
 Command = tuple[str, list[str]]  # a stage's name, its script with arguments
+
+
+def missing_packages() -> list[str]:
+    """What the stages and the library import, wherever in their text, and is not installed."""
+    imported = set()
+    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    return sorted(name for name in imported - NEEDLESS if importlib.util.find_spec(name) is None)
 
 
 def commands(file: Path, params: Mapping[str, Any]) -> Iterator[Command]:
@@ -217,6 +232,8 @@ def main() -> None:
         require(bool(separator), "--set", "KEY=VALUE", change)
         merge(params, nested(key, yaml.safe_load(value)))
     parse_params(yaml.safe_dump(params), f"profile {arguments.profile}")
+    if lacking := missing_packages():
+        raise UserError(f"not installed: {', '.join(lacking)}; a stage would end there: see requirements.lock")
     folder: Path = arguments.folder.resolve()
     if folder.exists():
         raise UserError(f"{folder}: is there; remove it or name another --folder")

@@ -116,6 +116,17 @@ def test_what_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tm
     assert (runner.failed, runner.skipped) == (["crash", "mistake"], [])
 
 
+def test_what_is_not_installed_is_told_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """mlflow may be missing, nltk not, which is imported by the last stages."""
+    real = pipeline.importlib.util.find_spec
+    monkeypatch.setattr(
+        pipeline.importlib.util, "find_spec", lambda name: None if name in {"nltk", "mlflow"} else real(name)
+    )
+    with pytest.raises(UserError, match="not installed: nltk;"):
+        run(monkeypatch, tmp_path, "--profile", "builtin")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

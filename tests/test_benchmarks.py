@@ -12,6 +12,7 @@ import decode as decode_script
 import pytest
 import table
 import torch
+import yaml
 from common import command_line, split_variant
 from memory import child_peak
 from plain import PlainDecoder, supports
@@ -275,6 +276,20 @@ def test_approximations_write_their_files(monkeypatch: pytest.MonkeyPatch, tmp_p
             assert row["change"]["well_formed"] == {"mean": 0, "ci": [0, 0]}
     text = (tmp_path / "quality.md").read_text()
     assert str(build) not in text and text.count("\n| ") == 1 + 1 + len(rows)
+
+
+def test_approximations_without_the_exact_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] |= {"source": "file", "file": {**params["data"]["file"], "path": "README.md"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    words = ["--family", "conv:eos_fill=false", "conv", "--prompts", 3, "--steps", 8, "--seeds", 0, "--device", "cpu"]
+    paths = ["--params", tmp_path / "params.yaml", "--build", build, "--out", tmp_path / "quality"]
+    run(monkeypatch, approximations, *words, *paths)
+    rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
+    assert [list(row["change"]) for row in rows] == [["inlier", "repetition_4"]] * 2
+    assert 0 <= rows[1]["inlier"] <= 1 and rows[1]["nfe"] <= rows[0]["nfe"] <= 8 + 1
+    assert "| inlier ↑ " in (tmp_path / "quality.md").read_text()
 
 
 def test_approximations_refuse_what_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
