@@ -289,7 +289,7 @@ def test_approximations_without_the_exact_judge(monkeypatch: pytest.MonkeyPatch,
     rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
     assert [list(row["change"]) for row in rows] == [["inlier", "repetition_4"]] * 2
     assert 0 <= rows[1]["inlier"] <= 1 and rows[1]["nfe"] <= rows[0]["nfe"] <= 8 + 1
-    assert "| inlier ↑ " in (tmp_path / "quality.md").read_text()
+    assert " inlier ↑ |" in (tmp_path / "quality.md").read_text()
 
 
 def test_approximations_refuse_what_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
