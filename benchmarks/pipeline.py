@@ -1,13 +1,14 @@
 """The pipeline's stages without DVC and within a time budget, for a machine that one has for half an hour.
 
-    python benchmarks/pipeline.py --profile english --pretraining-minutes 9 --minutes 28
+    python benchmarks/pipeline.py --profile english --pretraining-minutes 4 --minutes 26
 
 The stages' own scripts run one after the other in this process, as dvc.yaml and then sweeps/dvc.yaml list them. The
 number of pretraining steps is what fits the time given, by the speed that a short trial has. What the budget leaves no
-time for is skipped, and what cannot be done (gaps without the builtin corpus) has failed; both are named. MLflow is not
-needed and not used. Figures, table, parameters, how long each stage took and how fast each cell was decoded lie in
-report.results. Beside the pipeline of the profile: the SFT-only model trained in other ways (--variants), and all cells
-on other evaluation sets (--sets), a table each.
+time for is skipped, and what cannot be done (gaps without the builtin corpus) has failed; both are named. After an
+interruption, or with more time, --resume does what is missing. MLflow is not needed and not used. Figures, table,
+parameters, how long each stage took and how fast each cell was decoded lie in report.results. Beside the pipeline of
+the profile: the SFT-only model trained in other ways (--variants), and all cells on other evaluation sets (--sets), a
+table each.
 """
 
 import ast
@@ -39,6 +40,7 @@ from dlm.schema import require
 
 ROOT = Path(__file__).parents[1]
 TRIAL = (20, 80)  # steps of the two trials, whose difference is free of start-up
+FITTED = ("steps", "warmup_steps", "eval_every", "save_every")  # of base.training
 NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub"}  # tracking, DVC, other machines
 Command = tuple[str, list[str]]  # a stage's name, its script with arguments
 
@@ -98,22 +100,38 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 class Runner:
-    """Runs stages in a folder of their own and keeps their times."""
+    """Runs stages in a folder of their own, and keeps there which are done: a second one goes on from them."""
 
     def __init__(self, folder: Path, params: dict[str, Any], seconds: float) -> None:
         self.folder, self.params = folder, params
         self.deadline = time.monotonic() + seconds
-        self.times: list[dict[str, Any]] = []
+        self.times: dict[str, float] = {}
+        self.step: float | None = None  # seconds of a step of pretraining, once it is known
         self.skipped: list[str] = []
         self.failed: list[str] = []
+        self.others: dict[str, Runner] = {}
         self.variants: list[dict[str, Any]] = []
         self.sets: dict[str, list[dict[str, Any]]] = {}
+        if self.state.is_file():
+            kept = read_json(self.state)
+            self.times, self.step = kept["times"], kept["step"]
+            begun = yaml.safe_load((folder / "params.yaml").read_text())
+            ours, theirs = params["base"]["training"], begun["base"]["training"]
+            known, other = (ours, theirs) if self.step is None else (theirs, ours)  # a trial has steps of its own
+            other |= {key: known[key] for key in FITTED}
+            if params != begun:
+                raise UserError(f"{folder}: was begun with other parameters; give the same or another --folder")
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.json"
+
+    def keep(self) -> None:
+        write_json(self.state, {"times": self.times, "step": self.step})
 
     def run(self, name: str, words: list[str], build: Path | None = None) -> float:
         """One stage; its seconds. Raises what the stage raises, SystemExit for a user's mistake."""
-        path = self.folder / "params.yaml"
-        write_text(path, yaml.safe_dump(self.params, sort_keys=False))
-        place = ["--params", str(path), "--build", str(build or self.folder / "build")]
+        place = ["--params", str(self.write_params()), "--build", str(build or self.folder / "build")]
         before, started = sys.argv, time.monotonic()
         sys.argv = [*words, *place]
         try:
@@ -127,19 +145,38 @@ class Runner:
         print(f"{name}: {seconds:.1f} s", flush=True)
         return seconds
 
+    def write_params(self) -> Path:
+        path = self.folder / "params.yaml"
+        write_text(path, yaml.safe_dump(self.params, sort_keys=False))
+        return path
+
+    def one(self, name: str, words: list[str]) -> None:
+        """One stage, unless it is done."""
+        if name not in self.times:
+            self.times[name] = self.run(name, words)
+            self.keep()
+
     def all(self, stages: Sequence[Command]) -> None:
         """Every stage that there is time for."""
         for name, words in stages:
-            if time.monotonic() > self.deadline:
+            if name not in self.times and time.monotonic() > self.deadline:
                 self.skipped.append(name)
                 continue
             try:
-                self.times.append({"stage": name, "seconds": self.run(name, words)})
+                self.one(name, words)
             except SystemExit:  # its line is on stderr
                 self.failed.append(name)
             except Exception:  # the others' results are worth having
                 traceback.print_exc()
                 self.failed.append(name)
+
+    def told(self, what: str) -> list[tuple[str, Any]]:
+        """The items of times, skipped or failed, with those of the runs beside this one."""
+        found: list[tuple[str, Any]] = []
+        for prefix, runner in [("", self), *((f"{name}: ", other) for name, other in self.others.items())]:
+            items = getattr(runner, what)
+            found += [(f"{prefix}{name}", items[name] if what == "times" else None) for name in items]
+        return found
 
     def variant(self, name: str, changes: Mapping[str, Any]) -> None:
         """The SFT-only model with other parameters, on the same base, decoded and evaluated."""
@@ -171,11 +208,10 @@ class Runner:
         for part in shared:
             place = other.folder / "build" / part
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(self.folder / "build" / part)
+            if not place.exists():
+                place.symlink_to(self.folder / "build" / part)
         other.all(stages)
-        self.times += [{**row, "stage": f"{name}: {row['stage']}"} for row in other.times]
-        self.skipped += [f"{name}: {stage}" for stage in other.skipped]
-        self.failed += [f"{name}: {stage}" for stage in other.failed]
+        self.others[name] = other
         return other
 
     def cells(self, checkpoint: str, decoders: Sequence[str]) -> list[dict[str, Any]]:
@@ -183,32 +219,36 @@ class Runner:
         paths = [self.folder / "build" / "evaluation" / f"{checkpoint}-{decoder}.json" for decoder in decoders]
         return [read_json(path) for path in paths if path.is_file()]
 
-    def fit_pretraining(self, seconds: float) -> float:
-        """Set base.training to as many steps as fit, after two short trials; seconds a step. `prepare` has run."""
+    def fit_pretraining(self, seconds: float) -> None:
+        """Set base.training to as many steps as fit, after two short trials. `prepare` has run."""
         settings, found = self.params["base"]["training"], []
         for steps in TRIAL:
             settings |= {"steps": steps, "eval_every": steps, "save_every": steps}
             scratch = self.folder / "trial"
+            shutil.rmtree(scratch, ignore_errors=True)
             (scratch / "models").mkdir(parents=True)
             (scratch / "data").symlink_to(self.folder / "build" / "data")
             found.append(self.run(f"trial of {steps} steps", ["stages/base.py"], scratch))
             shutil.rmtree(scratch)
-        step = (found[1] - found[0]) / (TRIAL[1] - TRIAL[0])
-        steps = max(int(seconds / max(step, 1e-6)), TRIAL[1])
+        step = max((found[1] - found[0]) / (TRIAL[1] - TRIAL[0]), 1e-6)
+        steps = max(int(seconds / step), TRIAL[1])
         every = max(steps // 10, 1)
         warmup = min(settings["warmup_steps"], steps // 10)
         settings |= {"steps": steps, "warmup_steps": warmup, "eval_every": every, "save_every": every}
-        return step
+        self.step = step
+        self.write_params()
+        self.keep()
 
 
 def main() -> None:
     parser = Arguments(__doc__)
     parser.add_argument("--profile", default="english", help="a file of profiles/")
     parser.add_argument(
-        "--pretraining-minutes", type=float, default=9.0, help="of the base, and again of the reference"
+        "--pretraining-minutes", type=float, default=4.0, help="of the base, and again of the reference"
     )
-    parser.add_argument("--minutes", type=float, default=28.0, help="after which no further stage starts")
+    parser.add_argument("--minutes", type=float, default=26.0, help="after which no further stage starts")
     parser.add_argument("--folder", type=Path, default=Path("build/pipeline"), help="for checkpoints and answers")
+    parser.add_argument("--resume", action="store_true", help="go on in --folder, with the same parameters")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of params.yaml")
     parser.add_argument(
         "--variants",
@@ -235,14 +275,15 @@ def main() -> None:
     if lacking := missing_packages():
         raise UserError(f"not installed: {', '.join(lacking)}; a stage would end there: see requirements.lock")
     folder: Path = arguments.folder.resolve()
-    if folder.exists():
-        raise UserError(f"{folder}: is there; remove it or name another --folder")
-    folder.mkdir(parents=True)
+    if folder.exists() and not arguments.resume:
+        raise UserError(f"{folder}: is there; go on with --resume, remove it or name another --folder")
+    folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DLM_TRACKING", "off")
     runner = Runner(folder, params, arguments.minutes * 60)
     (first, words), *rest = commands(ROOT / "dvc.yaml", params)
-    runner.times.append({"stage": first, "seconds": runner.run(first, words)})
-    step = runner.fit_pretraining(arguments.pretraining_minutes * 60)
+    runner.one(first, words)
+    if runner.step is None:
+        runner.fit_pretraining(arguments.pretraining_minutes * 60)
     try:
         runner.all(rest)
         for name, changes in sets.items():
@@ -251,22 +292,22 @@ def main() -> None:
             runner.variant(name, changes)
         runner.all(list(commands(ROOT / "sweeps/dvc.yaml", params)))
     finally:
-        write_results(Path(params["report"]["results"]), runner, step)
+        write_results(Path(params["report"]["results"]), runner)
 
 
-def write_results(out: Path, runner: Runner, step: float) -> None:
+def write_results(out: Path, runner: Runner) -> None:
     """What the run took, and its parameters."""
     training = runner.params["base"]["training"]
     tokens = training["batch_size"] * training["gradient_accumulation"] * runner.params["base"]["sequence_length"]
     steps = training["steps"]
+    assert runner.step is not None
     facts = {
         "command": command_line(),
         "hardware": hardware(default_device()),
-        "pretraining": {"steps": steps, "tokens": steps * tokens, "tokens_per_s": tokens / step},
-        "stages": runner.times,
+        "pretraining": {"steps": steps, "tokens": steps * tokens, "tokens_per_s": tokens / runner.step},
+        "stages": [{"stage": name, "seconds": seconds} for name, seconds in runner.told("times")],
         "decoding": {path.stem: read_json(path) for path in sorted((runner.folder / "build/speed").glob("*.json"))},
-        "skipped": runner.skipped,
-        "failed": runner.failed,
+        **{what: [name for name, _ in runner.told(what)] for what in ("skipped", "failed")},
     }
     write_json(out / "run.json", facts)
     tables = dict(runner.sets)
@@ -279,10 +320,11 @@ def write_results(out: Path, runner: Runner, step: float) -> None:
             write_json(out / f"{name}.json", table)
             write_text(out / f"{name}.md", to_markdown(table))
     write_text(out / "params.yaml", yaml.safe_dump(runner.params, sort_keys=False))
-    print(f"{len(runner.times)} stages in {sum(row['seconds'] for row in runner.times):.0f} s")
-    for told, names in (("no time was left for", runner.skipped), ("failed:", runner.failed)):
-        if names:
-            print(told, ", ".join(names))
+    times = dict(runner.told("times"))
+    print(f"{len(times)} stages in {sum(times.values()):.0f} s")
+    for words, what in (("no time was left for", "skipped"), ("failed:", "failed")):
+        if names := [name for name, _ in runner.told(what)]:
+            print(words, ", ".join(names))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,17 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     assert (tmp_path / "results/report.html").is_file() and (tmp_path / "results/infill/table.md").is_file()
     assert re.search(r"no time was left for .*fluency", capfd.readouterr().out)
 
+    monkeypatch.setattr(pipeline.Runner, "run", real)
+    with pytest.raises(UserError, match="was begun with other parameters"):
+        run(monkeypatch, tmp_path, *words, "--resume", "--set", "seed=3")
+    run(monkeypatch, tmp_path, *words, *VARIANTS, *SETS, "--resume")
+    again = json.loads((tmp_path / "results/run.json").read_text())
+    assert (again["skipped"], again["failed"]) == ([], [])
+    assert again["pretraining"] == found["pretraining"]
+    times = {row["stage"]: row["seconds"] for row in again["stages"]}
+    assert {row["stage"]: row["seconds"] for row in found["stages"]}.items() <= times.items()  # nothing ran twice
+    assert set(times) == names("dvc.yaml") | beside | names("sweeps/dvc.yaml")
+
 
 def test_what_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     raised = {"crash": RuntimeError("a bug"), "mistake": SystemExit(2)}
@@ -112,7 +123,7 @@ def test_what_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(pipeline.Runner, "run", run)
     runner = pipeline.Runner(tmp_path, {}, seconds=100)
     runner.all([(name, []) for name in ("first", "crash", "mistake", "last")])
-    assert runner.times == [{"stage": name, "seconds": 1.5} for name in ("first", "last")]
+    assert runner.times == {"first": 1.5, "last": 1.5}
     assert (runner.failed, runner.skipped) == (["crash", "mistake"], [])
 
 

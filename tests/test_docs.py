@@ -105,7 +105,9 @@ NOT_RUN = {
     "python benchmarks/decode.py --model llada-8b --device cuda --batch-sizes 1 8 --lengths 1024 --steps 128": "a GPU",
     "python benchmarks/train.py --subject mdlm-small --batch-size 2 --length 256 --steps 4 --repeats 5 --threads 2 "
     "--out results/benchmarks/train-mdlm-small-cpu": "minutes; test_benchmark_train.py runs it on a tiny model",
-    "python benchmarks/pipeline.py --profile english --pretraining-minutes 9 --minutes 28 "
+    "python benchmarks/pipeline.py --profile english --pretraining-minutes 4 --minutes 26 --set data.eval_size=300 "
+    "--set sft.training.steps=1200 --set reference.training.steps=800 --set sweeps.rejection.steps=300 "
+    "--sets wiki:data.evaluation.name=wiki,data.evaluation.path=data/input/wiki_questions.json "
     "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01": "a GPU",
     "python benchmarks/pipeline.py --profile english-cpu --pretraining-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
     "--set data.eval_size=4": "text that git lacks; test_benchmark_pipeline.py runs it on the builtin corpus",
