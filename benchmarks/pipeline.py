@@ -7,8 +7,8 @@ number of pretraining steps is what fits the time given, by the speed that a sho
 time for is skipped, and what cannot be done (gaps without the builtin corpus) has failed; both are named. After an
 interruption, or with more time, --resume does what is missing. MLflow is not needed and not used. Figures, table,
 parameters, how long each stage took and how fast each cell was decoded lie in report.results. Beside the pipeline of
-the profile: the SFT-only model trained in other ways (--variants), and all cells on other evaluation sets (--sets), a
-table each.
+the profile: all cells on other evaluation sets (--sets), the SFT-only model trained in other ways (--variants), R2FT
+trained in other ways (--rejections), a table each.
 """
 
 import ast
@@ -99,6 +99,14 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return found
 
 
+def changed(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with other values: {"sft.crop_share": 0.01}."""
+    found: dict[str, Any] = copy.deepcopy(dict(params))
+    for key, value in changes.items():
+        merge(found, nested(key, value))
+    return found
+
+
 class Runner:
     """Runs stages in a folder of their own, and keeps there which are done: a second one goes on from them."""
 
@@ -111,7 +119,7 @@ class Runner:
         self.failed: list[str] = []
         self.others: dict[str, Runner] = {}
         self.variants: list[dict[str, Any]] = []
-        self.sets: dict[str, list[dict[str, Any]]] = {}
+        self.tables: dict[str, list[dict[str, Any]]] = {}
         if self.state.is_file():
             kept = read_json(self.state)
             self.times, self.step = kept["times"], kept["step"]
@@ -195,16 +203,23 @@ class Runner:
         stages = [command for command in commands(ROOT / "dvc.yaml", self.params) if command[0].startswith(wanted)]
         other = self.beside(name, changes, ["models"], [("prepare", ["stages/prepare.py"]), *stages])
         decoders = self.params["report"]["decoders"]
-        self.sets[name] = [row for checkpoint in ("sft", "r2ft") for row in other.cells(checkpoint, decoders)]
+        self.tables[name] = [row for checkpoint in ("sft", "r2ft") for row in other.cells(checkpoint, decoders)]
+
+    def rejection(self, name: str, changes: Mapping[str, Any]) -> None:
+        """R2FT at other rates or for longer, what it writes at every look."""
+        stage = ("rejection", ["stages/rejection.py", "--negatives", "default"])
+        path = self.beside(name, changes, ["data", "models"], [stage]).folder / "build/sweeps/rejection-default.json"
+        length = self.params["decode"]["gen_length"]
+        self.tables[name] = [
+            {**row, "checkpoint": f"r2ft, {row['r2ft_steps']} steps", "gen_length": length}
+            for row in (read_json(path)["rows"] if path.is_file() else [])
+        ]
 
     def beside(
         self, name: str, changes: Mapping[str, Any], shared: Sequence[str], stages: Sequence[Command]
     ) -> "Runner":
         """Stages with other parameters and some of this run's artefacts, in a folder of their own."""
-        params = copy.deepcopy(self.params)
-        for key, value in changes.items():
-            merge(params, nested(key, value))
-        other = Runner(self.folder / "beside" / name, params, self.deadline - time.monotonic())
+        other = Runner(self.folder / "beside" / name, changed(self.params, changes), self.deadline - time.monotonic())
         for part in shared:
             place = other.folder / "build" / part
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -264,14 +279,24 @@ def main() -> None:
         metavar="NAME:KEY=VALUE,...",
         help="all cells on another set, in NAME.md: wiki:data.evaluation.name=wiki,data.evaluation.path=FILE",
     )
+    parser.add_argument(
+        "--rejections",
+        nargs="*",
+        default=[],
+        metavar="NAME:KEY=VALUE,...",
+        help="R2FT otherwise, looked at on the way, in NAME.md: long:sweeps.rejection.steps=1000",
+    )
     arguments = parser.parse_args()
-    variants, sets = (dict(map(split_variant, given)) for given in (arguments.variants, arguments.sets))
+    beside = [dict(map(split_variant, given)) for given in (arguments.sets, arguments.variants, arguments.rejections)]
+    sets, variants, rejections = beside
     params = yaml.safe_load(render(ROOT / "profiles", arguments.profile))
     for change in arguments.set:
         key, separator, value = change.partition("=")
         require(bool(separator), "--set", "KEY=VALUE", change)
         merge(params, nested(key, yaml.safe_load(value)))
     parse_params(yaml.safe_dump(params), f"profile {arguments.profile}")
+    for name, changes in itertools.chain.from_iterable(block.items() for block in beside):
+        parse_params(yaml.safe_dump(changed(params, changes)), name)
     if lacking := missing_packages():
         raise UserError(f"not installed: {', '.join(lacking)}; a stage would end there: see requirements.lock")
     folder: Path = arguments.folder.resolve()
@@ -290,6 +315,8 @@ def main() -> None:
             runner.evaluation_set(name, changes)
         for name, changes in variants.items():
             runner.variant(name, changes)
+        for name, changes in rejections.items():
+            runner.rejection(name, changes)
         runner.all(list(commands(ROOT / "sweeps/dvc.yaml", params)))
     finally:
         write_results(Path(params["report"]["results"]), runner)
@@ -310,7 +337,7 @@ def write_results(out: Path, runner: Runner) -> None:
         **{what: [name for name, _ in runner.told(what)] for what in ("skipped", "failed")},
     }
     write_json(out / "run.json", facts)
-    tables = dict(runner.sets)
+    tables = dict(runner.tables)
     if runner.variants:
         decoders = {row["decoder"]: None for row in runner.variants}
         tables["variants"] = [*runner.cells("sft", list(decoders)), *runner.variants]

@@ -53,7 +53,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> None:
 VARIANTS = ["--variants", "answer_only:sft.supervise_padding=false", "crops:sft.crop_share=0.5,sft.training.steps=2"]
 
 
-SETS = ["--sets", "fewer:data.eval_size=3"]
+SETS = ["--sets", "fewer:data.eval_size=3", "--rejections", "long:sweeps.rejection.steps=3"]
 
 
 def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -68,29 +68,22 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
         return real(self, name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline.Runner, "run", watched)
-    run(
-        monkeypatch,
-        tmp_path,
-        "--profile",
-        "builtin",
-        "--pretraining-minutes",
-        "0",
-        *arguments(**TINY),
-        *VARIANTS,
-        *SETS,
-    )
+    words = ["--profile", "builtin", "--pretraining-minutes", "0", *arguments(**TINY), *VARIANTS, *SETS]
+    run(monkeypatch, tmp_path, *words)
     found = json.loads((tmp_path / "results/run.json").read_text())
     assert set(found["skipped"]) == names("sweeps/dvc.yaml") - {"infill"}
     parts = ["sft", "decode-top_k", "evaluate-top_k"]
     beside = {f"{name}: {part}" for name in ("answer_only", "crops") for part in parts}
     cells = [name for name in ordered("dvc.yaml") if name.startswith(("decode@", "evaluate@"))]
-    beside |= {f"fewer: {name}" for name in ("prepare", *cells)}
+    beside |= {f"fewer: {name}" for name in ("prepare", *cells)} | {"long: rejection"}
     assert {row["stage"] for row in found["stages"]} == names("dvc.yaml") | beside | {"infill"}
     assert {f"decode@{cell}" for cell in found["decoding"]} == {name for name in cells if name.startswith("decode@")}
     fewer = json.loads((tmp_path / "results/fewer.json").read_text())
     shown = [f"evaluate@{row['checkpoint']}-{row['decoder']}" for row in fewer]
     assert shown == [name for name in cells if name.startswith("evaluate@")]
     assert {row["n"] for row in fewer} == {3 * 2}
+    looks = json.loads((tmp_path / "results/long.json").read_text())
+    assert [row["checkpoint"] for row in looks] == [f"r2ft, {steps} steps" for steps in range(4)]
     rows = json.loads((tmp_path / "results/variants.json").read_text())
     cells = [(row["checkpoint"], row["decoder"]) for row in rows]
     assert cells == [(label, "top_k") for label in ("sft", "sft, answer_only", "sft, crops")]
@@ -103,7 +96,7 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     monkeypatch.setattr(pipeline.Runner, "run", real)
     with pytest.raises(UserError, match="was begun with other parameters"):
         run(monkeypatch, tmp_path, *words, "--resume", "--set", "seed=3")
-    run(monkeypatch, tmp_path, *words, *VARIANTS, *SETS, "--resume")
+    run(monkeypatch, tmp_path, *words, "--resume")
     again = json.loads((tmp_path / "results/run.json").read_text())
     assert (again["skipped"], again["failed"]) == ([], [])
     assert again["pretraining"] == found["pretraining"]
@@ -144,7 +137,9 @@ def test_what_is_not_installed_is_told_first(monkeypatch: pytest.MonkeyPatch, tm
         (["--profile", "nobody"], "'nobody' is not a profile"),
         (["--profile", "builtin", "--set", "seed"], "--set must be KEY=VALUE"),
         (["--profile", "builtin", "--set", "sead=1"], "sead is not a known key"),
-        (["--profile", "builtin", "--folder", "."], "is there; remove it"),
+        (["--profile", "builtin", "--variants", "crops:sft.crop_share"], "written name:key=value"),
+        (["--profile", "builtin", "--sets", "few:data.eval_sise=3"], "few: data.eval_sise is not a known key"),
+        (["--profile", "builtin", "--folder", "."], "is there; go on with --resume"),
     ],
 )
 def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], line: str) -> None:
