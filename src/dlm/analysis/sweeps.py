@@ -32,6 +32,7 @@ def sweep_figures(
         baseline: the cell that the win rates compare with.
     """
     axes = quality_axes(settings)
+    sized = [COLUMNS["perplexity"], *(axis for axis in axes if axis.name != "perplexity")]
     zones = [
         ReportFigure(
             f"fig-{number:02}-candidate-zone-{found['checkpoint']}",
@@ -66,7 +67,7 @@ def sweep_figures(
             "Semi-AR over block length (the paper's Fig. 4)",
             "Look for the fall from right to left, and whether more steps (other colours) undo it: short blocks with"
             " few steps each have their time cut into coarse intervals.",
-            over_size(settings, "blocks", "block length, tokens (log scale)", [COLUMNS["perplexity"], *axes]),
+            over_size(settings, "blocks", "block length, tokens (log scale)", sized),
             draw_lines,
         ),
         ReportFigure(
@@ -81,7 +82,7 @@ def sweep_figures(
             "fig-08-kernels",
             "Conv over kernel size (the paper's Fig. 8)",
             "Look for lines flatter than those over block length: a soft window has no time of its own to coarsen.",
-            over_size(settings, "kernels", "kernel size, tokens (log scale)", [COLUMNS["perplexity"], *axes]),
+            over_size(settings, "kernels", "kernel size, tokens (log scale)", sized),
             draw_lines,
         ),
         *_win_rates(settings, baseline),
