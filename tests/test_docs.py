@@ -109,6 +109,12 @@ NOT_RUN = {
     "--set sft.training.steps=1200 --set reference.training.steps=800 --set sweeps.rejection.steps=300 "
     "--sets wiki:data.evaluation.name=wiki,data.evaluation.path=data/input/wiki_questions.json "
     "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01": "a GPU",
+    "python benchmarks/pipeline.py --profile english-cpu --pretraining-minutes 14 --minutes 120 "
+    "--sets alpaca_eval:data.eval_size=805 "
+    "wiki:data.evaluation.name=wiki,data.evaluation.path=data/input/wiki_questions.json,data.eval_size=504 "
+    "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01 "
+    "--rejections own_rate:sweeps.rejection.steps=1000,sweeps.rejection.learning_rate=1.5e-4,"
+    "sweeps.rejection.every=100": "two hours",
     "python benchmarks/pipeline.py --profile english-cpu --pretraining-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
     "--set data.eval_size=4": "text that git lacks; test_benchmark_pipeline.py runs it on the builtin corpus",
     "mypy": "a minute; `make lint` runs it",
