@@ -4,8 +4,8 @@ Families of decoders; each member is compared with the first of its family, prom
 noise). Quality on the builtin corpus is the exact judge's: share of well-formed sentences, and slot error rate; on
 others the share of inliers under the reference, and of repeated 4-grams. With 95% bootstrap intervals over prompts; so
 are the changes against the family's first. Seconds are of whole runs over all prompts, the members taking turns within
-each seed. Decoders are blocks of params.yaml or names of dlm.decoding.options, with options after a
-colon; EOS-fill is on unless a decoder says otherwise.
+each seed. Decoders are blocks of params.yaml or names of dlm.decoding.options, with options after a colon; EOS-fill is
+on unless a decoder says otherwise.
 
 Needs the artefacts of prepare, reference and the checkpoint's own stage (make repro). Writes OUT.json and OUT.md.
 """
@@ -148,7 +148,7 @@ def compare(
             seconds[text].append(time)
             report(f"S {steps}, seed {seed}, {text}: {time:.1f} s")
     scores = {text: score_answers(found, corpus, params.decode.batch_size) for text, found in answers.items()}
-    first, quality = family[0][0], ESTIMATED if corpus.judge is None else EXACT
+    first, names = family[0][0], ESTIMATED if corpus.judge is None else EXACT
     samples = params.evaluate.bootstrap_samples
     return [
         {
@@ -158,7 +158,7 @@ def compare(
             "seconds": seconds[text],
             "seconds_per_answer": spread([time / len(examples) for time in seconds[text]]),
             "speedup": ratios(seconds[first], seconds[text]),
-            "change": {name: change(scores[text], scores[first], name, samples) for name in quality},
+            "change": {name: change(scores[text], scores[first], name, samples) for name in names},
             **summarise(scores[text], samples),
         }
         for text, _ in family

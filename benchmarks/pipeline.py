@@ -17,7 +17,6 @@ import gc
 import importlib.util
 import itertools
 import os
-import re
 import runpy
 import shutil
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 import yaml
+from commands import Command, commands
 from common import Arguments, command_line, default_device, hardware, split_variant
 
 from dlm.analysis.table import build_table, to_markdown
@@ -42,7 +42,6 @@ ROOT = Path(__file__).parents[1]
 TRIAL = (20, 80)  # steps of the two trials, whose difference is free of start-up
 FITTED = ("steps", "warmup_steps", "eval_every", "save_every")  # of base.training
 NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub"}  # tracking, DVC, other machines
-Command = tuple[str, list[str]]  # a stage's name, its script with arguments
 
 
 def missing_packages() -> list[str]:
@@ -57,53 +56,13 @@ def missing_packages() -> list[str]:
     return sorted(name for name in imported - NEEDLESS if importlib.util.find_spec(name) is None)
 
 
-def commands(file: Path, params: Mapping[str, Any]) -> Iterator[Command]:
-    """Every cell of every stage of a dvc.yaml, in the file's order."""
-    for name, stage in yaml.safe_load(file.read_text())["stages"].items():
-        body = stage.get("do", stage)
-        words = body["cmd"].split()
-        words = words[next(i for i, word in enumerate(words) if word.startswith("stages/")) :]
-        for cell, values in cells(stage, params):
-            filled = [re.sub(r"\$\{([\w.]+)\}", lambda found: values[found[1]], word) for word in words]  # noqa: B023
-            yield f"{name}@{cell}" if cell else name, filled
-
-
-def cells(stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The cells of a stage, each with what its command's placeholders stand for."""
-    if "matrix" in stage:
-        axes = stage["matrix"]
-        for chosen in itertools.product(*axes.values()):
-            yield "-".join(chosen), {f"item.{axis}": value for axis, value in zip(axes, chosen, strict=True)}
-    elif "foreach" in stage:
-        items = stage["foreach"]
-        if isinstance(items, str):
-            items = looked_up(params, items.strip("${}"))
-        for key in items:
-            yield key, {"key": key, "item": key}
-    else:
-        yield "", {}
-
-
-def looked_up(params: Mapping[str, Any], name: str) -> Any:
-    found: Any = params
-    for key in name.split("."):
-        found = found[key]
-    return found
-
-
-def nested(key: str, value: Any) -> dict[str, Any]:
-    """{"a": {"b": value}} of "a.b"."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    found: dict[str, Any] = value
-    return found
-
-
 def changed(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with other values: {"sft.crop_share": 0.01}."""
+    """A copy with other values, by dotted names: {"sft.crop_share": 0.01}."""
     found: dict[str, Any] = copy.deepcopy(dict(params))
-    for key, value in changes.items():
-        merge(found, nested(key, value))
+    for name, value in changes.items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        merge(found, value)
     return found
 
 
@@ -118,7 +77,6 @@ class Runner:
         self.skipped: list[str] = []
         self.failed: list[str] = []
         self.others: dict[str, Runner] = {}
-        self.variants: list[dict[str, Any]] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
         if self.state.is_file():
             kept = read_json(self.state)
@@ -178,13 +136,10 @@ class Runner:
                 traceback.print_exc()
                 self.failed.append(name)
 
-    def told(self, what: str) -> list[tuple[str, Any]]:
-        """The items of times, skipped or failed, with those of the runs beside this one."""
-        found: list[tuple[str, Any]] = []
-        for prefix, runner in [("", self), *((f"{name}: ", other) for name, other in self.others.items())]:
-            items = getattr(runner, what)
-            found += [(f"{prefix}{name}", items[name] if what == "times" else None) for name in items]
-        return found
+    def everyone(self) -> Iterator[tuple[str, "Runner"]]:
+        """This run and those beside it, each with what its stages' names begin with."""
+        yield "", self
+        yield from ((f"{name}: ", other) for name, other in self.others.items())
 
     def variant(self, name: str, changes: Mapping[str, Any]) -> None:
         """The SFT-only model with other parameters, on the same base, decoded and evaluated."""
@@ -195,7 +150,8 @@ class Runner:
             for stage in ("decode", "evaluate")
         ]
         other = self.beside(name, changes, ["data", "models/base", "models/reference"], stages)
-        self.variants += [{**row, "checkpoint": f"sft, {name}"} for row in other.cells("sft", decoders)]
+        rows = self.tables.setdefault("variants", self.cells("sft", decoders))
+        rows += [{**row, "checkpoint": f"sft, {name}"} for row in other.cells("sft", decoders)]
 
     def evaluation_set(self, name: str, changes: Mapping[str, Any]) -> None:
         """The same checkpoints and decoders on other prompts."""
@@ -265,27 +221,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/pipeline"), help="for checkpoints and answers")
     parser.add_argument("--resume", action="store_true", help="go on in --folder, with the same parameters")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of params.yaml")
-    parser.add_argument(
-        "--variants",
-        nargs="*",
-        default=[],
-        metavar="NAME:KEY=VALUE,...",
-        help="SFT with other parameters, beside it in variants.md: crops:sft.crop_share=0.01",
-    )
-    parser.add_argument(
-        "--sets",
-        nargs="*",
-        default=[],
-        metavar="NAME:KEY=VALUE,...",
-        help="all cells on another set, in NAME.md: wiki:data.evaluation.name=wiki,data.evaluation.path=FILE",
-    )
-    parser.add_argument(
-        "--rejections",
-        nargs="*",
-        default=[],
-        metavar="NAME:KEY=VALUE,...",
-        help="R2FT otherwise, looked at on the way, in NAME.md: long:sweeps.rejection.steps=1000",
-    )
+    for name, told in (
+        ("--sets", "all cells on another set, in NAME.md: wiki:data.evaluation.name=wiki,data.evaluation.path=FILE"),
+        ("--variants", "SFT with other parameters, beside it in variants.md: crops:sft.crop_share=0.01"),
+        ("--rejections", "R2FT otherwise, looked at on the way, in NAME.md: long:sweeps.rejection.steps=1000"),
+    ):
+        parser.add_argument(name, nargs="*", default=[], metavar="NAME:KEY=VALUE,...", help=told)
     arguments = parser.parse_args()
     beside = [dict(map(split_variant, given)) for given in (arguments.sets, arguments.variants, arguments.rejections)]
     sets, variants, rejections = beside
@@ -293,7 +234,7 @@ def main() -> None:
     for change in arguments.set:
         key, separator, value = change.partition("=")
         require(bool(separator), "--set", "KEY=VALUE", change)
-        merge(params, nested(key, yaml.safe_load(value)))
+        params = changed(params, {key: yaml.safe_load(value)})
     parse_params(yaml.safe_dump(params), f"profile {arguments.profile}")
     for name, changes in itertools.chain.from_iterable(block.items() for block in beside):
         parse_params(yaml.safe_dump(changed(params, changes)), name)
@@ -328,29 +269,28 @@ def write_results(out: Path, runner: Runner) -> None:
     tokens = training["batch_size"] * training["gradient_accumulation"] * runner.params["base"]["sequence_length"]
     steps = training["steps"]
     assert runner.step is not None
+    times = {prefix + name: seconds for prefix, one in runner.everyone() for name, seconds in one.times.items()}
+    skipped = [prefix + name for prefix, one in runner.everyone() for name in one.skipped]
+    failed = [prefix + name for prefix, one in runner.everyone() for name in one.failed]
     facts = {
         "command": command_line(),
         "hardware": hardware(default_device()),
         "pretraining": {"steps": steps, "tokens": steps * tokens, "tokens_per_s": tokens / runner.step},
-        "stages": [{"stage": name, "seconds": seconds} for name, seconds in runner.told("times")],
+        "stages": [{"stage": name, "seconds": seconds} for name, seconds in times.items()],
         "decoding": {path.stem: read_json(path) for path in sorted((runner.folder / "build/speed").glob("*.json"))},
-        **{what: [name for name, _ in runner.told(what)] for what in ("skipped", "failed")},
+        "skipped": skipped,
+        "failed": failed,
     }
     write_json(out / "run.json", facts)
-    tables = dict(runner.tables)
-    if runner.variants:
-        decoders = {row["decoder"]: None for row in runner.variants}
-        tables["variants"] = [*runner.cells("sft", list(decoders)), *runner.variants]
-    for name, rows in tables.items():
+    for name, rows in runner.tables.items():
         if rows:
             table = build_table(rows)
             write_json(out / f"{name}.json", table)
             write_text(out / f"{name}.md", to_markdown(table))
     write_text(out / "params.yaml", yaml.safe_dump(runner.params, sort_keys=False))
-    times = dict(runner.told("times"))
     print(f"{len(times)} stages in {sum(times.values()):.0f} s")
-    for words, what in (("no time was left for", "skipped"), ("failed:", "failed")):
-        if names := [name for name, _ in runner.told(what)]:
+    for words, names in (("no time was left for", skipped), ("failed:", failed)):
+        if names:
             print(words, ", ".join(names))
 
 

@@ -102,10 +102,10 @@ def halted(workspace: Small, dvc: "subprocess.Popen[str]", stage: str) -> list[p
 
     def is_met() -> bool:
         found[:] = at_work(dvc, stage)
-        each(found, "suspend")
+        each(found, psutil.Process.suspend)
         met = bool(found) and MOMENTS[stage](workspace)
         if not met:
-            each(found, "resume")
+            each(found, psutil.Process.resume)
         assert met or dvc.poll() is None, "it ended unseen"
         return met
 
@@ -113,10 +113,10 @@ def halted(workspace: Small, dvc: "subprocess.Popen[str]", stage: str) -> list[p
     return found
 
 
-def each(found: list[psutil.Process], what: str) -> None:
+def each(found: list[psutil.Process], what: Callable[[psutil.Process], None]) -> None:
     for process in found:
         with contextlib.suppress(psutil.NoSuchProcess):
-            getattr(process, what)()
+            what(process)
 
 
 MOMENTS: dict[str, Callable[[Small], bool]] = {  # when a stage is in the middle of its work
@@ -136,7 +136,7 @@ def test_killed_outright(undisturbed: Undisturbed, tmp_path: Path, stage: str, v
     stages = halted(workspace, dvc, stage)
     (stages[0] if victim == "stage" else dvc).send_signal(signal.SIGKILL)
     time.sleep(2 * processes.LOOK)  # when it goes on, its next look at DVC is due
-    each(stages, "resume")
+    each(stages, psutil.Process.resume)
     told = dvc.communicate(timeout=60)[0]
     assert dvc.returncode != 0
     if victim == "stage":
