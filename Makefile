@@ -11,6 +11,7 @@ export TOKENIZERS_PARALLELISM := true
 
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro
+	@python -m dlm.times
 
 sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
 	dvc repro sweeps/dvc.yaml

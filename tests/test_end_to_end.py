@@ -30,11 +30,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
+def where_it_went(told: str) -> dict[str, list[float]]:
+    """stage -> runs, seconds, of which start-up."""
+    lines = told.split("where the time went")[1].splitlines()
+    rows = [words for line in lines if (words := line.split())[1:] and words[1].isdecimal()]
+    return {name: [float(word) for word in figures] for name, *figures in rows}
+
+
 def test_the_run_says_where_its_time_went(workspace: Workspace) -> None:
     """A line a stage with its cells and seconds, which make up the whole with DVC's own."""
-    lines = workspace.told.split("where the time went")[1].splitlines()
-    rows = [words for line in lines if (words := line.split())[1:] and words[1].isdecimal()]
-    found = {name: [float(word) for word in figures] for name, *figures in rows}
+    found = where_it_went(workspace.told)
     cells = {name: int(found[name][0]) for name in ("prepare", "sft", "decode", "evaluate", "ablation", "report")}
     assert cells == {"prepare": 1, "sft": 2, "decode": 10, "evaluate": 11, "ablation": 2, "report": 1}
     assert all(0 < start_up < seconds for _, seconds, start_up in found.values())
@@ -303,13 +308,18 @@ def test_fluency_under_held_out_text(workspace: Workspace, tmp_path: Path) -> No
 
 
 def test_a_cold_run_gives_the_same_hashes(workspace: Workspace) -> None:
-    """Training, negatives and one cell again without any cache: dvc.lock is the same."""
+    """Training, negatives and one cell again without any cache: dvc.lock is the same. The report is not among them:
+    `make repro` then tells where the time went, once."""
     before = (workspace.folder / "dvc.lock").read_text()
     shutil.rmtree(workspace.folder / "build")
     shutil.rmtree(workspace.folder / ".cache", ignore_errors=True)
     shutil.rmtree(workspace.folder / ".dvc" / "cache")
     workspace.run("dvc", "repro", "--force", "evaluate@r2ft-conv")
     assert (workspace.folder / "dvc.lock").read_text() == before
+    found = where_it_went(workspace.run("python", "-m", "dlm.times").stdout)
+    assert found["decode"][0] == found["r2ft"][0] == 1 and "report" not in found
+    assert all(0 < start_up < seconds for _, seconds, start_up in found.values())
+    assert workspace.run("python", "-m", "dlm.times").stdout == ""
 
 
 def test_bad_parameter_stops_before_anything_runs(workspace: Workspace) -> None:
