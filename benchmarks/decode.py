@@ -4,7 +4,8 @@ Three implementations of every (decoder, length) take turns, one repeat of each 
   dlm      the library's decode loop on a whole batch;
   plain    benchmarks/plain.py, one prompt at a time (another one each repeat), as published research code is written:
            full canvas, head at all positions, [1, L, V] probabilities in --plain-dtypes, no cache, no early exit;
-  forward  the backbone's bare forward pass on the same batch, without head: the floor of a step.
+  forward  the backbone's bare forward pass on the same batch, without head: the floor of a step. With --compile it
+           comes compiled in the same way besides.
 Ratios are taken repeat by repeat. Times are of whole runs of --steps steps. Medians, smallest and largest are reported.
 A step's time is a run's over S, so that a cache that saves passes shows; the floor's share is that of NFE bare passes.
 
@@ -12,7 +13,7 @@ Decoders are names of dlm.decoding.options, with options after a colon: conv con
 A GPU's memory is its allocator's peak above the weights; a CPU's is measured in a child process for each setting
 (see benchmarks/memory.py; good to a few MiB), in the plain decoder's case with two steps, all of which need the same.
 
-Writes OUT.json (all runs), OUT.md (the table) and OUT.png, and prints the table.
+Writes OUT.json (all runs), OUT.md (the table), OUT.png and OUT.svg, and prints the table.
 """
 
 import argparse
@@ -28,7 +29,6 @@ from typing import Any
 import torch
 from common import (
     Arguments,
-    beside,
     check_device,
     command_line,
     default_device,
@@ -42,14 +42,13 @@ from common import (
 from memory import child_peak, peak_bytes
 from plain import PlainDecoder, supports
 from subjects import DTYPES, MODELS, Subject, load_subject
-from table import draw, to_markdown
+from table import to_markdown, write_figure
 
 from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.presets import make_decoder
 from dlm.errors import run_script
-from dlm.files import atomic_path
 from dlm.models.compiled import MODES
 from dlm.schema import require
 
@@ -85,7 +84,7 @@ class Runner:
 
     def run(self, repeat: int, steps: int | None = None) -> None:
         """One repeat, of fewer steps than the setting's where asked for."""
-        if self.setting.name == "forward":
+        if self.setting.name.startswith("forward"):
             return self._forward()
         return self._dlm(repeat, steps) if self.setting.name == "dlm" else self._plain(repeat, steps)
 
@@ -94,14 +93,15 @@ class Runner:
         block = self.options.block_length if self.options else None
         blocks = self.setting.gen_length // block if block else 1
         self.run(0, min(2 * blocks, self.setting.steps))
-        if self.setting.name == "forward":
+        if self.setting.name.startswith("forward"):
             seconds = timed(self.subject, partial(self.run, 0))
             self.passes = min(max(math.ceil(FORWARD_SECONDS / seconds), 1), 200)
 
     def _forward(self) -> None:
         canvas = self.subject.canvas(self._prompts(), self.setting.gen_length)
+        run = self.subject.forward if self.setting.name == "forward" else self.subject.compiled_forward
         for _ in range(self.passes):
-            self.subject.forward(canvas)
+            run(canvas)
 
     def _dlm(self, repeat: int, steps: int | None) -> None:
         assert self.options is not None
@@ -157,8 +157,7 @@ def main() -> None:
         "settings": {**settings, "device": arguments.device.partition(":")[0], "parameters": parameters(subject)},
         "rows": rows,
     }
-    with atomic_path(beside(arguments.out, "png")) as temporary:
-        draw(result["rows"], temporary)
+    write_figure(arguments.out, result["rows"])
     write(arguments.out, result, to_markdown(result))
 
 
@@ -215,7 +214,8 @@ def group(arguments: argparse.Namespace, subject: Subject, decoder: str, length:
     batches = sorted(set(arguments.batch_sizes))
     settings = [make(name, decoder, 1) for name in plain]
     settings += [make("dlm", decoder, size) for size in batches]
-    settings += [make("forward", "", size) for size in sorted({*batches, *([1] if plain else [])})]
+    floors = ["forward"] if arguments.compile == "none" else ["forward", f"forward {arguments.compile}"]
+    settings += [make(name, "", size) for size in sorted({*batches, *([1] if plain else [])}) for name in floors]
     runners = {(setting.name, setting.batch_size): Runner(subject, setting) for setting in settings}
     seconds = interleaved(subject, list(runners.values()), arguments.repeats)
     timings = dict(zip(runners, seconds, strict=True))
@@ -262,10 +262,11 @@ def row(runner: Runner, timings: dict[tuple[str, int], list[float]], plain: list
         "seconds": seconds,
         "peak_bytes": peak,
     }
-    if setting.name == "forward":
+    if setting.name.startswith("forward"):
         return {**found, "steps": 1, "ms_per_step": spread([1000 * s for s in seconds])}
     each = spread([s / size for s in seconds])
     floor = timings["forward", size]
+    compiled = [s for (name, batch), s in timings.items() if name.startswith("forward ") and batch == size]
     nfe = [runner.nfe[repeat] for repeat in range(len(seconds))]
     return {
         **found,
@@ -275,6 +276,7 @@ def row(runner: Runner, timings: dict[tuple[str, int], list[float]], plain: list
         "ms_per_step": spread([1000 * s / steps for s in seconds]),
         "nfe": sum(nfe) / len(nfe),
         "step_over_forward": ratios([s / steps for s in seconds], floor),
+        "step_over_compiled": ratios([s / steps for s in seconds], compiled[0]) if compiled else None,
         "floor_share": ratios([n * f for n, f in zip(nfe, floor, strict=True)], seconds),
         "speedup": {name: ratios(timings[name, 1], [s / size for s in seconds]) for name in plain},
     }

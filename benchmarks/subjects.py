@@ -71,6 +71,11 @@ class Subject:
         with torch.autocast(canvas.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             self.model.get_decoder()(input_ids=canvas, use_cache=False)
 
+    @torch.inference_mode()
+    def compiled_forward(self, canvas: Tensor) -> None:
+        """The same as the denoiser runs it."""
+        self.denoiser.hidden(canvas, None)
+
     def prompts(self, count: int, length: int) -> list[list[int]]:
         """Random ids, neither mask nor end-of-text; the first n of a longer list are the shorter one."""
         generator = torch.Generator().manual_seed(0)

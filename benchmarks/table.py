@@ -25,6 +25,7 @@ HEADINGS = (
     "ms/step",
     "NFE",
     "step / forward",
+    "step / compiled forward",
     "floor share",
     "speed-up over plain",
     "peak MiB",
@@ -32,7 +33,7 @@ HEADINGS = (
 NOTES = """\
 - s/sequence, ms/step and ratios: median (smallest–largest) over {repeats} interleaved repeats; a step is a run over S.
 - tokens/s: response positions (L - {prompt_length}), end-of-text counted as a token. NFE: forward passes a row took.
-- step / forward: a step's time over a bare forward pass (no head) of the same batch.
+- step / forward: a step's time over a bare forward pass (no head) of the same batch; compiled: as in dlm (--compile).
 - floor share: the part of a run that NFE bare forward passes would take; above 1 where an approximation shows the model
   less than the whole canvas.
 - speed-up: time per sequence of the plain implementation (one prompt at a time) over this one's.
@@ -59,8 +60,8 @@ def _cells(row: Row) -> list[str]:
     peak = row["peak_bytes"]
     memory = "–" if peak is None else f"{peak / 2**20:.1f}"
     head = [row["decoder"], row["implementation"], str(row["length"]), str(row["batch_size"])]
-    if row["implementation"] == "forward":
-        return [*head, "–", "–", "–", "–", numbers(row["ms_per_step"], 1), "1", "1", "1", "–", memory]
+    if row["implementation"].startswith("forward"):
+        return [*head, "–", "–", "–", "–", numbers(row["ms_per_step"], 1), "1", *["–"] * 4, memory]
     speedups = "; ".join(
         numbers(found, 1) + (f" ({name})" if len(row["speedup"]) > 1 else "") for name, found in row["speedup"].items()
     )
@@ -73,6 +74,7 @@ def _cells(row: Row) -> list[str]:
         numbers(row["ms_per_step"], 1),
         f"{row['nfe']:.1f}",
         numbers(row["step_over_forward"], 2),
+        numbers(row.get("step_over_compiled"), 2),
         numbers(row["floor_share"], 2),
         "–" if row["implementation"].startswith("plain") or not speedups else speedups,
         memory,
@@ -81,7 +83,7 @@ def _cells(row: Row) -> list[str]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Bars with their ranges: a step over the bare forward pass, and the speed-up over each plain implementation."""
-    shown = [row for row in rows if row["implementation"] != "forward"]
+    shown = [row for row in rows if not row["implementation"].startswith("forward")]
     fast = [row for row in shown if row["implementation"] == "dlm" and row["speedup"]]
     with canvas(path, 10, 1.4 + 0.3 * len(shown)) as figure:
         left, right = figure.subplots(1, 2)
@@ -96,6 +98,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         _bars(right, labels, [row["speedup"][name] for row, name in bars], tints)
         right.set_title("Speed-up over plain")
         right.set_xlabel("times as many sequences a second")
+
+
+def write_figure(out: Path, rows: Sequence[Row]) -> None:
+    """OUT.png and OUT.svg."""
+    with atomic_path(beside(out, "png")) as temporary:
+        draw(rows, temporary)
+        temporary.with_suffix(".svg").replace(beside(out, "svg"))
 
 
 def _label(row: Row, against: str = "") -> str:
@@ -123,8 +132,7 @@ def main() -> None:
     result = read_json(path)
     out = path.parent / path.name.removesuffix(".json")
     write_text(beside(out, "md"), to_markdown(result))
-    with atomic_path(beside(out, "png")) as temporary:
-        draw(result["rows"], temporary)
+    write_figure(out, result["rows"])
     sys.stdout.write(to_markdown(result))
 
 

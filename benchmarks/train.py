@@ -11,7 +11,9 @@ SFT puts its loss on padding too, as the SFT-only model does.
 
 Weights are random. Rows too: prompts of L/8 to L/4 tokens, answers of L/8 to L/2, negatives by params.yaml's numbers.
 The precision is the pipeline's `auto`: bfloat16 autocast over float32 weights on a GPU, float32 on a CPU. llada-8b is
-trained by adapters on a bfloat16 base, with gradient checkpointing. The device is the Trainer's choice: a GPU if any.
+trained by adapters on a bfloat16 base, with gradient checkpointing unless told otherwise. With --compile the layers go
+through torch.compile in all four runs, and the loss in those of the trainers. The device is the Trainer's choice: a GPU
+if any.
 
 Model FLOPs of a step (see `model_flops`) leave out norms, the softmax, the optimizer and what checkpointing computes
 again. MFU is their rate over that of square matrix products timed in the same repeat.
@@ -54,6 +56,7 @@ from dlm.blocks import LoraParams, R2ftParams, TrainingParams
 from dlm.diffusion.corruption import Rule, continuation
 from dlm.errors import run_script
 from dlm.models.adapters import new_adapter, unwrapped
+from dlm.models.compiled import compile_layers
 from dlm.models.precision import use_bf16
 from dlm.schema import require
 from dlm.training.batches import R2ftCollator, Row, SftCollator
@@ -101,7 +104,17 @@ class Clock(TrainerCallback):
 class Bench:
     """A model in training mode and the runs that are timed. All of them train the same weights, one after the other."""
 
-    def __init__(self, subject: Subject, batch_size: int, length: int, steps: int, folder: Path) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        batch_size: int,
+        length: int,
+        steps: int,
+        folder: Path,
+        *,
+        compile: bool = False,
+        checkpointing: bool | None = None,
+    ) -> None:
         self.subject, self.length, self.steps, self.folder = subject, length, steps, folder
         self.device = subject.model.device.type
         self.bf16 = use_bf16("auto")
@@ -121,12 +134,15 @@ class Bench:
             weight_decay=0.1,
             max_grad_norm=1.0,
             precision="auto",
-            gradient_checkpointing=lora is not None,
+            gradient_checkpointing=lora is not None if checkpointing is None else checkpointing,
+            compile=compile,
             eval_every=WARM_UP + steps + 1,  # never: nor are losses logged in between
             save_every=WARM_UP + steps + 1,
         )
         if self.params.gradient_checkpointing:
             unwrapped(self.model).activation_checkpointing_enable()  # for the floor too
+        if compile:
+            compile_layers(unwrapped(self.model))
         self.rows = synthetic_rows(subject, batch_size * self.params.steps, length)
         self.canvases = {objective: list(self._canvases(objective)) for objective in OBJECTIVES}
 
@@ -148,6 +164,8 @@ class Bench:
             self.trainer(objective, clock).train()
             self._bare()
         gc.collect()  # a trainer is in cycles, and holds its optimizer's state
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
         return clock.seconds
 
     def trainer(self, objective: str, *callbacks: TrainerCallback) -> OursTrainer:
@@ -158,6 +176,7 @@ class Bench:
             "args": self._settings(),
             "callbacks": [StopAtNonFinite(), *callbacks],
             "mask_id": mask_id,
+            "compile": self.params.compile,
         }
         made: OursTrainer
         if objective == "sft":
@@ -319,7 +338,15 @@ def main() -> None:
     most = subject.model.config.max_position_embeddings
     require(arguments.length <= most, "--length", f"at most {most}, the positions of {subject.name}", arguments.length)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(subject, arguments.batch_size, arguments.length, arguments.steps, Path(folder))
+        bench = Bench(
+            subject,
+            arguments.batch_size,
+            arguments.length,
+            arguments.steps,
+            Path(folder),
+            compile=arguments.compile,
+            checkpointing=arguments.checkpointing,
+        )
         seconds, rates = interleaved(bench, arguments.repeats, lambda: matmul_rate(device, dtype))
     result = summary(arguments, bench, seconds, rates, dtype)
     write(arguments.out, result, to_markdown(result))
@@ -332,6 +359,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--length", type=int, default=192, metavar="N", help="L, canvas length (default 192)")
     add("--steps", type=int, default=10, metavar="N", help=f"timed steps a run, after {WARM_UP} more (default 10)")
     add("--repeats", type=int, default=5, metavar="N", help="timed runs of each kind (default 5)")
+    add("--compile", action="store_true", help="torch.compile of the layers, and of the trainers' loss")
+    add(
+        "--checkpointing",
+        action=argparse.BooleanOptionalAction,
+        help="gradient checkpointing (default: for llada-8b)",
+    )
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch on the CPU")
     add("--out", type=Path, required=True, help="where to write, without an ending: results/benchmarks/NAME")
 
@@ -392,6 +425,7 @@ def summary(
             "dtype": str(dtype).removeprefix("torch."),
             "optimizer": bench.params.optimizer,
             "gradient_checkpointing": bench.params.gradient_checkpointing,
+            "compile": bench.params.compile,
             "lora": None if lora is None else {"rank": lora.rank, "targets": list(lora.targets)},
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -445,6 +479,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         )
     if settings["gradient_checkpointing"]:
         parts.append("gradient checkpointing")
+    if settings["compile"]:
+        parts.append("torch.compile")
     head = [
         f"**{result['title']}**: {settings['subject']} ({'; '.join(parts)}; {settings['dtype']}; "
         f"{settings['optimizer']}) on {where}, torch {machine['torch']}.",

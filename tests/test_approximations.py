@@ -59,7 +59,7 @@ def test_what_is_invisible_does_not_exist(case: str, attention: str) -> None:
     visible = torch.zeros(3, 9).bool()
     for row, places in enumerate(SUBSETS[case]):
         visible[row, places] = True
-    found = denoiser.hidden(canvas, visible)
+    found = denoiser.hidden_of_visible(canvas, visible)
     for row, places in enumerate(SUBSETS[case]):
         alone = model.get_decoder()(
             input_ids=canvas[row : row + 1, places], position_ids=torch.tensor([places])
@@ -72,8 +72,8 @@ def test_positions_matter() -> None:
     """The check above would fail if the visible tokens were moved together: a gap is not no gap."""
     denoiser = Denoiser(tiny_model(3), MASK)
     canvas = torch.tensor([[5, 6, 7, 8, 9, 10]])
-    holes = denoiser.hidden(canvas, torch.tensor([[True, True, False, False, True, True]]))[:, [0, 1, 4, 5]]
-    moved = denoiser.hidden(canvas[:, [0, 1, 4, 5]], torch.ones(1, 4).bool())
+    holes = denoiser.hidden_of_visible(canvas, torch.tensor([[True, True, False, False, True, True]]))[:, [0, 1, 4, 5]]
+    moved = denoiser.hidden_of_visible(canvas[:, [0, 1, 4, 5]], torch.ones(1, 4).bool())
     assert (holes - moved).abs().max() > 1e-2
 
 

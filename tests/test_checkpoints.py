@@ -51,7 +51,9 @@ def load(kind: str, folder: Path, gpt2: Path, **options: Any) -> Any:
 
 def logits(denoiser: Denoiser, canvas: Tensor, visible: Tensor | None) -> Tensor:
     with torch.inference_mode():
-        return denoiser.logits(denoiser.hidden(canvas, visible).flatten(0, 1)).view(*canvas.shape, -1)
+        whole = visible is None
+        hidden = denoiser.hidden(canvas, None) if whole else denoiser.hidden_of_visible(canvas, visible)
+        return denoiser.logits(hidden.flatten(0, 1)).view(*canvas.shape, -1)
 
 
 def same(found: Tensor, expected: Tensor) -> None:

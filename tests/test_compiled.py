@@ -54,7 +54,7 @@ def test_what_a_graph_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def recorded(backbone: torch.nn.Module, **options: object) -> object:
-        assert options == {"mode": None, "dynamic": False}
+        assert options == {"dynamic": False}
 
         def run(**inputs: torch.Tensor | bool) -> object:
             calls.append(inputs)
@@ -62,7 +62,7 @@ def test_what_a_graph_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return run
 
-    monkeypatch.setattr(torch, "compile", recorded)
+    monkeypatch.setattr(compiled, "compile_regions", recorded)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
     lm = tiny_lm(2)
     expected = lm.generate(PROMPTS, "top_k", steps=6, gen_length=12)
@@ -74,6 +74,12 @@ def test_what_a_graph_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(static_shape(*shape, 64) == shape for shape in shapes) and max(shapes) == (8, 64)
     lengths = [len(prompt) + 12 for prompt in PROMPTS]
     assert sorted(calls[0]["attention_mask"].sum(-1).tolist()) == sorted(lengths)
+    # Whole rows that need no padding are given no mask: attention is faster without.
+    whole = torch.full((3, 64), 5)
+    calls.clear()
+    fast = Denoiser(lm.denoiser.model, 1, compile="default").hidden(whole, None)
+    assert calls[0]["attention_mask"] is None and calls[0]["input_ids"].shape == (3, 64)
+    torch.testing.assert_close(fast, lm.denoiser.hidden(whole, None))
 
 
 def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

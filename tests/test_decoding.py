@@ -241,7 +241,7 @@ def test_candidates_by_hand() -> None:
     def drawn(proposal: propose.Propose, *uniform: float) -> list[int]:
         """Tokens of the three positions under those uniform numbers, and their log p beside them."""
         three = source(logits[both], torch.tensor(uniform).double())
-        tokens, log_p = proposal(three).draw(torch.arange(3))
+        tokens, log_p = proposal(three).draw(torch.ones(3, dtype=torch.bool))
         torch.testing.assert_close(log_p, logits[both].log_softmax(-1)[torch.arange(3), tokens])
         return tokens.tolist()
 
@@ -340,11 +340,11 @@ def test_denoiser_switches_dropout_off() -> None:
 
 @torch.inference_mode()
 def test_bfloat16_is_rounding_only() -> None:
-    """The logits stay float32, SUBS stays exact, and nothing moves by more than bfloat16's 8 bits can explain."""
+    """SUBS stays exact, and nothing moves by more than bfloat16's 8 bits can explain."""
     canvas = torch.randint(2, 300, (1, 9), generator=torch.Generator().manual_seed(0))
     valid = torch.ones(1, 9).bool()
     full, half = Denoiser(tiny_model(1), 1), Denoiser(tiny_model(1), 1, bf16=True)
     expected, found = (denoiser.logits(denoiser.hidden(canvas, valid)[0].float()) for denoiser in (full, half))
-    assert found.dtype == torch.float32 and (found[:, 1] == -math.inf).all()
+    assert found.dtype == torch.bfloat16 and (found[:, 1] == -math.inf).all()
     shift = (found - expected)[:, 2:].abs()
     assert 0 < shift.max() < 0.1 * expected[:, 2:].std() * 4

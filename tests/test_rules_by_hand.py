@@ -222,8 +222,8 @@ def test_the_confidences() -> None:
     for name, values in expected.items():
         candidates = propose.single(name, 0.0)(source(logits, [0.5, 0.5]))  # type: ignore[arg-type]
         assert candidates.log_confidence.exp().tolist() == pytest.approx(values)
-        tokens, log_p = candidates.draw(torch.tensor([1, 0]))
-        assert tokens.tolist() == [2, 0] and log_p.exp().tolist() == pytest.approx([1, 0.5])
+        tokens, log_p = candidates.draw(torch.tensor([True, True]))
+        assert tokens.tolist() == [0, 2] and log_p.exp().tolist() == pytest.approx([0.5, 1])
 
 
 def test_a_temperature_draws_and_ranks_by_the_plain_probability() -> None:
@@ -235,7 +235,7 @@ def test_a_temperature_draws_and_ranks_by_the_plain_probability() -> None:
     uniform = [0.4, 0.6, 0.7, 0.84]
     for temperature, tokens in ((0.5, [0, 0, 1, 2]), (1.0, [0, 1, 1, 2]), (2.0, [0, 1, 1, 2])):
         candidates = propose.single("probability", temperature)(source(logits, uniform))
-        found, log_p = candidates.draw(torch.arange(4))
+        found, log_p = candidates.draw(torch.ones(4, dtype=torch.bool))
         assert found.tolist() == tokens
         assert torch.equal(log_p, candidates.log_confidence)
         assert log_p.exp().tolist() == pytest.approx([0.25 if token else 0.5 for token in tokens])

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,7 @@ TRAINING = TrainingParams(
     max_grad_norm=1.0,
     precision="fp32",
     gradient_checkpointing=False,
+    compile=False,
     eval_every=4,
     save_every=4,
 )
@@ -728,3 +731,22 @@ def test_curve_merges_by_step_and_drops_timings() -> None:
         {"eval_loss": 5.0, "step": 0},
         {"loss": 4.0, "grad_norm": 1.5, "learning_rate": 1e-3, "eval_loss": 3.5, "eval_log_p_chosen": -2.0, "step": 2},
     ]
+
+
+@pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="no C++ compiler")
+def test_compiled_training_is_the_same_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves of SFT and R2FT; and the models come back as they were given: nothing of them goes through a compiler."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # torch cannot trace its checks
+    rows = negatives(28)
+    for name in ("sft", "r2ft"):
+        curves = []
+        for on in (False, True):
+            model, params = tiny_model(1), replace(TRAINING, compile=on)
+            if name == "sft":
+                curves.append(sft(model, params))
+            else:
+                curves.append(fit(name, r2ft_trainer, model, rows[:20], rows[20:], params, 7, name)[1])
+            assert all(module._compiled_call_impl is None for module in model.modules())
+        assert len(curves[0]) == len(curves[1]) > 2
+        for plain, compiled in zip(*curves, strict=True):
+            assert plain == pytest.approx(compiled, rel=1e-3, abs=1e-5)

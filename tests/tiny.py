@@ -71,6 +71,9 @@ class TableDenoiser(Denoiser):
     def vocab_size(self) -> int:
         return len(self.left)
 
+    def hidden_of_visible(self, canvas: Tensor, visible: Tensor) -> Tensor:
+        return self.hidden(canvas, visible)
+
     def hidden(self, canvas: Tensor, visible: Tensor | None) -> Tensor:
         hidden = torch.zeros(*canvas.shape, self.width)
         visible = torch.ones_like(canvas, dtype=torch.bool) if visible is None else visible
@@ -109,6 +112,11 @@ class Recorder(Denoiser):
         self.canvases.append(canvas.clone())
         self.visible.append(torch.ones_like(canvas, dtype=torch.bool) if visible is None else visible.clone())
         return self.inner.hidden(canvas, visible)
+
+    def hidden_of_visible(self, canvas: Tensor, visible: Tensor) -> Tensor:
+        self.canvases.append(canvas.clone())
+        self.visible.append(visible.clone())
+        return self.inner.hidden_of_visible(canvas, visible)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.inner.logits(hidden)

@@ -179,6 +179,7 @@ class TrainingParams:
     max_grad_norm: float
     precision: Literal["auto", "fp32", "bf16"]
     gradient_checkpointing: bool
+    compile: bool
     eval_every: int
     save_every: int
 

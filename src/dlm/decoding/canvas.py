@@ -113,8 +113,9 @@ class Canvas:
         if options.suffix == "dropout":
             place = torch.arange(far.shape[1], device=far.device)
             near = self.valid & ~far
-            left = torch.where(near, place, -far.shape[1]).cummax(-1).values
-            right = torch.where(near, place, 2 * far.shape[1]).flip(-1).cummin(-1).values.flip(-1)
+            where = place.expand_as(near)
+            left = where.masked_fill(~near, -far.shape[1]).cummax(-1).values
+            right = where.masked_fill(~near, 2 * far.shape[1]).flip(-1).cummin(-1).values.flip(-1)
             j = torch.minimum(place - left, right - place) - 1
             x = options.suffix_sigma * j / max(options.suffix_window - 1, 1)
             density = options.suffix_scale * torch.exp(-x.double().square() / 2) / math.sqrt(2 * math.pi)
@@ -124,23 +125,37 @@ class Canvas:
 
     # --- The model ----------------------------------------------------------------------------------------------
 
-    def refresh(self, stale: Sequence[int], phase: Phase, visible: Bool[Tensor, "batch length"] | None = None) -> None:
-        """Run the backbone for the rows that `stale` (of every row) marks; no others take part in the pass."""
-        chosen = [b for b, marked in enumerate(stale) if marked]
+    def refresh(
+        self,
+        stale: Bool[Tensor, " batch"],
+        known: Sequence[int],
+        phase: Phase,
+        visible: Bool[Tensor, "batch length"] | None = None,
+    ) -> None:
+        """Run the backbone for the rows that `stale` marks; no others take part in the pass. `known` says the same to
+        the host: a copy from it to the device would be waited for."""
+        chosen = [b for b, marked in enumerate(known) if marked]
         if not chosen:
             return
-        rows = torch.tensor(chosen, device=self.tokens.device)
+        rows = torch.nonzero_static(stale, size=len(chosen))[:, 0]
         lengths = {self.lengths[b] for b in chosen}
         length = max(lengths)
-        if visible is not None or len(lengths) > 1:
-            visible = (self.valid if visible is None else visible)[rows, :length]
+        shown = self.valid[rows, :length] if len(lengths) > 1 else None
+        if visible is not None:
+            visible = visible[rows, :length]
+
+        def hidden(tokens: Tensor) -> Tensor:
+            if visible is None:
+                return self.denoiser.hidden(tokens, shown)
+            return self.denoiser.hidden_of_visible(tokens, visible)
+
         if self.options.kv_cache != "none":
             self._refresh_block(rows, phase)
         else:
-            self._store(self.hidden, rows, self.denoiser.hidden(self.tokens[rows, :length], visible))
+            self._store(self.hidden, rows, hidden(self.tokens[rows, :length]))
         if self.unguided is not None:
-            hushed = torch.where(self.context, self.denoiser.mask_id, self.tokens)[rows, :length]
-            self._store(self.unguided, rows, self.denoiser.hidden(hushed, visible))
+            hushed = self.tokens.masked_fill(self.context, self.denoiser.mask_id)[rows, :length]
+            self._store(self.unguided, rows, hidden(hushed))
         self.nfe[rows] += 1 if self.unguided is None else 2
         self.dirty[rows] = False
 
@@ -171,14 +186,14 @@ class Canvas:
         states[rows, : hidden.shape[1]] = hidden.to(states.dtype)
 
     def logits(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
-        """Logits at some positions, guided and penalised as the options say; the mask's is -inf."""
+        """Logits at some positions, guided and penalised as the options say (in float32); the mask's is -inf."""
         logits = self.denoiser.logits(self.hidden[row, position])
         if self.unguided is not None:
-            without = self.denoiser.logits(self.unguided[row, position])
+            logits, without = logits.float(), self.denoiser.logits(self.unguided[row, position]).float()
             logits = without + (self.options.cfg_scale + 1) * (logits - without)
             logits[:, self.denoiser.mask_id] = -math.inf
         if self.options.penalty != 1:
-            penalty = self.options.penalty
+            logits, penalty = logits.float(), self.options.penalty
             shrunk = torch.where(logits > 0, logits / penalty, logits * penalty)
             logits = torch.where(self._present()[row], shrunk, logits)
         return logits
@@ -186,19 +201,19 @@ class Canvas:
     def _present(self) -> Bool[Tensor, "batch vocab"]:
         """Which tokens stand on each row's canvas."""
         vocab = self.denoiser.vocab_size
-        seen = torch.where(self.valid & ~self.masked, self.tokens, vocab)
+        seen = self.tokens.masked_fill(self.masked | ~self.valid, vocab)
         present = torch.zeros(len(seen), vocab + 1, dtype=torch.bool, device=seen.device)
         return present.scatter_(1, seen, True)[:, :vocab]
 
     # --- Changes ------------------------------------------------------------------------------------------------
 
-    def commit(self, row: Tensor, position: Tensor, tokens: Tensor, log_p: Tensor, clock: int) -> None:
-        self.tokens[row, position] = tokens
-        self.masked[row, position] = False
-        self.steps[row, position] = clock
-        self.log_p[row, position] = log_p
-        self.dirty[row] = True
-        self._note(clock, row, position, tokens, log_p.exp())
+    def commit(self, row: Tensor, position: Tensor, chosen: Tensor, tokens: Tensor, log_p: Tensor, clock: int) -> None:
+        """Write the `chosen` of some masked positions; how many they are the host need not know."""
+        for state, new in ((self.tokens, tokens), (self.steps, torch.full_like(row, clock)), (self.log_p, log_p)):
+            state[row, position] = torch.where(chosen, new, state[row, position])
+        self.masked[row, position] = ~chosen
+        self.dirty |= torch.zeros_like(self.nfe).index_add_(0, row, chosen.long()) > 0
+        self._note(clock, row, position, chosen, tokens, log_p.exp())
         self._fill_after_eos()
 
     def revoke(self, row: Tensor, position: Tensor, clock: int) -> None:
@@ -208,7 +223,8 @@ class Canvas:
         self.masked[row, position] = True
         self.steps[row, position] = -1
         self.dirty[row] = True
-        self._note(clock, row, position, masks, torch.zeros(len(row), device=row.device))
+        every = torch.ones_like(row, dtype=torch.bool)
+        self._note(clock, row, position, every, masks, torch.zeros(len(row), device=row.device))
         self._fill_after_eos()
 
     def remask(self, keep: int, clock: int) -> None:
@@ -217,14 +233,18 @@ class Canvas:
         if len(row):
             self.revoke(row, position, clock)
 
-    def _note(self, clock: int, row: Tensor, position: Tensor, tokens: Tensor, confidence: Tensor) -> None:
+    def _note(
+        self, clock: int, row: Tensor, position: Tensor, changed: Tensor, tokens: Tensor, confidence: Tensor
+    ) -> None:
         if self.events is not None:
-            self.events.append((torch.full_like(row, clock), row, self.offset[row, position], tokens, confidence))
+            offset = self.offset[row, position]
+            self.events.append((changed, torch.full_like(row, clock), row, offset, tokens, confidence))
 
     def trace(self) -> Trace | None:
         if self.events is None:
             return None
-        return Trace(*(torch.cat(parts).cpu() for parts in zip(*self.events, strict=True)))
+        changed, *columns = (torch.cat(parts).cpu() for parts in zip(*self.events, strict=True))
+        return Trace(*(column[changed] for column in columns))
 
     def _fill_after_eos(self) -> None:
         if not self.options.eos_fill:

@@ -91,7 +91,7 @@ def factor(bound: float) -> Commit:
         rank = _rank(open_, score)
         fails = (rank + 2) * (1 - score.double().exp()) >= bound
         first = torch.full((open_.batch,), len(rank), device=rank.device)
-        first = first.scatter_reduce(0, open_.row, torch.where(fails, rank, len(rank)), "amin")
+        first = first.scatter_reduce(0, open_.row, rank.masked_fill(~fails, len(rank)), "amin")
         return (rank < first[open_.row]) | (rank < _quota(open_, rates))
 
     return rule

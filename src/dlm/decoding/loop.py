@@ -135,13 +135,16 @@ def _step(canvas: Canvas, decoder: Decoder, phase: Phase, step: int, clock: int)
 def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock: int) -> None:
     """A forward pass where one is needed, and the tokens that commit now.
 
-    A device is waited for twice: for the numbers that say how much there is to compute, and for those that commit.
+    A device is waited for once: for the numbers that say how much there is to compute. What was drawn decides which
+    rows leave, and which states are used again because nothing was committed. A draw from the whole vocabulary
+    (`categorical`) also asks where tokens are needed.
     """
     in_phase = canvas.in_phase(phase)
     log_weight = decoder.window(canvas.valid & ~canvas.masked)
     open_ = in_phase & (log_weight > float("-inf"))
-    stale, counts = torch.stack([canvas.stale(in_phase).long(), open_.sum(-1)]).tolist()
-    canvas.refresh(stale, phase, canvas.visible(open_))
+    stale = canvas.stale(in_phase)
+    known, counts = torch.stack([stale.long(), open_.sum(-1)]).tolist()
+    canvas.refresh(stale, known, phase, canvas.visible(open_))
     if not any(counts):
         return
     row, position = torch.nonzero_static(open_, size=sum(counts)).unbind(-1)
@@ -156,8 +159,7 @@ def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock:
         quota_base=(in_phase & (canvas.offset >= phase.must)).sum(-1),
     )
     chosen = decoder.rule.commit(flat, candidates, rates, uniforms(canvas.keys[row], clock, COMMIT, offset)) | must
-    committed = chosen.nonzero()[:, 0]
-    canvas.commit(row[committed], position[committed], *candidates.draw(committed), clock)
+    canvas.commit(row, position, chosen, *candidates.draw(chosen), clock)
 
 
 def _source(canvas: Canvas, row: Tensor, position: Tensor, clock: int) -> Source:
@@ -184,7 +186,9 @@ def _revoked(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock
 def _fill_greedily(canvas: Canvas, clock: int, gen_length: int) -> None:
     """One extra pass over the whole canvas, the best token everywhere."""
     canvas.start_phase()
-    canvas.refresh(canvas.stale(canvas.masked).tolist(), Phase(1, 0, gen_length, gen_length), None)
+    stale = canvas.stale(canvas.masked)
+    canvas.refresh(stale, stale.tolist(), Phase(1, 0, gen_length, gen_length))
     row, position = canvas.masked.nonzero(as_tuple=True)
     best = greedy(_source(canvas, row, position, clock))
-    canvas.commit(row, position, *best.draw(torch.arange(len(row), device=row.device)), clock)
+    every = torch.ones_like(row, dtype=torch.bool)
+    canvas.commit(row, position, every, *best.draw(every), clock)

@@ -2,7 +2,7 @@
 
 Deciding to commit and choosing the token factor exactly: a joint draw over {k tokens, stay masked} is a draw to commit
 with probability weight / (weight + stay), then a draw of the token. So a proposal is asked for scores at all open
-positions, and for tokens only at those that commit.
+positions, and then for tokens, which cost something at those that commit alone where they need the whole vocabulary.
 
 A [positions, vocabulary] tensor exists for some positions at a time only (`chunks`): for a vocabulary of 50,000 it
 would be nearly all of the memory.
@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dlm.decoding.options import Confidence
 
+try:
+    from dlm import kernels
+except ImportError:  # no Triton: torch for CPUs comes without it
+    kernels = None  # type: ignore[assignment]
+
 Indices = Int[Tensor, " m"]
-Draw = Callable[[Indices], tuple[Int[Tensor, " m"], Float[Tensor, " m"]]]
+Draw = Callable[[Bool[Tensor, " n"]], tuple[Int[Tensor, " n"], Float[Tensor, " n"]]]
 BLOCK = 64  # neighbouring vocabulary entries that `largest` looks at together
-CHUNK = {"cpu": 2**23, "cuda": 2**27}  # numbers in a [positions, vocabulary] tensor; float64 ones take half as many
+CHUNK = {"cpu": 2**25, "cuda": 2**27}  # bytes of a [positions, vocabulary] tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Source:
     """The open positions of a step, flat: `count` of them.
 
     Attributes:
-        logits: indices [m] into them -> float32 logits [m, vocab], the caller's own to overwrite.
+        logits: indices [m] into them -> logits [m, vocab] in the type of the head, the caller's own to overwrite.
         uniforms: indices [m] -> the numbers in (0, 1) that the positions' token draws use, float64 [m].
     """
 
@@ -39,9 +44,9 @@ class Source:
     uniforms: Callable[[Indices], Float64[Tensor, " m"]]
 
     def chunks(self, indices: Indices | None = None, bytes_each: int = 4) -> Iterator[Indices]:
-        """`indices` (all positions unless given) in pieces whose logits fit the budget."""
+        """`indices` (all positions unless given) in pieces that fit the budget, at so many bytes for each logit."""
         every = torch.arange(self.count, device=self.device) if indices is None else indices
-        size = max(CHUNK.get(self.device.type, CHUNK["cpu"]) * 4 // bytes_each // self.vocab, 1)
+        size = max(CHUNK.get(self.device.type, CHUNK["cpu"]) // bytes_each // self.vocab, 1)
         return iter(every.split(size)) if len(every) else iter(())
 
 
@@ -53,7 +58,7 @@ class Candidates:
         log_mass: log Σ_kept p, the share of probability that the kept candidates hold.
         log_confidence: log of what ranks the positions, in (0, 1]: the proposed token's probability unless a rule says
             otherwise.
-        draw: indices [m] into the n positions -> (tokens [m], their log-probabilities [m]).
+        draw: True where a token is needed [n] -> (tokens [n], their log-probabilities [n]), of no meaning elsewhere.
     """
 
     log_mass: Float[Tensor, " n"]
@@ -68,8 +73,11 @@ def categorical(source: Source) -> Candidates:
     """The whole vocabulary (paper Eq. 4). Scores are constant, so logits are asked for where a token is drawn only."""
 
     def draw(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [_sampled(source, piece, 1.0) for piece in source.chunks(chosen, bytes_each=24)]
-        return _joined(parts, source.device)
+        tokens = torch.zeros(source.count, dtype=torch.long, device=source.device)
+        log_p = torch.zeros(source.count, device=source.device)
+        for piece in source.chunks(chosen.nonzero()[:, 0], bytes_each=24):
+            tokens[piece], log_p[piece] = _sampled(source, piece, 1.0)
+        return tokens, log_p
 
     zeros = torch.zeros(source.count, device=source.device)
     return Candidates(zeros, zeros, draw)
@@ -79,17 +87,12 @@ def top_k(k: int) -> Propose:
     """The k most probable candidates (paper §A.3)."""
 
     def propose(source: Source) -> Candidates:
-        kept = min(k, source.vocab)
-        log_probs = torch.empty(source.count, kept, device=source.device)
-        ids = torch.empty(source.count, kept, dtype=torch.long, device=source.device)
-        for piece in source.chunks():
-            logits = source.logits(piece)
-            best, ids[piece] = largest(logits, kept)
-            log_probs[piece] = best - _log_total(logits, best[:, :1])
+        log_probs, ids = _most_probable(source, min(k, source.vocab))
 
-        def draw(chosen: Tensor) -> tuple[Tensor, Tensor]:
-            rank = inverse_cdf(torch.softmax(log_probs[chosen].double(), dim=-1), source.uniforms(chosen))
-            return ids[chosen, rank], log_probs[chosen, rank]
+        def draw(_: Tensor) -> tuple[Tensor, Tensor]:
+            every = torch.arange(source.count, device=source.device)
+            rank = inverse_cdf(torch.softmax(log_probs.double(), dim=-1), source.uniforms(every))[:, None]
+            return ids.gather(-1, rank)[:, 0], log_probs.gather(-1, rank)[:, 0]
 
         return Candidates(log_probs.logsumexp(-1), log_probs[:, 0], draw)
 
@@ -104,27 +107,56 @@ def single(confidence: Confidence, temperature: float) -> Propose:
     """
 
     def propose(source: Source) -> Candidates:
-        tokens = torch.empty(source.count, dtype=torch.long, device=source.device)
-        log_p = torch.empty(source.count, device=source.device)
-        rank = torch.empty(source.count, device=source.device)
-        for piece in source.chunks(bytes_each=24 if temperature else 8):
-            logits = source.logits(piece)
-            if confidence == "margin":
-                two = torch.softmax(logits, dim=-1).topk(2, dim=-1).values
-                rank[piece] = (two[:, 0] - two[:, 1]).log()
-            elif confidence == "entropy":
-                log_probs = torch.log_softmax(logits, dim=-1)
-                rank[piece] = (log_probs.exp() * log_probs).nan_to_num().sum(-1)
-            if temperature:
-                tokens[piece], log_p[piece] = _sampled(source, piece, temperature, logits)
-            else:
-                best, token = logits.max(-1, keepdim=True)
-                tokens[piece], log_p[piece] = token[:, 0], (best - _log_total(logits, best))[:, 0]
-        if confidence not in ("margin", "entropy"):
-            rank = log_p if confidence == "probability" else torch.zeros_like(log_p)
-        return Candidates(log_p, rank, lambda chosen: (tokens[chosen], log_p[chosen]))
+        if not temperature and confidence != "entropy":
+            best, ids = _most_probable(source, 2 if confidence == "margin" else 1)
+            tokens, log_p = ids[:, 0], best[:, 0]
+            rank = log_p if confidence != "margin" else (best[:, 0].exp() - best[:, 1].exp()).log()
+        else:
+            tokens, log_p, rank = _over_vocabulary(source, confidence, temperature)
+        if confidence == "random":
+            rank = torch.zeros_like(log_p)
+        return Candidates(log_p, rank, lambda _: (tokens, log_p))
 
     return propose
+
+
+def _over_vocabulary(source: Source, confidence: Confidence, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, their log p and what ranks, where that takes more of the distribution than its top."""
+    tokens = torch.empty(source.count, dtype=torch.long, device=source.device)
+    log_p = torch.empty(source.count, device=source.device)
+    rank = torch.empty(source.count, device=source.device)
+    for piece in source.chunks(bytes_each=24 if temperature else 8):
+        logits = source.logits(piece).float()
+        if confidence == "margin":
+            two = torch.softmax(logits, dim=-1).topk(2, dim=-1).values
+            rank[piece] = (two[:, 0] - two[:, 1]).log()
+        elif confidence == "entropy":
+            log_probs = torch.log_softmax(logits, dim=-1)
+            rank[piece] = (log_probs.exp() * log_probs).nan_to_num().sum(-1)
+        if temperature:
+            tokens[piece], log_p[piece] = _sampled(source, piece, temperature, logits)
+        else:
+            best, token = logits.max(-1, keepdim=True)
+            tokens[piece], log_p[piece] = token[:, 0], (best - _log_total(logits, best))[:, 0]
+    return tokens, log_p, log_p if confidence == "probability" else rank
+
+
+def _most_probable(source: Source, k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """Log-probabilities and tokens of the k most probable candidates of every position, falling."""
+    log_probs = torch.empty(source.count, k, device=source.device)
+    ids = torch.empty(source.count, k, dtype=torch.long, device=source.device)
+    fused = kernels is not None and source.device.type == "cuda" and k <= kernels.MOST
+    for piece in source.chunks(bytes_each=2 if fused else 4):
+        logits = source.logits(piece)
+        if fused:
+            best, ids[piece], total = kernels.top_k_and_total(logits, k)
+        else:
+            logits = logits.float()
+            best, ids[piece] = logits.max(-1, keepdim=True) if k == 1 else largest(logits, k)
+            total = _log_total(logits, best[:, :1])
+        log_probs[piece] = best - total
+        del logits  # or two pieces would be there at a time
+    return log_probs, ids
 
 
 def largest(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
@@ -156,13 +188,6 @@ def _sampled(source: Source, piece: Tensor, temperature: float, logits: Tensor |
     tokens = inverse_cdf(torch.softmax(logits / temperature, dim=-1), source.uniforms(piece))
     log_p = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
     return tokens, log_p.float()
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
-    if not parts:
-        return torch.empty(0, dtype=torch.long, device=device), torch.empty(0, device=device)
-    tokens, log_p = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(log_p)
 
 
 def inverse_cdf(probs: Float64[Tensor, "m k"], uniform: Float64[Tensor, " m"]) -> Int[Tensor, " m"]:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -12,6 +12,13 @@ def subs_log_probs(logits: Float[Tensor, "... vocab"], mask_id: int) -> Float[Te
     barred = torch.zeros(logits.shape[-1], device=logits.device)
     barred[mask_id] = float("-inf")
     return torch.log_softmax(logits + barred, dim=-1)
+
+
+def token_log_probs(
+    logits: Float[Tensor, "n vocab"], ids: Int[Tensor, "n some"], mask_id: int
+) -> Float[Tensor, "n some"]:
+    """log p of some tokens at every position (SUBS)."""
+    return subs_log_probs(logits, mask_id).gather(-1, ids)
 
 
 def nelbo(token_nll: Float[Tensor, "batch length"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

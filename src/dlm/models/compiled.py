@@ -2,27 +2,32 @@
 
 import os
 import shutil
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import compile_regions
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dlm.errors import UserError
 from dlm.models.interface import backbone, inputs
 
-MODES = {"default": None, "cuda_graphs": "reduce-overhead"}
+MODES = ("default", "cuda_graphs")
 LENGTHS = 64  # canvases are padded to a multiple of it
 SHAPES = 128  # torch stops compiling after 8 shapes unless told otherwise
+WARM_UP = 3  # runs before a graph is captured: what they compile and allocate must not be part of it
 
 
 class Compiled:
-    """A backbone behind torch.compile, one compiled graph for each shape.
+    """A backbone behind torch.compile, its repeated layers as one region, for static shapes.
 
     Shapes are static: rows are padded to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... and positions to a multiple of 64, hidden
     by the attention mask. States are those of the backbone up to rounding.
+
+    With `cuda_graphs` the whole pass is also captured, once for each shape: a small batch then waits for no launches.
     """
 
     def __init__(self, model: PreTrainedModel, mode: str) -> None:
@@ -32,13 +37,13 @@ class Compiled:
             raise UserError(f"compile must be none, default or cuda_graphs, got {mode!r}")
         if mode == "cuda_graphs" and device.type != "cuda":
             raise UserError(f"compile: cuda_graphs needs a GPU, the model is on {device.type}; use default or none")
-        compilers = [os.environ.get("CXX") or "g++", "clang++"]
-        if device.type == "cpu" and not any(map(shutil.which, compilers)):
-            raise UserError(f"compile: default needs a C++ compiler on a CPU ({' or '.join(compilers)}); install one")
-        dynamo: Any = torch._dynamo
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, SHAPES)
-        self._run = torch.compile(backbone(model), mode=MODES[mode], dynamic=False)
+        prepare(device)
         self._model = model
+        self._run: Any = compile_regions(backbone(model), dynamic=False)
+        self._graphs: dict[Any, Graph] | None = None
+        if mode == "cuda_graphs":
+            # One pool of memory for all graphs: one runs at a time.
+            self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
 
     def __call__(
         self,
@@ -48,15 +53,89 @@ class Compiled:
     ) -> Float[Tensor, "batch length width"]:
         """The backbone's final hidden states, in memory of their own: a graph's is written again by its next run."""
         batch, length = tokens.shape
-        shown = torch.ones_like(tokens, dtype=torch.bool) if shown is None else shown
-        positions = torch.arange(length, device=tokens.device).expand_as(tokens) if positions is None else positions
         rows, columns = static_shape(batch, length, self._model.config.max_position_embeddings)
+        if shown is None and columns > length:
+            shown = torch.ones_like(tokens, dtype=torch.bool)
         padding = (0, columns - length, 0, rows - batch)
-        shown = F.pad(shown, padding)
-        shown[batch:, 0] = True  # a row without any position has no softmax
-        given = inputs(self._model, F.pad(tokens, padding), shown, F.pad(positions, padding))
-        states: Tensor = self._run(**given).last_hidden_state
+        if shown is not None:
+            shown = F.pad(shown, padding)
+            shown[batch:, 0] = True  # a row without any position has no softmax
+        if positions is not None:
+            positions = F.pad(positions, padding)
+        given = inputs(self._model, F.pad(tokens, padding), shown, positions)
+        states: Tensor = self._replayed(given) if self._graphs is not None else self._run(**given).last_hidden_state
         return states[:batch, :length].clone()
+
+    def _replayed(self, given: dict[str, Any]) -> Tensor:
+        """The states of a graph of this shape, captured where there is none yet."""
+        assert self._graphs is not None
+        key = tuple((name, tuple(value.shape)) for name, value in given.items() if isinstance(value, Tensor))
+        if key not in self._graphs:
+            self._graphs[key] = capture(self._run, given, self._pool)
+        return self._graphs[key].replay(given)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Put the repeated layers of a model's backbone behind torch.compile, in place; `restore_layers` takes them back.
+
+    Raises:
+        UserError: no C++ compiler for a CPU.
+    """
+    prepare(model.device)
+    for module in backbone(model).modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                layer.compile()
+
+
+def restore_layers(model: nn.Module) -> None:
+    for module in model.modules():
+        module._compiled_call_impl = None
+
+
+def prepare(device: torch.device) -> None:
+    """Let torch compile as many shapes as there may be. Raises UserError: no C++ compiler for a CPU."""
+    compilers = [os.environ.get("CXX") or "g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise UserError(f"compile: a CPU needs a C++ compiler ({' or '.join(compilers)}); install one, or do without")
+    dynamo: Any = torch._dynamo
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, SHAPES)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured pass.
+
+    Attributes:
+        given: the tensors that it reads.
+        states: what it writes.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    given: dict[str, Any]
+    states: Tensor
+
+    def replay(self, given: dict[str, Any]) -> Tensor:
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                self.given[name].copy_(value)
+        self.graph.replay()
+        return self.states
+
+
+def capture(run: Any, given: dict[str, Any], pool: Any) -> Graph:
+    """Capture `run(**given).last_hidden_state` on tensors of its own."""
+    own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in given.items()}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            run(**own)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        states = run(**own).last_hidden_state
+    return Graph(graph, own, states)
 
 
 def static_shape(batch: int, length: int, max_length: int) -> tuple[int, int]:

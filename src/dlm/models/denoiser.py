@@ -47,13 +47,17 @@ class Denoiser:
         return self.model.config.vocab_size
 
     def hidden(
-        self, canvas: Int[Tensor, "batch length"], visible: Bool[Tensor, "batch length"] | None
+        self, canvas: Int[Tensor, "batch length"], shown: Bool[Tensor, "batch length"] | None
     ) -> Float[Tensor, "batch length width"]:
-        """Final hidden states. What is not `visible` (padding, or masks left out) does not exist for the model, costs
-        nothing beyond the fullest row's count, and gets states of no meaning; the others keep their position ids.
-        None: everything is visible."""
-        if visible is None:
-            return self._in_pieces(canvas, None, None)
+        """Final hidden states. Right padding, what is not `shown` (None: all is), does not exist for the model and gets
+        states of no meaning."""
+        return self._in_pieces(canvas, shown, None)
+
+    def hidden_of_visible(
+        self, canvas: Int[Tensor, "batch length"], visible: Bool[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch length width"]:
+        """`hidden` where what is not `visible` (padding, or masks left out) costs nothing beyond the fullest row's
+        count either. The others keep their position ids."""
         # The visible positions of each row in order, then others up to the fullest row's count.
         places = torch.argsort(~visible, dim=-1, stable=True)
         place = torch.arange(canvas.shape[1], device=canvas.device)
@@ -117,18 +121,21 @@ class Denoiser:
     def _run(
         self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None
     ) -> Tensor:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with self._autocast():
             if self._compiled is not None and cache is None:
                 hidden = self._compiled(tokens, shown, positions)
             else:
                 hidden = self._backbone(**inputs(self.model, tokens, shown, positions, cache)).last_hidden_state
         return shifted(self.model, hidden)
 
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 where asked for. Without a cache of weights: each is used once, and graphs must not keep them."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
     def logits(self, hidden: Float[Tensor, "n width"]) -> Float[Tensor, "n vocab"]:
-        """Float32 logits of some positions; the mask token's is -inf."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        """Logits of some positions, in the type of the head's arithmetic; the mask token's is -inf."""
+        with self._autocast():
             logits = self._head(hidden)
-        logits = logits.float()
         logits[:, self.mask_id] = float("-inf")
         return logits
 

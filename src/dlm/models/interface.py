@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+ALIGNED = 64
 Head = Callable[[Float[Tensor, "n width"]], Float[Tensor, "n vocab"]]
 
 
@@ -68,7 +70,9 @@ def head(model: PreTrainedModel) -> Head:
     """Hidden states to logits."""
     if not is_masked_lm(model):
         projection: Any = model.get_output_embeddings()
-        return projection
+        # What holds an adapter, or a part of the weights (FSDP), is left to itself.
+        plain = type(projection) is nn.Linear and not hasattr(projection.weight, "placements")
+        return Aligned(projection) if plain and projection.weight.is_cuda else projection
     # The class's own forward around hidden states that are given: every masked LM calls its head's parts differently.
     given = _Given()
     rest = copy.copy(model)
@@ -81,6 +85,36 @@ def head(model: PreTrainedModel) -> Head:
         return logits[0]
 
     return run
+
+
+class Aligned:
+    """A projection that writes its logits as the first columns of rows whose length is a multiple of ALIGNED.
+
+    A GPU multiplies by GPT-2's vocabulary and a mask, 50,258, at a third of its speed: rows must start at multiples of
+    16 bytes. So the weights are padded, in the type of the arithmetic; without gradients once, until they change.
+    """
+
+    def __init__(self, projection: nn.Linear) -> None:
+        self.projection = projection
+        self._padded: tuple[Any, Tensor, Tensor | None] | None = None
+
+    def __call__(self, hidden: Float[Tensor, "n width"]) -> Float[Tensor, "n vocab"]:
+        weight, bias = self._weights()
+        return F.linear(hidden, weight, bias)[:, : len(self.projection.weight)]
+
+    def _weights(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.projection.weight, self.projection.bias
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, dtype)
+        if self._padded is not None and self._padded[0] == state and not torch.is_grad_enabled():
+            return self._padded[1:]
+        missing = -len(weight) % ALIGNED
+        padded = F.pad(weight.to(dtype), (0, 0, 0, missing)) if missing else weight.to(dtype)
+        shift = F.pad(bias.to(dtype), (0, missing)) if bias is not None else None
+        if not torch.is_grad_enabled():
+            self._padded = state, padded, shift
+        return padded, shift
 
 
 class _Given(nn.Module):

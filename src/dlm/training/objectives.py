@@ -9,7 +9,6 @@ import hashlib
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlm.blocks import R2ftParams
@@ -58,7 +57,7 @@ class DiffusionTrainer(OursTrainer):
         seed, length = self.args.seed, x0.shape[1]
         t = antithetic_t(places.cpu(), total, torch.Generator().manual_seed(step_seed(seed, kind, number)))
         draws = row_draws([step_seed(seed, kind, number, place) for place in places.tolist()], length + 2)
-        t, draws = t.to(x0.device), draws.to(x0.device)
+        t, draws = (self.to_device(drawn, x0.device) for drawn in (t, draws))
         xt, scored = mask_tokens(x0, t, maskable, self.mask_id, draws[:, :length])
         if self.suffix_share and kind == "train":
             after_cut, counted = mask_suffix(x0, maskable, self.eos_id, draws[:, length])
@@ -67,9 +66,8 @@ class DiffusionTrainer(OursTrainer):
             scored = torch.where(chosen, counted, scored)
             # A cut row's loss is a mean over what counts, at the scale of the NELBO's rows.
             t = torch.where(chosen[:, 0], counted.sum(-1) / maskable.sum(-1), t)
-        log_probs = subs_log_probs(model(xt, scored), self.mask_id)
-        token_nll = F.nll_loss(log_probs, x0[scored], reduction="none")
-        return {"loss": nelbo(over_canvas(token_nll, scored), t)}
+        log_probs = self.token_log_probs(model(xt, scored), x0[scored][:, None], self.mask_id)
+        return {"loss": nelbo(over_canvas(-log_probs[:, 0], scored), t)}
 
 
 class R2ftTrainer(OursTrainer):
@@ -91,16 +89,17 @@ class R2ftTrainer(OursTrainer):
     def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         chosen_mask, rejected_mask = inputs["chosen_mask"], inputs["rejected_mask"]
         scored = chosen_mask | rejected_mask
-        log_probs = subs_log_probs(model(inputs["xt"], scored), self.mask_id)
-
-        def side(ids: Tensor, mask: Tensor) -> Tensor:
-            return mean_log_prob(over_canvas(log_probs.gather(-1, ids[scored][:, None])[:, 0], scored), mask)
-
-        chosen = side(inputs["x0"], chosen_mask)
-        rejected = side(inputs["rejected"], rejected_mask)
+        logits = model(inputs["xt"], scored)
+        ids = torch.stack([inputs["x0"][scored], inputs["rejected"][scored]], dim=-1)
+        sides = self.token_log_probs(logits, ids, self.mask_id).unbind(-1)
+        chosen, rejected = (
+            mean_log_prob(over_canvas(side, scored), mask)
+            for side, mask in zip(sides, (chosen_mask, rejected_mask), strict=True)
+        )
         o = self.objective
         found = {"loss": r2ft_loss(chosen, rejected, beta_w=o.beta_w, beta_l=o.beta_l, margin=o.margin, gamma=o.gamma)}
         if not model.training:
+            log_probs = subs_log_probs(logits, self.mask_id)
             prior = over_canvas(log_probs.exp() @ self.log_prior.to(log_probs.device), scored)
             found |= {
                 "log_p_chosen": chosen,

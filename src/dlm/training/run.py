@@ -25,6 +25,7 @@ from dlm.errors import UserError
 from dlm.files import atomic_directory, code_hash, write_json
 from dlm.models.adapters import is_wrapped, merged, restore, save_adapter, unwrapped
 from dlm.models.backbone import save_checkpoint
+from dlm.models.compiled import restore_layers
 from dlm.models.precision import use_bf16
 from dlm.training.optimizer import MuonAdamW, muon_groups
 
@@ -57,7 +58,7 @@ def fit(
 
     Args:
         make_trainer: called as make_trainer(model=, args=, train_dataset=, eval_dataset=, callbacks=,
-            optimizer_cls_and_kwargs=).
+            optimizer_cls_and_kwargs=, compile=).
         fingerprint: what besides `params` decides the result (JSON-ready): objective, hashes of data and weights.
         steps: optimizer steps, `params.steps` unless given.
         visit: called with (step, the model as it was then) for every `save_every` steps and the last, after training
@@ -92,6 +93,7 @@ def fit(
         eval_dataset=Dataset.from_list([{**row, "place": place} for place, row in enumerate(valid)]),
         callbacks=[StopAtNonFinite()],
         optimizer_cls_and_kwargs=_optimizer(model, params),
+        compile=params.compile,
     )
     if checkpoint is not None and Path(checkpoint).name == f"checkpoint-{steps}":
         # The Trainer would make one more step from a checkpoint of the last one.
@@ -106,6 +108,7 @@ def fit(
     for trained in (whole, unwrapped(whole)):
         # The Trainer and what it is built on put their own forward pass before the class's.
         trained.__dict__.pop("forward", None)
+        restore_layers(trained)
     if visit is not None:
         for path in sorted(folder.glob("checkpoint-*"), key=_step_of):
             restore(whole, path)
@@ -144,6 +147,7 @@ def training_arguments(
         activation_checkpointing=params.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
         dataloader_drop_last=True,
+        accelerator_config={"non_blocking": True},  # batches come from pinned memory: no wait for the step before
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         report_to="none",

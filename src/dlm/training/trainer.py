@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalPrediction
 
+from dlm.diffusion.losses import token_log_probs
 from dlm.models.adapters import unwrapped
+from dlm.models.compiled import compile_layers
 from dlm.models.interface import head, states
 from dlm.training.batches import Row, WholeSteps
 
@@ -28,10 +30,18 @@ class OursTrainer(Trainer, ABC):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, model: nn.Module, data_collator: Callable[..., Any], **rest: Any) -> None:
+    def __init__(
+        self, *, model: nn.Module, data_collator: Callable[..., Any], compile: bool = False, **rest: Any
+    ) -> None:
+        """With `compile` the model's layers and the loss over the vocabulary go through torch.compile (up to rounding
+        the same); `restore_layers` takes the layers back."""
         # What wraps a model to spread it (DDP, FSDP) acts when the whole model is called: so that is our forward pass.
         inner = unwrapped(model)
         inner.forward = functools.partial(logits_at, inner)  # type: ignore[method-assign]
+        self.token_log_probs = token_log_probs
+        if compile:
+            compile_layers(inner)
+            self.token_log_probs = torch.compile(token_log_probs, dynamic=True)
         super().__init__(
             model=model, data_collator=_keeping_places(data_collator), compute_metrics=self._summary, **rest
         )
@@ -91,6 +101,11 @@ class OursTrainer(Trainer, ABC):
         rows = dict(zip(self._figures, rows.astype("float64").T, strict=True))
         loss = float(rows.pop("loss").sum() / evaluated.label_ids.sum())  # type: ignore[union-attr]
         return {"loss": loss, **{name: float(values.mean()) for name, values in rows.items()}}
+
+    @staticmethod
+    def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+        """A copy that a GPU's queue takes in its turn: the host does not wait for what stands before it."""
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
     def places(self, inputs: dict[str, Any]) -> tuple[Tensor, int, str, int]:
         """Where the rows stand in their global batch [batch] and its size; what is drawn for, and its number."""
