@@ -1,6 +1,6 @@
 """How fast training steps are: SFT and R2FT through their trainers, against a bare step, and in model FLOPs.
 
-Each repeat times four runs, one after the other, each of --steps steps after WARM_UP more:
+Each repeat times four runs, one after the other, each of --steps steps after --warm-up more:
   sft floor     the backbone alone on the canvases and at the scored positions of sft: forward pass, head at those
                 positions, cross-entropy, backward pass, optimizer step; nothing of the trainers, no clipping;
   sft           DiffusionTrainer as the sft stage drives it: dataset, collator, noise, clipping, schedule;
@@ -64,7 +64,7 @@ from dlm.training.objectives import DiffusionTrainer, R2ftTrainer
 from dlm.training.run import StopAtNonFinite, training_arguments
 from dlm.training.trainer import OursTrainer
 
-WARM_UP = 2  # steps before the clock starts; the first makes the optimizer's state
+WARM_UP = 2  # steps before the clock starts, unless told otherwise; the first makes the optimizer's state
 SHORTEST = 32
 SEED = 0
 OBJECTIVES = ("sft", "r2ft")
@@ -86,15 +86,15 @@ class Canvases:
 class Clock(TrainerCallback):
     """Seconds a step, from the end of the warm-up to the end of the run."""
 
-    def __init__(self, steps: int, device: str) -> None:
-        self.steps, self.device = steps, device
+    def __init__(self, steps: int, device: str, warm_up: int) -> None:
+        self.steps, self.device, self.warm_up = steps, device, warm_up
         self.started = self.seconds = 0.0
 
     def tick(self, done: int) -> None:
         """`done` steps are over. On a GPU the queue is waited for at either end alone."""
-        if done == WARM_UP:
+        if done == self.warm_up:
             self.started = _now(self.device)
-        if done == WARM_UP + self.steps:
+        if done == self.warm_up + self.steps:
             self.seconds = (_now(self.device) - self.started) / self.steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -112,9 +112,11 @@ class Bench:
         steps: int,
         folder: Path,
         *,
+        warm_up: int = WARM_UP,
         compile: bool = False,
         checkpointing: bool | None = None,
     ) -> None:
+        self.warm_up = warm_up
         self.subject, self.length, self.steps, self.folder = subject, length, steps, folder
         self.device = subject.model.device.type
         self.bf16 = use_bf16("auto")
@@ -124,7 +126,7 @@ class Bench:
             self.model.name_or_path = subject.name  # peft wants the two names to agree
             self.model = new_adapter(self.model, lora, subject.name, SEED)
         self.params = TrainingParams(
-            steps=WARM_UP + steps,
+            steps=warm_up + steps,
             batch_size=batch_size,
             gradient_accumulation=1,
             optimizer="adamw",
@@ -136,8 +138,8 @@ class Bench:
             precision="auto",
             gradient_checkpointing=lora is not None if checkpointing is None else checkpointing,
             compile=compile,
-            eval_every=WARM_UP + steps + 1,  # never: nor are losses logged in between
-            save_every=WARM_UP + steps + 1,
+            eval_every=warm_up + steps + 1,  # never: nor are losses logged in between
+            save_every=warm_up + steps + 1,
         )
         if self.params.gradient_checkpointing:
             unwrapped(self.model).activation_checkpointing_enable()  # for the floor too
@@ -153,11 +155,11 @@ class Bench:
 
     def scored(self, objective: str) -> float:
         """Scored positions of a timed step, on average."""
-        return sum(len(step.places) for step in self.canvases[objective][WARM_UP:]) / self.steps
+        return sum(len(step.places) for step in self.canvases[objective][self.warm_up :]) / self.steps
 
     def run(self, objective: str, implementation: str) -> float:
         """Seconds a step of one run."""
-        clock = Clock(self.steps, self.device)
+        clock = Clock(self.steps, self.device, self.warm_up)
         if implementation == "floor":
             self._floor(objective, clock)
         else:
@@ -326,7 +328,7 @@ def main() -> None:
     parser = Arguments(__doc__)
     add_arguments(parser)
     arguments = parser.parse_args()
-    for name in ("batch_size", "steps", "repeats", "threads"):
+    for name in ("batch_size", "steps", "warm_up", "repeats", "threads"):
         require(getattr(arguments, name) >= 1, f"--{name.replace('_', '-')}", "at least 1", getattr(arguments, name))
     require(arguments.length >= SHORTEST, "--length", f"at least {SHORTEST}", arguments.length)
     torch.set_num_threads(arguments.threads)
@@ -344,6 +346,7 @@ def main() -> None:
             arguments.length,
             arguments.steps,
             Path(folder),
+            warm_up=arguments.warm_up,
             compile=arguments.compile,
             checkpointing=arguments.checkpointing,
         )
@@ -357,7 +360,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--subject", choices=MODELS, default="builtin", help="the shape; its weights are random")
     add("--batch-size", type=int, default=8, metavar="N", help="canvases a step (default 8)")
     add("--length", type=int, default=192, metavar="N", help="L, canvas length (default 192)")
-    add("--steps", type=int, default=10, metavar="N", help=f"timed steps a run, after {WARM_UP} more (default 10)")
+    add("--steps", type=int, default=10, metavar="N", help="timed steps a run (default 10)")
+    add(
+        "--warm-up",
+        type=int,
+        default=WARM_UP,
+        metavar="N",
+        help=f"steps before them (default {WARM_UP}; more with --compile: new sizes may set it off again)",
+    )
     add("--repeats", type=int, default=5, metavar="N", help="timed runs of each kind (default 5)")
     add("--compile", action="store_true", help="torch.compile of the layers, and of the trainers' loss")
     add(
@@ -419,7 +429,7 @@ def summary(
         "hardware": hardware(bench.device),
         "settings": {
             **{name: getattr(arguments, name) for name in ("subject", "batch_size", "length", "steps", "repeats")},
-            "warm_up": WARM_UP,
+            "warm_up": bench.warm_up,
             "seed": SEED,
             "device": bench.device,
             "dtype": str(dtype).removeprefix("torch."),

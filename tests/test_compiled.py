@@ -1,16 +1,17 @@
 """torch.compile: few static shapes, the same states up to rounding, the same tokens."""
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
 from test_api import PROMPTS
-from tiny import tiny_lm, tiny_model, tiny_tokenizer
+from tiny import SHAPE, tiny_lm, tiny_model, tiny_tokenizer
 
 from dlm.api import DiffusionLM
 from dlm.errors import UserError
 from dlm.models import compiled
-from dlm.models.compiled import Compiled, static_shape
+from dlm.models.compiled import Compiled, Graph, static_shape
 from dlm.models.denoiser import Denoiser
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="no C++ compiler")
@@ -80,6 +81,52 @@ def test_what_a_graph_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = Denoiser(lm.denoiser.model, 1, compile="default").hidden(whole, None)
     assert calls[0]["attention_mask"] is None and calls[0]["input_ids"].shape == (3, 64)
     torch.testing.assert_close(fast, lm.denoiser.hidden(whole, None))
+
+
+class Rerun(torch.cuda.CUDAGraph):
+    """In a CUDA graph's place: replaying it runs the pass again on the graph's own tensors, into its own states."""
+
+    def __new__(cls, *_: Any) -> "Rerun":
+        # torch for CPUs refuses to make one.
+        return super().__new__(cls) if torch.cuda.is_available() else object.__new__(cls)
+
+    def __init__(self, run: Any, given: dict[str, Any], states: torch.Tensor) -> None:
+        if torch.cuda.is_available():
+            super().__init__()
+        self.run, self.given, self.states = run, given, states
+
+    def replay(self) -> None:
+        self.states.copy_(self.run(**self.given).last_hidden_state)
+
+
+def test_a_graph_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows retire and differ in length: the tokens are the plain ones, and no shape is captured twice.
+
+    What is captured is the backbone as it is, without a compiler or a GPU; tests/test_gpu.py has both.
+    """
+    captured = []
+
+    def capture(run: Any, given: dict[str, Any], pool: object) -> Graph:
+        own = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+        captured.append({name: tuple(value.shape) for name, value in own.items() if isinstance(value, torch.Tensor)})
+        states = torch.zeros(*own["input_ids"].shape, SHAPE.hidden_size)
+        return Graph(Rerun(run, own, states), own, states)
+
+    monkeypatch.setattr(compiled, "capture", capture)
+    monkeypatch.setattr(compiled, "compile_regions", lambda module, **_: module)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
+    for name in ("top_k", "low_confidence"):
+        setting = {"decoder": name, "steps": 6, "gen_length": 12, "eos_fill": True}
+        model, tokenizer = tiny_model(2, eos_scale=2.0), tiny_tokenizer()
+        fast = DiffusionLM(model, tokenizer, compile="default")
+        assert fast.denoiser._compiled is not None
+        fast.denoiser._compiled._graphs, fast.denoiser._compiled._pool = {}, None
+        captured.clear()
+        for prompts in (PROMPTS, [[5, 9, 70]], PROMPTS):
+            expected = DiffusionLM(model, tokenizer).generate(prompts, **setting)
+            assert torch.equal(fast.generate(prompts, **setting).tokens, expected.tokens)
+        shapes = [tuple(sorted(shape.items())) for shape in captured]
+        assert len(set(shapes)) == len(shapes) > 2
 
 
 def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

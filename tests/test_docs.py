@@ -59,6 +59,7 @@ SETUP = "sets an environment up from the network; the tests run in one"
 HUB = "weights or data from the hub"
 SERVER = "serves until it is stopped; test_end_to_end.py opens its pages"
 QUEUED = "needs DVC's queue for minutes; what it would queue is checked"
+GPU = "a GPU"
 SYNOPSIS = "how commands are written, not a command"
 NOT_RUN = {
     "make repro": MINUTES,
@@ -102,7 +103,18 @@ NOT_RUN = {
     "dlm convert SOURCE FOLDER": SYNOPSIS,
     "python benchmarks/decode.py --model mdlm-small --decoders top_k conv --batch-sizes 8 --lengths 256 "
     "--repeats 3": "minutes; test_benchmarks.py runs it on a tiny model",
-    "python benchmarks/decode.py --model llada-8b --device cuda --batch-sizes 1 8 --lengths 1024 --steps 128": "a GPU",
+    "python benchmarks/decode.py --model mdlm-small --batch-sizes 1 32 --lengths 1024 --steps 16 --repeats 3 "
+    "--out results/benchmarks/mdlm-small-h100": GPU,
+    "python benchmarks/decode.py --model mdlm-small --batch-sizes 32 --lengths 1024 --steps 16 --repeats 3 "
+    "--compile default --out results/benchmarks/mdlm-small-h100-compiled": GPU,
+    "python benchmarks/decode.py --model llada-8b --batch-sizes 1 --lengths 1024 --steps 16 --repeats 3 "
+    "--compile default --out results/benchmarks/llada-8b-h100-compiled": GPU,
+    "python benchmarks/train.py --subject mdlm-small --batch-size 64 --length 1024 --steps 5 --repeats 3 --warm-up 10 "
+    "--compile --out results/benchmarks/train-mdlm-small-h100": GPU,
+    "python benchmarks/train.py --subject llada-8b --batch-size 8 --length 1024 --steps 2 --repeats 3 --warm-up 5 "
+    "--compile --no-checkpointing --out results/benchmarks/train-llada-8b-h100": GPU,
+    "dvc exp run -S sft.training.compile=true -S r2ft.training.compile=true": "minutes; test_training.py trains so",
+    "pytest tests/test_gpu.py": GPU,
     "python benchmarks/train.py --subject mdlm-small --batch-size 2 --length 256 --steps 4 --repeats 5 --threads 2 "
     "--out results/benchmarks/train-mdlm-small-cpu": "minutes; test_benchmark_train.py runs it on a tiny model",
     "python benchmarks/pipeline.py --profile english --pretraining-minutes 4 --minutes 26 --set data.eval_size=300 "
