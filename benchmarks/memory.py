@@ -4,7 +4,8 @@ On a GPU: the allocator's peak minus what was allocated before the call. On a CP
 process for each setting loads the model, runs one small warm-up, resets the kernel's mark of its peak resident size
 (/proc/self/clear_refs), makes the call, and takes the peak minus the resident size before it. Where that reset is not
 to be had (no /proc), getrusage's peak stands in, which loading may have set already: then the number is an upper bound
-of 0 or more. glibc is told to give freed blocks back at once, so that the peak is of live memory.
+of 0 or more. glibc is told to give freed blocks back at once, and MKL to keep no buffers of its own, so that the peak is
+of live memory.
 """
 
 import ctypes
@@ -47,7 +48,12 @@ def peak_bytes(call: Callable[[], object], warm_up: Callable[[], object], device
 @cache  # the forward pass of a batch is asked for by every decoder
 def child_peak(script: Path, arguments: tuple[str, ...]) -> int:
     """`peak_bytes` of a script that is started with --child and prints {"peak_bytes": n}."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": str(2**18)}
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": str(2**18),
+        "MALLOC_TRIM_THRESHOLD_": str(2**18),
+        "MKL_DISABLE_FAST_MM": "1",
+    }
     done = subprocess.run([sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
