@@ -4,8 +4,8 @@ On a GPU: the allocator's peak minus what was allocated before the call. On a CP
 process for each setting loads the model, runs one small warm-up, resets the kernel's mark of its peak resident size
 (/proc/self/clear_refs), makes the call, and takes the peak minus the resident size before it. Where that reset is not
 to be had (no /proc), getrusage's peak stands in, which loading may have set already: then the number is an upper bound
-of 0 or more. glibc is told to give freed blocks back at once, and MKL to keep no buffers of its own, so that the peak is
-of live memory.
+of 0 or more. glibc is told to give freed blocks back at once, and MKL to keep no buffers, so that the peak is of live
+memory.
 """
 
 import ctypes
