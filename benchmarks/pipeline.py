@@ -41,7 +41,8 @@ from dlm.schema import require
 ROOT = Path(__file__).parents[1]
 TRIAL = (20, 80)  # steps of the two trials, whose difference is free of start-up
 FITTED = ("steps", "warmup_steps", "eval_every", "save_every")  # of base.training
-NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub"}  # tracking, DVC, other machines
+# Tracking, DVC, other machines; what torch for GPUs brings along.
+NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub", "triton"}
 
 
 def missing_packages() -> list[str]:

@@ -294,7 +294,9 @@ def check_dlm(words: list[str], folder: Path, scratch: Path) -> None:
 def check_python(words: list[str], folder: Path, scratch: Path) -> None:
     sources = [folder / words[0], folder / "src/dlm/cli.py", folder / "benchmarks/common.py"]
     known = "".join(source.read_text() for source in sources)
-    assert not [word for word in words if word.startswith("--") and f'"{word}"' not in known]
+    switches = "BooleanOptionalAction" in known  # --no-x is written --x
+    names = {word: f'"{word.replace("--no-", "--") if switches else word}"' for word in words if word.startswith("--")}
+    assert not [word for word, name in names.items() if f'"{word}"' not in known and name not in known]
 
 
 def check_pytest(words: list[str], folder: Path, scratch: Path) -> None:
