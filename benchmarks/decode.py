@@ -59,7 +59,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """One implementation at one size. `name` is dlm, plain <dtype> or forward."""
+    """One implementation at one size. `name` is dlm, plain <dtype>, forward or forward <compile mode>."""
 
     name: str
     decoder: str
@@ -71,6 +71,11 @@ class Setting:
     @property
     def gen_length(self) -> int:
         return self.length - self.prompt_length
+
+    @property
+    def bare(self) -> bool:
+        """A forward pass and no decoder."""
+        return not self.decoder
 
 
 class Runner:
@@ -84,7 +89,7 @@ class Runner:
 
     def run(self, repeat: int, steps: int | None = None) -> None:
         """One repeat, of fewer steps than the setting's where asked for."""
-        if self.setting.name.startswith("forward"):
+        if self.setting.bare:
             return self._forward()
         return self._dlm(repeat, steps) if self.setting.name == "dlm" else self._plain(repeat, steps)
 
@@ -93,7 +98,7 @@ class Runner:
         block = self.options.block_length if self.options else None
         blocks = self.setting.gen_length // block if block else 1
         self.run(0, min(2 * blocks, self.setting.steps))
-        if self.setting.name.startswith("forward"):
+        if self.setting.bare:
             seconds = timed(self.subject, partial(self.run, 0))
             self.passes = min(max(math.ceil(FORWARD_SECONDS / seconds), 1), 200)
 
@@ -262,11 +267,11 @@ def row(runner: Runner, timings: dict[tuple[str, int], list[float]], plain: list
         "seconds": seconds,
         "peak_bytes": peak,
     }
-    if setting.name.startswith("forward"):
+    if setting.bare:
         return {**found, "steps": 1, "ms_per_step": spread([1000 * s for s in seconds])}
     each = spread([s / size for s in seconds])
     floor = timings["forward", size]
-    compiled = [s for (name, batch), s in timings.items() if name.startswith("forward ") and batch == size]
+    compiled = timings.get((f"forward {runner.subject.compile}", size))
     nfe = [runner.nfe[repeat] for repeat in range(len(seconds))]
     return {
         **found,
@@ -276,7 +281,7 @@ def row(runner: Runner, timings: dict[tuple[str, int], list[float]], plain: list
         "ms_per_step": spread([1000 * s / steps for s in seconds]),
         "nfe": sum(nfe) / len(nfe),
         "step_over_forward": ratios([s / steps for s in seconds], floor),
-        "step_over_compiled": ratios([s / steps for s in seconds], compiled[0]) if compiled else None,
+        "step_over_compiled": ratios([s / steps for s in seconds], compiled) if compiled else None,
         "floor_share": ratios([n * f for n, f in zip(nfe, floor, strict=True)], seconds),
         "speedup": {name: ratios(timings[name, 1], [s / size for s in seconds]) for name in plain},
     }

@@ -35,12 +35,9 @@ import torch
 import torch.nn.functional as F
 from common import (
     Arguments,
-    Spread,
     command_line,
     default_device,
-    grid,
     hardware,
-    numbers,
     ratios,
     report,
     spread,
@@ -49,6 +46,7 @@ from common import (
 from datasets import Dataset
 from subjects import MODELS, Subject, load_subject
 from torch import Tensor, nn
+from train_table import to_markdown
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -62,7 +60,7 @@ from dlm.schema import require
 from dlm.training.batches import R2ftCollator, Row, SftCollator
 from dlm.training.objectives import DiffusionTrainer, R2ftTrainer
 from dlm.training.run import StopAtNonFinite, training_arguments
-from dlm.training.trainer import OursTrainer
+from dlm.training.trainer import OursTrainer, release
 
 WARM_UP = 2  # steps before the clock starts, unless told otherwise; the first makes the optimizer's state
 SHORTEST = 32
@@ -143,8 +141,6 @@ class Bench:
         )
         if self.params.gradient_checkpointing:
             unwrapped(self.model).activation_checkpointing_enable()  # for the floor too
-        if compile:
-            compile_layers(unwrapped(self.model))
         self.rows = synthetic_rows(subject, batch_size * self.params.steps, length)
         self.canvases = {objective: list(self._canvases(objective)) for objective in OBJECTIVES}
 
@@ -164,7 +160,7 @@ class Bench:
             self._floor(objective, clock)
         else:
             self.trainer(objective, clock).train()
-            self._bare()
+        release(self.model)
         gc.collect()  # a trainer is in cycles, and holds its optimizer's state
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -202,15 +198,10 @@ class Bench:
         settings.disable_tqdm = True
         return settings
 
-    def _bare(self) -> None:
-        """Take the trainer's forward pass off the model, as `fit` does."""
-        for part in (self.model, unwrapped(self.model)):
-            part.__dict__.pop("forward", None)
-
     def _canvases(self, objective: str) -> Iterator[Canvases]:
         """What the trainer's steps show the model. Rows and noise hang on the seed and the step's number alone."""
         trainer = self.trainer(objective)
-        self._bare()
+        release(self.model)
         for step, inputs in enumerate(trainer.get_train_dataloader()):
             trainer.state.global_step = step
             seen = _Seen(self.subject.model.config.vocab_size)
@@ -219,6 +210,8 @@ class Bench:
             yield Canvases(seen.canvas, places, inputs["x0"].flatten()[places])
 
     def _floor(self, objective: str, clock: Clock) -> None:
+        if self.params.compile:
+            compile_layers(unwrapped(self.model))
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self._settings(), self.model)
         optimizer = optimizer_class(trained, weight_decay=self.params.weight_decay, **options)
@@ -449,85 +442,6 @@ def summary(
         },
         "targets": TARGETS,
     }
-
-
-HEADINGS = (
-    "objective",
-    "implementation",
-    "L",
-    "batch",
-    "scored/step",
-    "s/step",
-    "tokens/s",
-    "floor share",
-    "model GFLOPs/step",
-    "MFU",
-)
-NOTES = """\
-- s/step and ratios: median (smallest–largest) over {repeats} interleaved repeats of {steps} steps after {warm_up} more.
-- tokens/s: canvas tokens, at the median. scored/step: positions through the head, on average.
-- floor share: tokens/s over the floor's, a bare forward and backward pass and optimizer step on the same canvases with
-  as many scored positions (target: at least {floor_share}).
-- model FLOPs: 6 for a trained weight and token, {frozen}attention 12·layers·width·L a token, the head at the scored
-  positions; none for the optimizer or for what is computed twice.
-- MFU: model FLOPs a second over the rate of {dtype} matrix products of side {side} in the same repeat,
-  {rate} GFLOP/s."""
-
-
-def to_markdown(result: dict[str, Any]) -> str:
-    """The machine, the command, the table and what its columns mean."""
-    machine, settings, targets, over = (result[key] for key in ("hardware", "settings", "targets", "r2ft_over_sft"))
-    where = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores used"
-    if machine["gpu"]:
-        where = f"{machine['gpu']} ({where})"
-    lora = settings["lora"]
-    parts = [f"{settings['parameters'] / 1e6:,.1f}M parameters"]
-    if lora:
-        trained = settings["trained_parameters"] / 1e6
-        parts.append(
-            f"{trained:,.1f}M of them trained: adapters of rank {lora['rank']} on {', '.join(lora['targets'])}"
-        )
-    if settings["gradient_checkpointing"]:
-        parts.append("gradient checkpointing")
-    if settings["compile"]:
-        parts.append("torch.compile")
-    head = [
-        f"**{result['title']}**: {settings['subject']} ({'; '.join(parts)}; {settings['dtype']}; "
-        f"{settings['optimizer']}) on {where}, torch {machine['torch']}.",
-        f"`{result['command']}`",
-    ]
-    ratio = (
-        f"R2FT step / SFT step: {numbers(over['seconds'], 2)} (target: at most {targets['r2ft_over_sft']}); "
-        f"of their floors {numbers(over['floor_seconds'], 2)}, of their model FLOPs {over['model_flops']:.2f}."
-    )
-    matmul = result["matmul"]
-    notes = NOTES.format(
-        **settings,
-        floor_share=targets["floor_share"],
-        frozen="4 for a frozen one (the base and the head), " if lora else "",
-        rate=numbers(_scaled(matmul["flops_per_second"], 1e-9), 0),
-        side=matmul["side"],
-    )
-    return "\n\n".join([*head, grid([list(HEADINGS), *map(_cells, result["rows"])], 2), ratio, notes]) + "\n"
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [
-        row["objective"],
-        row["implementation"],
-        str(row["length"]),
-        str(row["batch_size"]),
-        f"{row['scored_positions']:.1f}",
-        numbers(row["seconds_per_step"], 3),
-        f"{row['tokens_per_second']:.0f}",
-        "1" if row["implementation"] == "floor" else numbers(row["floor_share"], 2),
-        f"{row['model_flops'] / 1e9:,.1f}",
-        numbers(row["mfu"], 2),
-    ]
-
-
-def _scaled(values: Spread, factor: float) -> Spread:
-    return {name: value * factor for name, value in values.items()}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def top_k_and_total(
     Of equal logits the smaller token comes first.
     """
     rows, vocab = logits.shape
-    stride = logits.stride(0)  # a multiple of 16, as interface.projection writes them, is read 16 bytes at a time
+    stride = logits.stride(0)  # a multiple of 16, as interface.Aligned writes them, is read 16 bytes at a time
     blocks = triton.cdiv(vocab, BLOCK)
     maxima = torch.empty(rows, blocks, device=logits.device)
     total = torch.empty(rows, 1, device=logits.device)

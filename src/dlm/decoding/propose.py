@@ -136,8 +136,8 @@ def _over_vocabulary(source: Source, confidence: Confidence, temperature: float)
         if temperature:
             tokens[piece], log_p[piece] = _sampled(source, piece, temperature, logits)
         else:
-            best, token = logits.max(-1, keepdim=True)
-            tokens[piece], log_p[piece] = token[:, 0], (best - _log_total(logits, best))[:, 0]
+            best, token = _best(logits, 1)
+            tokens[piece], log_p[piece] = token[:, 0], best[:, 0]
     return tokens, log_p, log_p if confidence == "probability" else rank
 
 
@@ -148,15 +148,20 @@ def _most_probable(source: Source, k: int) -> tuple[Float[Tensor, "n k"], Int[Te
     fused = kernels is not None and source.device.type == "cuda" and k <= kernels.MOST
     for piece in source.chunks(bytes_each=2 if fused else 4):
         logits = source.logits(piece)
-        if fused:
-            best, ids[piece], total = kernels.top_k_and_total(logits, k)
-        else:
-            logits = logits.float()
-            best, ids[piece] = logits.max(-1, keepdim=True) if k == 1 else largest(logits, k)
-            total = _log_total(logits, best[:, :1])
-        log_probs[piece] = best - total
+        log_probs[piece], ids[piece] = _best_fused(logits, k) if fused else _best(logits.float(), k)
         del logits  # or two pieces would be there at a time
     return log_probs, ids
+
+
+def _best_fused(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    best, tokens, total = kernels.top_k_and_total(logits, k)
+    return best - total, tokens
+
+
+def _best(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    """The k largest log-probabilities, falling, and their tokens; the logits, float32, are not needed after it."""
+    best, tokens = logits.max(-1, keepdim=True) if k == 1 else largest(logits, k)
+    return best - _log_total(logits, best[:, :1]), tokens
 
 
 def largest(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:

@@ -23,11 +23,11 @@ from dlm.blocks import TrainingParams
 from dlm.data.template import Template
 from dlm.errors import UserError
 from dlm.files import atomic_directory, code_hash, write_json
-from dlm.models.adapters import is_wrapped, merged, restore, save_adapter, unwrapped
+from dlm.models.adapters import is_wrapped, merged, restore, save_adapter
 from dlm.models.backbone import save_checkpoint
-from dlm.models.compiled import restore_layers
 from dlm.models.precision import use_bf16
 from dlm.training.optimizer import MuonAdamW, muon_groups
+from dlm.training.trainer import release
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 M = TypeVar("M", bound=nn.Module)
@@ -105,10 +105,7 @@ def fit(
         trainer.evaluate()
     if sharded:
         restore(whole, folder / f"checkpoint-{steps}")
-    for trained in (whole, unwrapped(whole)):
-        # The Trainer and what it is built on put their own forward pass before the class's.
-        trained.__dict__.pop("forward", None)
-        restore_layers(trained)
+    release(whole)
     if visit is not None:
         for path in sorted(folder.glob("checkpoint-*"), key=_step_of):
             restore(whole, path)

@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from dlm.diffusion.losses import token_log_probs
 from dlm.models.adapters import unwrapped
-from dlm.models.compiled import compile_layers
+from dlm.models.compiled import compile_layers, restore_layers
 from dlm.models.interface import head, states
 from dlm.training.batches import Row, WholeSteps
 
@@ -34,7 +34,7 @@ class OursTrainer(Trainer, ABC):
         self, *, model: nn.Module, data_collator: Callable[..., Any], compile: bool = False, **rest: Any
     ) -> None:
         """With `compile` the model's layers and the loss over the vocabulary go through torch.compile (up to rounding
-        the same); `restore_layers` takes the layers back."""
+        the same). `release` gives the model back as it was."""
         # What wraps a model to spread it (DDP, FSDP) acts when the whole model is called: so that is our forward pass.
         inner = unwrapped(model)
         inner.forward = functools.partial(logits_at, inner)  # type: ignore[method-assign]
@@ -118,6 +118,13 @@ class OursTrainer(Trainer, ABC):
         first = (micro * self.args.world_size + self.args.process_index) * batch
         total = batch * self.args.gradient_accumulation_steps * self.args.world_size
         return torch.arange(first, first + batch), total, "train", step
+
+
+def release(model: nn.Module) -> None:
+    """Take off a model what its trainer put on it: a forward pass before the class's, and compiled layers."""
+    for part in (model, unwrapped(model)):
+        part.__dict__.pop("forward", None)
+        restore_layers(part)
 
 
 def _keeping_places(collate: Callable[[list[Row]], dict[str, Tensor]]) -> Callable[[list[Row]], dict[str, Tensor]]:
