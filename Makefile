@@ -15,6 +15,7 @@ repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 
 sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
 	dvc repro sweeps/dvc.yaml
+	@python -m dlm.times
 
 test: $(READY) lint browser  ## lint, types, tests
 	env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
