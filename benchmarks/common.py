@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
-import yaml
 
 from dlm.decoding.options import DecoderOptions, decoder_options
+from dlm.dialect import load_yaml
 from dlm.errors import UserError
 from dlm.files import write_json, write_text
 from dlm.schema import require
@@ -39,8 +39,8 @@ def split_variant(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = item.partition("=")
         require(bool(key and equals and value), f"decoder {text!r}", "written name:key=value,key=value", item)
         try:
-            block[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            block[key] = load_yaml(value)
+        except ValueError:
             raise UserError(f"decoder {text!r}: {value!r} is not a value") from None
     return name, block
 

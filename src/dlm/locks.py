@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dlm.dialect import load_yaml
 from dlm.errors import UserError
 
 LOCKS = (Path("dvc.lock"), Path("sweeps/dvc.lock"))
@@ -17,7 +16,7 @@ def locked_stages() -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise UserError(f"{LOCKS[0]}: no such file; run from the repository's root, after `dvc repro` or `dvc pull`")
     for path in LOCKS:
         if path.is_file():
-            yield from (yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] or {}).items()
+            yield from (load_yaml(path.read_text(encoding="utf-8"))["stages"] or {}).items()
 
 
 def outputs() -> Iterator[Path]:

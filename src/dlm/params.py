@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dlm.blocks import (
     LARGEST_SEED,
     BaseParams,
@@ -24,6 +22,7 @@ from dlm.blocks import (
 )
 from dlm.blocks_results import AblationParams, DecodeParams, EvaluateParams, InfillParams, ReportParams, SweepsParams
 from dlm.decoding.options import DecoderOptions, decoder_options
+from dlm.dialect import load_yaml
 from dlm.errors import UserError
 from dlm.schema import at_least, build, dotted, require
 
@@ -114,25 +113,11 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     return parse_params(text, Path(path).name)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """SafeLoader keeps the last of two equal keys in silence; here the second is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value} stands twice in one block; keep one", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def parse_params(text: str, name: str) -> Params:
     """Check the text of a parameter file; `name` is what errors call it."""
     try:
-        raw = yaml.load(text, _UniqueKeys)  # a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, a number of thousands of digits
+        raw = load_yaml(text)
+    except ValueError as error:
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{name} must be a block of keys, got {' '.join(repr(raw).split())[:80]}")

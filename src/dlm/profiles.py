@@ -11,14 +11,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, RoundTripRepresenter
 from ruamel.yaml.error import YAMLError
 
+from dlm.dialect import is_text, spelled
 from dlm.errors import UserError, run_script
 from dlm.files import atomic_path
 from dlm.params import parse_params
 
 DEFAULT = "builtin"
+
+
+class _Representer(RoundTripRepresenter):
+    """Plain numbers and text so that YAML 1.1 reads them as 1.2 does."""
+
+    def represent_scalar(self, tag: Any, value: Any, style: Any = None, anchor: Any = None) -> Any:
+        if style is None and str(tag).endswith((":int", ":float")):
+            value = spelled(value)
+        elif style is None and str(tag).endswith(":str") and not is_text(value):
+            style = "'"
+        return super().represent_scalar(tag, value, style, anchor)
 
 
 def render(folder: Path, name: str) -> str:
@@ -27,6 +39,7 @@ def render(folder: Path, name: str) -> str:
     if name not in known:
         raise UserError(f"{name!r} is not a profile; known: {', '.join(known)}")
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.width = 120
     yaml.preserve_quotes = True
     yaml.indent(mapping=2, sequence=4, offset=2)

@@ -7,6 +7,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dlm.dialect import is_number
 from dlm.errors import UserError
 
 T = TypeVar("T")
@@ -70,9 +71,9 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        # YAML 1.1 reads 3e-5 as text: it wants a point.
-        hint_text = " (write 3.0e-5, with the point)" if hint is float and isinstance(value, str) else ""
-        raise UserError(f"{where} must be {_describe(hint)}, got {value!r}{hint_text}")
+        quoted = hint is float and isinstance(value, str) and is_number(value)
+        remedy = " (write it without quotes)" if quoted else ""
+        raise UserError(f"{where} must be {_describe(hint)}, got {value!r}{remedy}")
     if hint is float and not math.isfinite(value):
         raise UserError(f"{where} must be a number and finite, got {value}")
     return value

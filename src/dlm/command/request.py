@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dlm.command.prompts import Prompt, read_prompts
 from dlm.decoding.options import DecoderOptions, decoder_options
+from dlm.dialect import load_yaml
 from dlm.errors import UserError
 from dlm.files import check_checkpoint
 from dlm.params import load_params
@@ -95,8 +94,8 @@ def _setting(text: str) -> tuple[str, Any]:
     if key == "decoder":
         raise UserError("--set decoder=...: use --decoder")
     try:
-        return key, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return key, load_yaml(value)
+    except ValueError:
         raise UserError(
             f"--set {key}: {value!r} is not a YAML scalar; write a number, a word, true, false or null"
         ) from None
