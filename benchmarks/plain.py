@@ -142,4 +142,5 @@ def supports(options: DecoderOptions) -> bool:
     }
     known = checks.get(type(options))
     window = options.kernel_size is None or (options.gain, options.kernel) == ("tanh", "box")
-    return known is not None and known() and window and options.penalty == 1 and not options.cfg_scale
+    logits = (options.penalty, options.cfg_scale, options.eos) == (1, 0, "free")
+    return known is not None and known() and window and logits

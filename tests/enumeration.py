@@ -78,7 +78,7 @@ def decisions(task: Task, now: Now) -> Iterator[tuple[dict[int, int], float]]:
         if task.in_random_order:  # without a window every order is as probable
             orders = [dict(zip(order, range(len(able)), strict=True)) for order in itertools.permutations(able)]
         for score in orders:
-            yield {i: tokens[i] for i in task.chosen(now, score)}, share / len(orders)
+            yield {i: tokens[i] for i in task.chosen(now, score, tokens)}, share / len(orders)
 
 
 def joint_draws(offers: dict[int, tuple[Candidates, float]]) -> Iterator[tuple[dict[int, int], float]]:

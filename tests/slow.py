@@ -86,7 +86,7 @@ class Task:
     # --- The formulas -----------------------------------------------------------------------------------------------
 
     def probabilities(self, network: Network, canvas: list[int], context: set[int]) -> list[list[float]]:
-        """LLaDA's guidance, CTRL's penalty, softmax."""
+        """LLaDA's guidance, CTRL's penalty, LLaDA's ban on EOS, softmax."""
         logits = network(canvas)
         w, penalty = self.option("cfg_scale", 0.0), self.option("penalty", 1.0)
         if w:
@@ -96,6 +96,8 @@ class Task:
         for token in set(canvas) - {self.mask_id}:
             for row in logits if penalty != 1 else []:
                 row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
+        for row in logits if self.option("eos") == "never" else []:
+            row[self.eos_id] = -math.inf
         return [softmax(row) for row in logits]
 
     def window(self, canvas: list[int], i: int) -> float:
@@ -149,6 +151,7 @@ class Task:
         kept = {i: self.kept(now.p[i]) for i in now.here}
         free = [i for i in now.here if i not in now.must]
         s = {i: self.window(now.canvas, i) for i in free}
+        s |= dict.fromkeys(self.late(now, {i: kept[i][0][0] for i in free if s[i] > 0}), 0.0)
         everything = sum(p_ij for i in free for p_ij in now.p[i])
         held = sum(p_ij * s[i] for i in free for _, p_ij in kept[i])
         s_norm = everything / held if held > 0 else 0.0
@@ -168,15 +171,23 @@ class Task:
     def able(self, now: Now) -> list[int]:
         return [i for i in now.here if self.window(now.canvas, i) > 0]
 
-    def chosen(self, now: Now, score: dict[int, float]) -> list[int]:
-        """The positions that a ranking rule commits, given what ranks each; ties to the left."""
-        order = sorted(score, key=lambda i: (-score[i], i))
+    def late(self, now: Now, best: dict[int, int]) -> set[int]:
+        """LLaDA's EOS without confidence: where something else can commit, and this is not the step that fills all."""
+        ends = {i for i, token in best.items() if token == self.eos_id}
+        waits = self.option("eos") == "last" and now.step < now.total - 1 and len(ends) < len(best)
+        return ends if waits else set()
+
+    def chosen(self, now: Now, score: dict[int, float], tokens: dict[int, int]) -> list[int]:
+        """The positions that a ranking rule commits, given what ranks each and its token; ties to the left."""
+        late = self.late(now, tokens)
+        order = sorted(score, key=lambda i: (i in late, -score[i], i))
+        able = len(order) - len(late)
         quota = math.ceil(len(now.here) / (now.total - now.step))
         passing = 0
         if self.rule == "threshold":
-            passing = sum(c >= self.options["threshold"] for c in score.values())
+            passing = sum(score[i] >= self.options["threshold"] for i in order[:able])
         elif self.rule == "factor":
-            while passing < len(order) and (passing + 2) * (1 - score[order[passing]]) < self.options["factor"]:
+            while passing < able and (passing + 2) * (1 - score[order[passing]]) < self.options["factor"]:
                 passing += 1
         return order[: max(quota, passing)]
 
@@ -289,7 +300,7 @@ def decide(task: Task, now: Now, noise: Callable[[int, int], float]) -> dict[int
         score = {i: math.log(window[i]) - math.log(-math.log(noise(COMMIT, i))) for i in able}
     else:
         score = {i: task.confidence(now.p[i], tokens[i]) * window[i] for i in able}
-    return {i: tokens[i] for i in task.chosen(now, score)}
+    return {i: tokens[i] for i in task.chosen(now, score, tokens)}
 
 
 def tempered(p: list[float], temperature: float) -> Candidates:

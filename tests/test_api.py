@@ -163,6 +163,8 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "rule": ({"rule": "conv"}, ["conv.rule", "categorical, top_k, low_confidence, threshold", "'conv'"]),
     "suffix": ({"decoder": "top_k", "suffix": "none"}, ["top_k.suffix", "full", "kernel_size", "'none'"]),
     "kv_cache": ({"decoder": "semi_ar", "block_length": 4, "kv_cache": "dual"}, ["semi_ar.kv_cache", "restrict"]),
+    "late tokens": ({"decoder": "first_hitting", "eos": "last"}, ["first_hitting.eos", "free or never", "'last'"]),
+    "late tokens of a rule": ({"rule": "categorical", "eos": "last"}, ["conv.eos", "free or never", "'last'"]),
     "revision": ({"decoder": "remdm", "eta": 0.5}, ["remdm.eta", "at most 0.1111", "0.5"]),
     "flag": ({"eos_fill": 1}, ["conv.eos_fill", "true or false", "1"]),
     "block": ({"decoder": "semi_ar", "block_length": 5}, ["semi_ar.block_length", "divide gen_length (12)", "5"]),

@@ -68,7 +68,7 @@ def test_a_plain_step_has_the_librarys_probabilities(block: dict[str, Any]) -> N
     source = Source(len(logits), logits.shape[1], logits.device, lambda some: logits[some], lambda some: some.double())
     candidates = top_k(4)(source)
     row, position = masked.nonzero(as_tuple=True)
-    open_ = Open(1, row, position, log_weight, masked.sum(-1))
+    open_ = Open(1, row, position, log_weight, masked.sum(-1), torch.zeros_like(row, dtype=torch.bool))
     rates = log_linear(step, steps)
     assert ancestral(open_, candidates, rates, share * (1 - 1e-6))[share > 0].all()
     assert not ancestral(open_, candidates, rates, share * (1 + 1e-6)).any()
@@ -137,6 +137,7 @@ def test_what_the_plain_decoder_does_not_know() -> None:
         ("low_confidence", {"temperature": 0.5}),
         ("low_confidence", {"confidence": "margin"}),
         ("top_k", {"cfg_scale": 1.0}),
+        ("low_confidence", {"eos": "last"}),
     ]
     assert all(supports(decoder_options(name, block, name)) for name, block in yes)
     assert not any(supports(decoder_options(name, block, name)) for name, block in no)

@@ -121,7 +121,7 @@ def offered(log_mass: list[float], rows: list[int] | None = None, log_s: list[fl
     row = torch.tensor(rows or [0] * n)
     weights = torch.tensor(log_s or [0.0] * n)
     mass = torch.tensor(log_mass)
-    open_ = Open(int(row.max()) + 1, row, torch.arange(n), weights, torch.bincount(row))
+    open_ = Open(int(row.max()) + 1, row, torch.arange(n), weights, torch.bincount(row), torch.zeros(n).bool())
     return open_, Candidates(mass, mass, lambda chosen: (chosen, mass[chosen]))
 
 
@@ -176,7 +176,7 @@ def test_s_norm_by_hand() -> None:
     """
     mass = torch.tensor([0.9, 0.6, 0.2]).log()
     log_s = torch.tensor([1.0, 0.5, 0.25]).log()
-    open_ = Open(1, torch.tensor([0, 0, 0]), torch.tensor([4, 5, 7]), log_s, torch.tensor([4]))
+    open_ = Open(1, torch.tensor([0, 0, 0]), torch.tensor([4, 5, 7]), log_s, torch.tensor([4]), torch.zeros(3).bool())
     candidates = Candidates(mass, mass, lambda chosen: (chosen, mass[chosen]))
     found = commit_probability(open_, candidates, log_linear(1, 4))
     assert found.tolist() == pytest.approx([2.88 / 4.88, 0.96 / 2.96, 0.16 / 2.16])
@@ -219,7 +219,8 @@ def test_fixed_count_by_hand() -> None:
     s = [1, 1, 1, 1, 1, 1, 1, 0.25, 1, 1]
     row = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 3])
     log_p = torch.tensor(p).log()
-    open_ = Open(4, row, torch.arange(10), torch.tensor(s).log(), torch.tensor([5, 2, 2, 3]))
+    masks, late = torch.tensor([5, 2, 2, 3]), torch.zeros(10).bool()
+    open_ = Open(4, row, torch.arange(10), torch.tensor(s).log(), masks, late)
     candidates = Candidates(log_p, log_p, lambda chosen: (chosen, log_p[chosen]))
     found = commit.fixed_count(open_, candidates, log_linear(1, 3), torch.zeros(10).double())
     assert found.tolist() == [True, True, False, False, True, False, True, False, True, True]

@@ -17,6 +17,7 @@ from dlm.models.denoiser import Denoiser
 
 VOCAB, EOS, MASK = 7, 0, 1
 SLIDING = ("sliding_annealing",)  # a window of its own: neither kernel nor blocks
+DRAWN_LATE = ("categorical", "first_hitting")  # whether a token is EOS is not known before it commits
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -86,7 +87,12 @@ OF_A_RULE: dict[str, dict[str, list[Any]]] = {
     "remdm": {"top_k": [1, 3], "schedule": ["loop", "cap", "rescale", "conf"], "eta": [0.1, 0.05]},
     "sliding_annealing": {"top_k": [1, 3], "reach": [0, 2, 99]},
 }
-COMMON: dict[str, list[Any]] = {"eos_fill": [False, True], "penalty": [1.0, 1.0, 1.5], "cfg_scale": [0.0, 0.0, 1.0]}
+COMMON: dict[str, list[Any]] = {
+    "eos_fill": [False, True],
+    "eos": ["free", "free", "last", "never"],
+    "penalty": [1.0, 1.0, 1.5],
+    "cfg_scale": [0.0, 0.0, 1.0],
+}
 WINDOW: dict[str, list[Any]] = {
     "kernel_size": [1, 3, 5, 31],
     "kernel": ["box", "exponential"],
@@ -115,6 +121,8 @@ def jobs(
         name = "top_k"
     rule = draw(st.sampled_from(fit)) if name in PRESETS else name
     options = one_of(COMMON) | one_of(OF_A_RULE.get(rule, {}))
+    if rule in DRAWN_LATE and options["eos"] == "last":
+        del options["eos"]
     if name in PRESETS:
         options["rule"] = rule
     gen_length, steps = draw(st.integers(1, 10)), draw(st.integers(1, 14))
@@ -298,13 +306,13 @@ def test_one_block_is_no_block(job: Job, gen_length: int, steps: int) -> None:
 @quick
 @given(jobs())
 def test_options_that_are_off_change_nothing(job: Job) -> None:
-    """A penalty of 1 and guidance of 0: exactly the decoder without."""
+    """A penalty of 1, guidance of 0 and a free EOS: exactly the decoder without."""
     bare = replace(
-        job, options={key: value for key, value in job.options.items() if key not in ("penalty", "cfg_scale")}
+        job, options={key: value for key, value in job.options.items() if key not in ("penalty", "cfg_scale", "eos")}
     )
     if job.name == "repetition_penalty":
         bare = bare.having(penalty=1.0)
-    assert same(bare.run(), job.run(penalty=1.0, cfg_scale=0.0))
+    assert same(bare.run(), job.run(penalty=1.0, cfg_scale=0.0, eos="free"))
 
 
 @quick
@@ -353,6 +361,8 @@ def test_leftovers_are_filled_greedily(job: Job) -> None:
     canvas[0, left] = MASK
     canvas = canvas.new_tensor([prompt + canvas[0].tolist()])
     logits = job.denoiser.logits(job.denoiser.hidden(canvas, canvas >= 0)[0])[len(prompt) :]
+    if job.options.get("eos") == "never":
+        logits[:, EOS] = -math.inf
     assert found.tokens[0, left].tolist() == logits.argmax(-1)[left].tolist()
 
 

@@ -34,6 +34,8 @@ DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("conv", {"top_k": 5, "kernel_size": 5}),
     ("conv", {"rule": "low_confidence", "kernel_size": 3}),
     ("conv", {"top_k": 5, "kernel_size": 5, "cfg_scale": 1.0, "kernel": "exponential"}),
+    ("conv", {"rule": "low_confidence", "kernel_size": 5, "eos": "last"}),
+    ("conv", {"top_k": 5, "kernel_size": 3, "cfg_scale": 1.0, "eos": "never"}),
 ]
 every_decoder = pytest.mark.parametrize(
     ("name", "options"), DECODERS, ids=["-".join([name, *map(str, options.values())]) for name, options in DECODERS]

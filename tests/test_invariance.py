@@ -22,6 +22,8 @@ DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("low_confidence", {}),
     ("low_confidence", {"confidence": "margin", "temperature": 0.7}),
     ("low_confidence", {"confidence": "random"}),
+    ("low_confidence", {"eos": "last"}),
+    ("top_k", {"top_k": 5, "eos": "last"}),
     ("threshold", {"threshold": 0.3}),
     ("factor", {"factor": 1.5}),
     ("first_hitting", {}),

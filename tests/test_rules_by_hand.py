@@ -121,11 +121,14 @@ def test_the_expected_share_of_tokens_follows_alpha(name: str) -> None:
 # --- Commit and revoke ------------------------------------------------------------------------------------------------
 
 
-def opened(p: list[float], rows: list[int], s: list[float] | None = None) -> tuple[Open, Candidates]:
+def opened(
+    p: list[float], rows: list[int], s: list[float] | None = None, late: list[int] | None = None
+) -> tuple[Open, Candidates]:
     """Open positions of confidence p; all masks of a row are open."""
     row, log_p = torch.tensor(rows), torch.tensor(p).log()
     weight = torch.tensor(s or [1.0] * len(p)).log()
-    open_ = Open(int(row.max()) + 1, row, torch.arange(len(p)), weight, torch.bincount(row))
+    behind = torch.tensor(late or [0] * len(p)).bool()
+    open_ = Open(int(row.max()) + 1, row, torch.arange(len(p)), weight, torch.bincount(row), behind)
     return open_, Candidates(log_p, log_p, lambda chosen: (chosen, log_p[chosen]))
 
 

@@ -186,7 +186,10 @@ class Canvas:
         states[rows, : hidden.shape[1]] = hidden.to(states.dtype)
 
     def logits(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
-        """Logits at some positions, guided and penalised as the options say (in float32); the mask's is -inf."""
+        """Logits at some positions, guided and penalised as the options say (in float32).
+
+        The mask's is -inf, and with `eos: never` that of EOS.
+        """
         logits = self.denoiser.logits(self.hidden[row, position])
         if self.unguided is not None:
             logits, without = logits.float(), self.denoiser.logits(self.unguided[row, position]).float()
@@ -196,6 +199,8 @@ class Canvas:
             logits, penalty = logits.float(), self.options.penalty
             shrunk = torch.where(logits > 0, logits / penalty, logits * penalty)
             logits = torch.where(self._present()[row], shrunk, logits)
+        if self.options.eos == "never":
+            logits[:, self.eos_id] = -math.inf
         return logits
 
     def _present(self) -> Bool[Tensor, "batch vocab"]:

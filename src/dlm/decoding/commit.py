@@ -20,6 +20,8 @@ class Open:
         row, position: where each one stands on the canvas.
         log_weight: the window's log s_i.
         quota_base: masked positions of each row that this phase may fill, open at this step or not.
+        late: whether it goes behind the others of its row, whatever its score; then it commits at most to fill the
+            schedule's number (`ends_last`).
     """
 
     batch: int
@@ -27,6 +29,7 @@ class Open:
     position: Int[Tensor, " n"]
     log_weight: Float[Tensor, " n"]
     quota_base: Int[Tensor, " batch"]
+    late: Bool[Tensor, " n"]
 
 
 Uniform = Float64[Tensor, " n"]
@@ -34,13 +37,25 @@ Commit = Callable[[Open, Candidates, Rates, Uniform], Bool[Tensor, " n"]]
 Revoke = Callable[[int, Int[Tensor, " n"], Float[Tensor, " n"], Rates], Float64[Tensor, " n"]]
 
 
+def ends_last(row: Tensor, ends: Tensor, free: Tensor, rates: Rates, batch: int) -> Bool[Tensor, " n"]:
+    """Which open positions are late, where EOS comes last (option `eos`): the `free` ones that would take it (`ends`).
+
+    None where no other free position of the row would take something else, so that a row never stands still; and none
+    at the last step, which commits all that is left.
+    """
+    if rates.steps_left == 1:
+        return torch.zeros_like(ends)
+    others = torch.zeros(batch, dtype=torch.long, device=row.device).index_add_(0, row, (free & ~ends).long())
+    return free & ends & (others[row] > 0)
+
+
 def ancestral(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
     """Commit with probability w / (w + s), w_i = mass_i·s_i·s_norm·(t - s) (paper §4.1, §A.3; Eq. 4 when flat).
 
     s_norm = Σ_i Σ_V p_ij / Σ_i Σ_k p_ij·s_i over the masked i of a row: the mean rate is the schedule's, but confident
-    positions, and those near context, go first. With the whole vocabulary and no window it is 1.
+    positions, and those near context, go first. With the whole vocabulary and no window it is 1. Late ones weigh 0.
     """
-    weight = (candidates.log_mass.double() + open_.log_weight.double()).exp()
+    weight = (candidates.log_mass.double() + open_.log_weight.double()).exp().masked_fill(open_.late, 0.0)
     total = weight.new_zeros(open_.batch).index_add_(0, open_.row, weight)
     norm = open_.quota_base.double() / total
     scaled = weight * norm[open_.row] * rates.move
@@ -75,7 +90,7 @@ def threshold(confidence: float) -> Commit:
 
     def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
         score = candidates.log_confidence + open_.log_weight
-        return (score >= bar) | (_rank(open_, score) < _quota(open_, rates))
+        return ((score >= bar) & ~open_.late) | (_rank(open_, score) < _quota(open_, rates))
 
     return rule
 
@@ -89,7 +104,7 @@ def factor(bound: float) -> Commit:
     def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
         score = candidates.log_confidence + open_.log_weight
         rank = _rank(open_, score)
-        fails = (rank + 2) * (1 - score.double().exp()) >= bound
+        fails = ((rank + 2) * (1 - score.double().exp()) >= bound) | open_.late
         first = torch.full((open_.batch,), len(rank), device=rank.device)
         first = first.scatter_reduce(0, open_.row, rank.masked_fill(~fails, len(rank)), "amin")
         return (rank < first[open_.row]) | (rank < _quota(open_, rates))
@@ -103,10 +118,10 @@ def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
 
 
 def _rank(open_: Open, score: Tensor) -> Int[Tensor, " n"]:
-    """Each position's place in its row by falling score, from 0; ties go to the left."""
-    # Stable sorts from the last key to the first: position (as given), score, row.
+    """Each position's place in its row by falling score, from 0; ties go to the left, late ones behind all others."""
+    # Stable sorts from the last key to the first: position (as given), score, row and late.
     order = torch.argsort(score, descending=True, stable=True)
-    order = order[torch.argsort(open_.row[order], stable=True)]
+    order = order[torch.argsort((2 * open_.row + open_.late)[order], stable=True)]
     counts = order.new_zeros(open_.batch).index_add_(0, open_.row, torch.ones_like(order))
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(order)

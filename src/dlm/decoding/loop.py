@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dlm.decoding.canvas import Canvas, Trace
-from dlm.decoding.commit import Open
+from dlm.decoding.commit import Open, ends_last
 from dlm.decoding.noise import COMMIT, REVOKE, TOKEN, uniforms
 from dlm.decoding.plans import Phase
 from dlm.decoding.presets import Decoder
@@ -151,12 +151,16 @@ def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock:
     offset = canvas.offset[row, position]
     must = offset < phase.must
     candidates = decoder.rule.propose(_source(canvas, row, position, clock))
+    late = torch.zeros_like(must)
+    if canvas.options.eos == "last" and candidates.best is not None:
+        late = ends_last(row, candidates.best == canvas.eos_id, ~must, rates, len(in_phase))
     flat = Open(
         batch=len(in_phase),
         row=row,
         position=position,
         log_weight=log_weight[row, position].masked_fill(must, float("-inf")),
         quota_base=(in_phase & (canvas.offset >= phase.must)).sum(-1),
+        late=late,
     )
     chosen = decoder.rule.commit(flat, candidates, rates, uniforms(canvas.keys[row], clock, COMMIT, offset)) | must
     canvas.commit(row, position, chosen, *candidates.draw(chosen), clock)

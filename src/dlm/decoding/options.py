@@ -25,6 +25,8 @@ class DecoderOptions:
 
     Attributes:
         eos_fill: once a response position holds EOS, everything to its right becomes EOS (paper §B.2).
+        eos: free; last: what would take EOS goes behind its row's other positions, whatever its confidence (LLaDA's
+            confidence_eos_eot_inf; not for rules that draw tokens late); never: EOS cannot come (logits_eos_inf).
         cache: a step that committed nothing leaves its logits to the next (paper §B.2); exact.
         kernel_size: a Conv window of so many positions (paper §4.1; odd), None for no window.
         kernel: box (the paper's) or exponential: weights exp(-2·distance / reach), reach = kernel_size // 2.
@@ -42,6 +44,7 @@ class DecoderOptions:
     """
 
     eos_fill: bool = False
+    eos: Literal["free", "last", "never"] = "free"
     cache: bool = True
     kernel_size: int | None = None
     kernel: Kernel = "box"
@@ -72,6 +75,8 @@ class DecoderOptions:
             "full where every mask may commit (it goes with kernel_size, or block_length and variant: restrict)",
             self.suffix,
         )
+        unknown = self.eos == "last" and isinstance(self, CategoricalOptions | FirstHittingOptions)
+        require(not unknown, dotted(where, "eos"), "free or never where tokens are drawn only to commit", self.eos)
         plain = self.suffix == "full" and not self.cfg_scale
         require(
             self.kv_cache == "none" or (restricted and plain),

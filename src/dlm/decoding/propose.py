@@ -59,11 +59,14 @@ class Candidates:
         log_confidence: log of what ranks the positions, in (0, 1]: the proposed token's probability unless a rule says
             otherwise.
         draw: True where a token is needed [n] -> (tokens [n], their log-probabilities [n]), of no meaning elsewhere.
+        best: the token that each would take, the likeliest where it may take one of several; None: not known before it
+            is drawn.
     """
 
     log_mass: Float[Tensor, " n"]
     log_confidence: Float[Tensor, " n"]
     draw: Draw
+    best: Int[Tensor, " n"] | None = None
 
 
 Propose = Callable[[Source], Candidates]
@@ -94,7 +97,7 @@ def top_k(k: int) -> Propose:
             rank = inverse_cdf(torch.softmax(log_probs.double(), dim=-1), source.uniforms(every))[:, None]
             return ids.gather(-1, rank)[:, 0], log_probs.gather(-1, rank)[:, 0]
 
-        return Candidates(log_probs.logsumexp(-1), log_probs[:, 0], draw)
+        return Candidates(log_probs.logsumexp(-1), log_probs[:, 0], draw, ids[:, 0])
 
     return propose
 
@@ -115,7 +118,7 @@ def single(confidence: Confidence, temperature: float) -> Propose:
             tokens, log_p, rank = _over_vocabulary(source, confidence, temperature)
         if confidence == "random":
             rank = torch.zeros_like(log_p)
-        return Candidates(log_p, rank, lambda _: (tokens, log_p))
+        return Candidates(log_p, rank, lambda _: (tokens, log_p), tokens)
 
     return propose
 
