@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 
 install_import_hook(["dlm.decoding", "dlm.diffusion", "dlm.evaluation", "dlm.models"], "typecheck.checker")
 pytest.register_assert_rewrite("slow", "enumeration", "workspaces")
+# No test fails for being slow.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,19 +30,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def where_it_went(told: str) -> dict[str, list[float]]:
-    """stage -> runs, seconds, of which start-up."""
-    lines = told.split("where the time went")[1].splitlines()
-    rows = [words for line in lines if (words := line.split())[1:] and words[1].isdecimal()]
-    return {name: [float(word) for word in figures] for name, *figures in rows}
+def where_it_went(told: str) -> dict[str, int]:
+    """stage -> runs, of each row that has its two times; what these are: test_times.py."""
+    rows = re.findall(r"^ *(\w+) +(\d+) +\d+\.\d +\d+\.\d *$", told.split("where the time went")[1], re.M)
+    return {name: int(runs) for name, runs in rows}
 
 
 def test_the_run_says_where_its_time_went(workspace: Workspace) -> None:
-    """A line a stage with its cells and seconds, which make up the whole with DVC's own."""
+    """A line a stage with its cells and seconds."""
     found = where_it_went(workspace.told)
-    cells = {name: int(found[name][0]) for name in ("prepare", "sft", "decode", "evaluate", "ablation", "report")}
+    cells = {name: found[name] for name in ("prepare", "sft", "decode", "evaluate", "ablation", "report")}
     assert cells == {"prepare": 1, "sft": 2, "decode": 10, "evaluate": 11, "ablation": 2, "report": 1}
-    assert all(0 < start_up < seconds for _, seconds, start_up in found.values())
 
 
 def test_everything_is_there(workspace: Workspace) -> None:
@@ -317,8 +315,7 @@ def test_a_cold_run_gives_the_same_hashes(workspace: Workspace) -> None:
     workspace.run("dvc", "repro", "--force", "evaluate@r2ft-conv")
     assert (workspace.folder / "dvc.lock").read_text() == before
     found = where_it_went(workspace.run("python", "-m", "dlm.times").stdout)
-    assert found["decode"][0] == found["r2ft"][0] == 1 and "report" not in found
-    assert all(0 < start_up < seconds for _, seconds, start_up in found.values())
+    assert found["decode"] == found["r2ft"] == 1 and "report" not in found
     assert workspace.run("python", "-m", "dlm.times").stdout == ""
 
 

@@ -323,7 +323,9 @@ written = st.sampled_from(ODD.split()) | values.map(lambda value: json.dumps(val
 
 
 @settings(
-    max_examples=1000, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=1000,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.sampled_from(list(nodes(RAW))), written)
 def test_any_value_anywhere_loads_or_is_refused_in_one_line(tmp_path: Path, path: tuple[str, ...], text: str) -> None:

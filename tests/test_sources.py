@@ -415,7 +415,7 @@ def test_corrupted_parquet(put: Put) -> None:
 # Records as files hold them: any text (csv.writer and the reader agree on everything but NUL), with blanks and repeats.
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
 tables = st.lists(st.fixed_dictionaries({name: texts | st.sampled_from(["", " ", "a"]) for name in ALPACA}), max_size=8)
-quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet"])
