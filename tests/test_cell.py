@@ -11,7 +11,16 @@ from dlm.evaluation.cell import Corpus, check_complete
 from dlm.evaluation.scorer import Scorer
 
 CORPUS = Corpus(
-    {4: {}, 7: {}}, frozenset(), np.zeros(1), (0.0, 1.0), 0, None, Scorer(nn.Identity(), 0), nn.Identity(), []
+    {4: {}, 7: {}},
+    frozenset(),
+    np.zeros(1),
+    (0.0, 1.0),
+    (0.5, 1.0),
+    0,
+    None,
+    Scorer(nn.Identity(), 0),
+    nn.Identity(),
+    [],
 )
 WHOLE = [{"id": number, "seed": seed} for seed in (0, 1) for number in (4, 7)]
 

@@ -129,6 +129,11 @@ NOT_RUN = {
     "sweeps.rejection.every=100": "two hours",
     "python benchmarks/pipeline.py --profile english-cpu --pretraining-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
     "--set data.eval_size=4": "text that git lacks; test_benchmark_pipeline.py runs it on the builtin corpus",
+    "python benchmarks/relevance.py --model data/base/reference --data build/data/eval.parquet --answers 100 "
+    "--threads 1 --out results/relevance/builtin": "test_benchmark_relevance.py runs it on a tiny model",
+    "python benchmarks/relevance.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data data/input/alpaca_data.json.xz "
+    "--starts 0 2 --precision bf16 --threads 1 --out results/relevance/smollm2-135m": "a model that git lacks; "
+    "test_benchmark_relevance.py runs it on a tiny one",
     "mypy": "a minute; `make lint` runs it",
     "pytest tests/test_decoding.py": "a part of the tests like any other",
     'pytest tests/test_decoding.py -k "conv and by_hand"': "a part of the tests like any other",

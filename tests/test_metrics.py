@@ -102,6 +102,24 @@ def test_inlier_bounds_by_hand() -> None:
     assert [metrics.is_inlier(value, bounds) for value in (0.9, 1.0, 9.0, 9.1)] == [False, True, True, False]
 
 
+def test_log_inlier_bounds_by_hand() -> None:
+    """e e³ e³ e⁵: logs 1 3 3 5, mean 3, variance (4+0+0+4)/4 = 2, so e^(3 ± 2√2)."""
+    found = metrics.log_inlier_bounds([math.exp(value) for value in (1, 3, 3, 5)])
+    assert found == pytest.approx((math.exp(3 - 2 * math.sqrt(2)), math.exp(3 + 2 * math.sqrt(2))))
+
+
+def test_a_few_enormous_perplexities() -> None:
+    """62 of most and 40,000 of 4 in 500: by their values everything above 0 lies within, by their logarithms 21 to 207.
+
+    Mean 62 + .008·39,938 = 381.504, deviation 39,938·√(.008·.992) = 3557.8; the logarithms' mean is
+    log 62 + .008·log(40,000/62) = 4.1789, their deviation log(40,000/62)·√(.008·.992) = .5763.
+    """
+    perplexities = [62.0] * 496 + [40_000.0] * 4
+    assert metrics.inlier_bounds(perplexities) == pytest.approx((381.504 - 2 * 3557.8, 381.504 + 2 * 3557.8), rel=1e-3)
+    low, high = metrics.log_inlier_bounds(perplexities)
+    assert (low, high) == pytest.approx((math.exp(4.1789 - 2 * 0.5763), math.exp(4.1789 + 2 * 0.5763)), rel=1e-3)
+
+
 def test_empty_and_undefined_responses_are_outliers() -> None:
     assert not metrics.is_inlier(None, (0.0, 10.0))
     assert not metrics.is_inlier(float("nan"), (0.0, 10.0))
@@ -109,8 +127,9 @@ def test_empty_and_undefined_responses_are_outliers() -> None:
 
 @pytest.mark.parametrize("perplexities", [[], [1.0, float("nan")], [1.0, float("inf")]])
 def test_inlier_bounds_refuse_what_would_make_everything_an_outlier(perplexities: list[float]) -> None:
-    with pytest.raises(UserError, match="finite perplexities"):
-        metrics.inlier_bounds(perplexities)
+    for bounds in (metrics.inlier_bounds, metrics.log_inlier_bounds):
+        with pytest.raises(UserError, match="finite perplexities"):
+            bounds(perplexities)
 
 
 @settings(deadline=None)

@@ -10,6 +10,7 @@ from tiny import SHAPE, tiny_model, tiny_tokenizer
 from dlm.data.records import Record
 from dlm.data.splits import Example, write_examples
 from dlm.data.tokenizer import encode, train_tokenizer
+from dlm.evaluation.relevance import shared_frame
 from dlm.evaluation.scorer import Scorer, load_scorer
 from dlm.files import write_json
 from dlm.models.backbone import new_backbone, save_checkpoint
@@ -24,9 +25,16 @@ def by_hand(model: torch.nn.Module, before: list[int], after: list[int]) -> floa
     return math.exp(sum(nll) / len(nll))
 
 
+OTHER = "Describe the fog:"
+
+
 def build(folder: Path) -> Path:
-    ids = encode(tiny_tokenizer(), [PROMPT, ANSWER])
-    write_examples(folder / "data" / "train.parquet", [Example(Record("x", "", ANSWER), PROMPT, *ids)])
+    """Training rows of two prompts, which share "Describe the" and ":"."""
+    rows = [
+        Example(Record("x", "", ANSWER), text, *encode(tiny_tokenizer(), [text, ANSWER])) for text in (PROMPT, OTHER)
+    ]
+    (folder / "data").mkdir(exist_ok=True)
+    write_examples(folder / "data" / "train.parquet", rows)
     return folder
 
 
@@ -34,7 +42,8 @@ def test_the_reference_reads_ids_and_brings_its_perplexities(tmp_path: Path) -> 
     model = tiny_model(causal=True)
     save_checkpoint(tmp_path / "models" / "reference", model, tiny_tokenizer())
     write_json(tmp_path / "models" / "reference" / "training_perplexities.json", [2.0, None])
-    scorer, known = load_scorer(tmp_path, None, model, 0, 8)
+    scorer, known = load_scorer(build(tmp_path), None, model, 0, 8)
+    assert tiny_tokenizer().decode(scorer.frame) == "Describe the:"
     before, after = encode(tiny_tokenizer(), [PROMPT, ANSWER])
     found = scorer.perplexities([{"prompt_ids": before}] * 2, [{"tokens": after}, {"tokens": []}], 8)
     assert found == [pytest.approx(by_hand(model, before, after), rel=1e-4), None] and known == [2.0, None]
@@ -44,14 +53,14 @@ def test_another_model_reads_texts(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["other words make other pieces of the boats and the fog"], 280)
     model = new_backbone(SHAPE, tokenizer, 3, causal=True).eval()
     save_checkpoint(tmp_path / "other", model, tokenizer)
-    (tmp_path / "data").mkdir()
     scorer, known = load_scorer(build(tmp_path), str(tmp_path / "other"), torch.nn.Identity(), 0, 8)
     before, after = encode(tokenizer, [PROMPT, ANSWER])
     assert (before, after) != tuple(encode(tiny_tokenizer(), [PROMPT, ANSWER]))
     rows = [{"answer": text, "tokens": [1]} for text in (" the fog", ANSWER, "")]
     found = scorer.perplexities([{"prompt": PROMPT, "prompt_ids": [1]}] * 3, rows, 8)
     expected = pytest.approx(by_hand(model, before, after), rel=1e-4)
-    assert found[1:] == [expected, None] and known == [expected]
+    assert found[1:] == [expected, None] and known[0] == expected and len(known) == 2
+    assert list(scorer.frame) == shared_frame(encode(tokenizer, [PROMPT, OTHER])) != []
     assert found[0] == pytest.approx(by_hand(model, before, *encode(tokenizer, [" the fog"])), rel=1e-4)
 
 

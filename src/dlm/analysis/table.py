@@ -72,8 +72,11 @@ QUALITY = (
 )
 STRUCTURE = (
     Column("inlier", "inlier", "share of answers whose perplexity is like the training answers' (± 2 sd)", "higher"),
+    Column("inlier_log", "inlier (log)", "as inlier, of log-perplexity: a few enormous ones count less", "higher"),
     Column("mauve", "MAUVE", "how near the answers lie to held-out ones, 1 for the same distribution", "higher"),
     Column("perplexity", "perplexity", "geometric mean under the reference; repetition lowers it", None, 1),
+    Column("relevance", "relevance", "nats that the prompt adds to a token's log-probability, copied ones 0", None),
+    Column("relevance_total", "relevance, total", "the same, summed over an answer", None, 1),
     Column("repetition_4", "repetition-4", "share of an answer's 4-grams that it already used", "lower", 3),
     Column("distinct_2", "distinct-2", "different bigrams / all bigrams of the cell", "higher", 3),
     Column("prompt_repetition", "prompt words", "share of tokens copied from the prompt, frequent ones left out", None),

@@ -20,6 +20,7 @@ from dlm.evaluation import metrics
 from dlm.evaluation.bootstrap import geometric_mean_with_ci, jackknife_ci, mean_with_ci
 from dlm.evaluation.divergence import buckets, mauve, response_features
 from dlm.evaluation.preferences import judge_failed, win_rates
+from dlm.evaluation.relevance import Relevance
 from dlm.evaluation.scorer import Scorer, load_scorer
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import read_json
@@ -32,6 +33,9 @@ PER_ANSWER = (
     "length",
     "perplexity",
     "inlier",
+    "inlier_log",
+    "relevance",
+    "relevance_total",
     "nonempty",
     "repetition_4",
     "prompt_repetition",
@@ -56,9 +60,10 @@ class Corpus:
         high_prior: ids of the corpus's most frequent tokens.
         log_prior: smoothed log relative frequency of every id in the training answers.
         inlier_bounds: of the training responses' perplexities.
+        log_inlier_bounds: the same, by their logarithms.
         eos_id: the end-of-text id.
         judge: the builtin corpus's exact judge, None for other corpora.
-        scorer: for perplexity.
+        scorer: for perplexity and relevance.
         reference: the autoregressive reference, for MAUVE.
         real: prompt_ids and answer_ids of held-out records, what answers as a whole are compared with.
     """
@@ -67,6 +72,7 @@ class Corpus:
     high_prior: frozenset[int]
     log_prior: np.ndarray
     inlier_bounds: tuple[float, float]
+    log_inlier_bounds: tuple[float, float]
     eos_id: int
     judge: SlotJudge | None
     scorer: Scorer
@@ -80,12 +86,14 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, batch_s
     frequent = most_frequent(vocabulary["token_counts"], evaluate.high_prior_tokens)
     reference = load_checkpoint(build / "models" / "reference", causal=True)[0]
     scorer, perplexities = load_scorer(build, evaluate.scorer, reference, vocabulary["eos_id"], batch_size)
+    known = [p for p in perplexities if p is not None]
     columns = ["id", "instruction", "input", "prompt", "prompt_ids", "meta", "output"]
     return Corpus(
         examples={row["id"]: row for row in read_split(build / "data", "eval", columns)},
         high_prior=frozenset(frequent.tolist()),
         log_prior=log_prior(vocabulary["token_counts"]),
-        inlier_bounds=metrics.inlier_bounds([p for p in perplexities if p is not None]),
+        inlier_bounds=metrics.inlier_bounds(known),
+        log_inlier_bounds=metrics.log_inlier_bounds(known),
         eos_id=vocabulary["eos_id"],
         judge=SlotJudge(load_grammar(data.builtin.grammar)) if data.source == "builtin" else None,
         scorer=scorer,
@@ -119,14 +127,16 @@ def score_answers(answers: Sequence[dict[str, Any]], corpus: Corpus, batch_size:
     if unknown:
         raise UserError(f"answers to unknown prompts ({sorted(unknown)[:5]}); decode again with this evaluation set")
     examples = [corpus.examples[answer["id"]] for answer in answers]
-    perplexities = corpus.scorer.perplexities(examples, answers, batch_size)
+    perplexities, relevances = corpus.scorer.scores(examples, answers, batch_size)
     return [
-        _score(answer, example, perplexity, corpus)
-        for answer, example, perplexity in zip(answers, examples, perplexities, strict=True)
+        _score(answer, example, perplexity, relevance, corpus)
+        for answer, example, perplexity, relevance in zip(answers, examples, perplexities, relevances, strict=True)
     ]
 
 
-def _score(answer: dict[str, Any], example: dict[str, Any], perplexity: float | None, corpus: Corpus) -> dict[str, Any]:
+def _score(
+    answer: dict[str, Any], example: dict[str, Any], perplexity: float | None, relevance: Relevance, corpus: Corpus
+) -> dict[str, Any]:
     tokens = answer["tokens"]
     row = {
         "id": answer["id"],
@@ -138,6 +148,9 @@ def _score(answer: dict[str, Any], example: dict[str, Any], perplexity: float | 
         "characters": len(answer["answer"]),
         "perplexity": perplexity,
         "inlier": float(metrics.is_inlier(perplexity, corpus.inlier_bounds)),
+        "inlier_log": float(metrics.is_inlier(perplexity, corpus.log_inlier_bounds)),
+        "relevance": relevance.per_token,
+        "relevance_total": relevance.total,
         "nonempty": float(len(tokens) > 0),
         "repetition_4": metrics.repetition(tokens),
         "prompt_repetition": metrics.prompt_repetition(tokens, example["prompt_ids"], corpus.high_prior),

@@ -108,6 +108,18 @@ def inlier_bounds(perplexities: Sequence[float]) -> tuple[float, float]:
     return float(mean - 2 * deviation), float(mean + 2 * deviation)
 
 
+def log_inlier_bounds(perplexities: Sequence[float]) -> tuple[float, float]:
+    """As inlier_bounds, of the perplexities' logarithms: exp(mean log ± 2 standard deviations), bounds of perplexity.
+
+    A few enormous perplexities widen the bounds of inlier_bounds until everything lies within; these they hardly move.
+
+    Raises:
+        UserError: as inlier_bounds.
+    """
+    low, high = np.exp(inlier_bounds(np.log(perplexities).tolist()))
+    return float(low), float(high)
+
+
 def is_inlier(perplexity: float | None, bounds: tuple[float, float]) -> bool:
     """Whether a response reads like the training responses: its perplexity lies within `bounds` (METHOD §6).
 

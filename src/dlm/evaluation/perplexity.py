@@ -1,5 +1,7 @@
 """Generative perplexity: how likely an autoregressive model finds the responses."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -8,7 +10,18 @@ from torch import Tensor, nn
 from dlm.data.tokenizer import before_eos
 
 
-@torch.no_grad()
+class Scored(NamedTuple):
+    """A response's content tokens given its prompt.
+
+    Attributes:
+        perplexity: exp(mean loss), at least 1.
+        losses: -log p(token | prompt, tokens before), nats, of each; float32, on the CPU.
+    """
+
+    perplexity: float
+    losses: Float[Tensor, " length"]
+
+
 def response_perplexities(
     model: nn.Module,
     prompts: list[list[int]],
@@ -16,6 +29,19 @@ def response_perplexities(
     eos_id: int,
     batch_size: int = 50,
 ) -> list[float | None]:
+    """The perplexity alone of response_scores: one a row, in the caller's order; None for an empty response."""
+    scored = response_scores(model, prompts, responses, eos_id, batch_size)
+    return [None if row is None else row.perplexity for row in scored]
+
+
+@torch.no_grad()
+def response_scores(
+    model: nn.Module,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    eos_id: int,
+    batch_size: int = 50,
+) -> list[Scored | None]:
     """Perplexity of each response's content tokens given its prompt, exp(mean -log p), teacher-forced (METHOD §6).
 
     Args:
@@ -26,40 +52,39 @@ def response_perplexities(
         batch_size: rows through the model at once; a row's result does not depend on the others beyond rounding.
 
     Returns:
-        One perplexity (at least 1) a row, in the caller's order; None for an empty response.
+        One a row, in the caller's order; None for an empty response.
     """
     contents = [before_eos(response, eos_id) for response in responses]
     rows = [(index, prompt, content) for index, (prompt, content) in enumerate(zip(prompts, contents, strict=True))]
     # The longest rows come first: a batch too large for the memory fails at once, not at the end.
     rows = sorted((row for row in rows if row[2]), key=lambda row: len(row[1]) + len(row[2]), reverse=True)
-    perplexities: list[float | None] = [None] * len(responses)
+    scored: list[Scored | None] = [None] * len(responses)
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            scores = _score(model, [row[1] for row in batch], [row[2] for row in batch], eos_id)
-            for (index, _, _), score in zip(batch, scores.tolist(), strict=True):
-                perplexities[index] = score
+            found = _score(model, [row[1] for row in batch], [row[2] for row in batch], eos_id)
+            for (index, _, _), row in zip(batch, found, strict=True):
+                scored[index] = row
     finally:
         model.train(was_training)
-    return perplexities
+    return scored
 
 
-def _score(
-    model: nn.Module, prompts: list[list[int]], contents: list[list[int]], pad_id: int
-) -> Float[Tensor, " batch"]:
-    """Perplexities of one batch."""
+def _score(model: nn.Module, prompts: list[list[int]], contents: list[list[int]], pad_id: int) -> list[Scored]:
+    """One batch."""
     input_ids, attention_mask = padded(prompts, contents, pad_id, next(model.parameters()).device)
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     # Row by row: the float32 log-softmax of a whole batch over a large vocabulary would double the peak memory.
-    nll = [
-        F.cross_entropy(logits[row, start - 1 : end - 1].float(), input_ids[row, start:end])
-        for row, (start, end) in enumerate(
-            (len(prompt), len(prompt) + len(content)) for prompt, content in zip(prompts, contents, strict=True)
-        )
-    ]
-    return torch.stack(nll).double().exp()
+    means, losses = [], []
+    for row, (prompt, content) in enumerate(zip(prompts, contents, strict=True)):
+        start, end = len(prompt), len(prompt) + len(content)
+        predicted, tokens = logits[row, start - 1 : end - 1].float(), input_ids[row, start:end]
+        means.append(F.cross_entropy(predicted, tokens))
+        losses.append(F.cross_entropy(predicted, tokens, reduction="none"))
+    perplexities = torch.stack(means).double().exp().tolist()
+    return [Scored(perplexity, loss.cpu()) for perplexity, loss in zip(perplexities, losses, strict=True)]
 
 
 def padded(
