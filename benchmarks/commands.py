@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dlm.dialect import load_yaml
 
 Command = tuple[str, list[str]]  # a stage's name, its script with arguments
 
 
 def commands(file: Path, params: Mapping[str, Any]) -> Iterator[Command]:
     """Every cell of every stage of a dvc.yaml, in the file's order."""
-    for name, stage in yaml.safe_load(file.read_text())["stages"].items():
+    for name, stage in load_yaml(file.read_text())["stages"].items():
         body = stage.get("do", stage)
         words = body["cmd"].split()
         words = words[next(i for i, word in enumerate(words) if word.startswith("stages/")) :]
@@ -25,7 +25,9 @@ def commands(file: Path, params: Mapping[str, Any]) -> Iterator[Command]:
 def cells(stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
     """The cells of a stage, each with what its command's placeholders stand for."""
     if "matrix" in stage:
-        axes = stage["matrix"]
+        axes = dict(stage["matrix"])
+        if "decoder" in axes:
+            axes["decoder"] = params["report"]["decoders"]  # dvc.yaml lists the default's
         for chosen in itertools.product(*axes.values()):
             yield "-".join(chosen), {f"item.{axis}": value for axis, value in zip(axes, chosen, strict=True)}
     elif "foreach" in stage:

@@ -1,37 +1,40 @@
 """The pipeline's stages without DVC and within a time budget, for a machine that one has for half an hour.
 
-    python benchmarks/pipeline.py --profile english --pretraining-minutes 4 --minutes 26
+    python benchmarks/pipeline.py --profile smollm2 --base-minutes 3 --minutes 9
 
-The stages' own scripts run one after the other in this process, as dvc.yaml and then sweeps/dvc.yaml list them. The
-number of pretraining steps is what fits the time given, by the speed that a short trial has. What the budget leaves no
-time for is skipped, and what cannot be done (gaps without the builtin corpus) has failed; both are named. After an
-interruption, or with more time, --resume does what is missing. MLflow is not needed and not used. Figures, table,
+The stages' own scripts run one after the other in this process, as dvc.yaml and then sweeps/dvc.yaml list them, with
+all of the profile's decoders. The base is trained for the time given; other trainings have a time of their own with
+--set sft.training.minutes=1. What the budget leaves no time for is skipped, and what cannot be done (gaps without the
+builtin corpus) has failed; both are named. After an interruption, or with more time, --resume does what is missing or
+has failed. MLflow is not needed and not used. Figures, table,
 parameters, how long each stage took and how fast each cell was decoded lie in report.results. Beside the pipeline of
 the profile: all cells on other evaluation sets (--sets), the SFT-only model trained in other ways (--variants), R2FT
 trained in other ways (--rejections), a table each.
 """
 
 import ast
+import contextlib
 import copy
 import gc
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import runpy
-import shutil
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from commands import Command, commands
 from common import Arguments, command_line, default_device, hardware, split_variant
 
 from dlm.analysis.table import build_table, to_markdown
+from dlm.dialect import dump_yaml, load_yaml
 from dlm.errors import UserError, run_script
 from dlm.files import read_json, write_json, write_text
 from dlm.params import parse_params
@@ -39,10 +42,9 @@ from dlm.profiles import merge, render
 from dlm.schema import require
 
 ROOT = Path(__file__).parents[1]
-TRIAL = (20, 80)  # steps of the two trials, whose difference is free of start-up
-FITTED = ("steps", "warmup_steps", "eval_every", "save_every")  # of base.training
-# Tracking, DVC, other machines; what torch for GPUs brings along.
-NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub", "triton"}
+SIDE_BY_SIDE = ("decode", "evaluate", "ablation", "settings", "distance")  # of the stages with cells: none trains
+# Tracking, DVC, other machines and the hub; what torch for GPUs brings along.
+NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub", "datasets", "triton"}
 
 
 def missing_packages() -> list[str]:
@@ -67,26 +69,53 @@ def changed(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return found
 
 
+def check_gpu() -> None:
+    """Raises UserError where a fault has spoilt this process's GPU: what comes next would fail too."""
+    try:
+        if torch.cuda.is_available():
+            torch.ones(1, device="cuda").sum().item()
+    except RuntimeError:
+        raise UserError("the GPU cannot be used by this process any more; go on with --resume") from None
+
+
+def run_stage(words: Sequence[str], place: Sequence[str]) -> float:
+    """One stage in this process; its seconds. Raises what the stage raises, SystemExit for a user's mistake."""
+    before, started = sys.argv, time.monotonic()
+    sys.argv = [*words, *place]
+    try:
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    finally:
+        sys.argv = before
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return time.monotonic() - started
+
+
+def run_in_time(words: Sequence[str], place: Sequence[str], deadline: float) -> float | None:
+    """`run_stage` in a process of a pool; None where no time was left. Raises RuntimeError for whatever goes wrong."""
+    if time.monotonic() > deadline:
+        return None
+    try:
+        return run_stage(words, place)
+    except SystemExit:
+        raise RuntimeError(f"{' '.join(words)}: its line is above") from None
+
+
 class Runner:
     """Runs stages in a folder of their own, and keeps there which are done: a second one goes on from them."""
 
-    def __init__(self, folder: Path, params: dict[str, Any], seconds: float) -> None:
-        self.folder, self.params = folder, params
+    def __init__(self, folder: Path, params: dict[str, Any], seconds: float, pool: Executor | None = None) -> None:
+        self.folder, self.params, self.pool = folder, params, pool
         self.deadline = time.monotonic() + seconds
         self.times: dict[str, float] = {}
-        self.step: float | None = None  # seconds of a step of pretraining, once it is known
         self.skipped: list[str] = []
         self.failed: list[str] = []
         self.others: dict[str, Runner] = {}
         self.tables: dict[str, list[dict[str, Any]]] = {}
         if self.state.is_file():
-            kept = read_json(self.state)
-            self.times, self.step = kept["times"], kept["step"]
-            begun = yaml.safe_load((folder / "params.yaml").read_text())
-            ours, theirs = params["base"]["training"], begun["base"]["training"]
-            known, other = (ours, theirs) if self.step is None else (theirs, ours)  # a trial has steps of its own
-            other |= {key: known[key] for key in FITTED}
-            if params != begun:
+            self.times = read_json(self.state)
+            if params != load_yaml((folder / "params.yaml").read_text()):
                 raise UserError(f"{folder}: was begun with other parameters; give the same or another --folder")
 
     @property
@@ -94,48 +123,57 @@ class Runner:
         return self.folder / "state.json"
 
     def keep(self) -> None:
-        write_json(self.state, {"times": self.times, "step": self.step})
+        write_json(self.state, self.times)
 
-    def run(self, name: str, words: list[str], build: Path | None = None) -> float:
-        """One stage; its seconds. Raises what the stage raises, SystemExit for a user's mistake."""
-        place = ["--params", str(self.write_params()), "--build", str(build or self.folder / "build")]
-        before, started = sys.argv, time.monotonic()
-        sys.argv = [*words, *place]
-        try:
-            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-        finally:
-            sys.argv = before
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        seconds = time.monotonic() - started
-        print(f"{name}: {seconds:.1f} s", flush=True)
-        return seconds
-
-    def write_params(self) -> Path:
+    def place(self) -> list[str]:
+        """The options of a stage's script that say where it reads and writes."""
         path = self.folder / "params.yaml"
-        write_text(path, yaml.safe_dump(self.params, sort_keys=False))
-        return path
+        write_text(path, dump_yaml(self.params))
+        return ["--params", str(path), "--build", str(self.folder / "build")]
 
-    def one(self, name: str, words: list[str]) -> None:
-        """One stage, unless it is done."""
-        if name not in self.times:
-            self.times[name] = self.run(name, words)
-            self.keep()
+    def done(self, name: str, seconds: float) -> None:
+        print(f"{name}: {seconds:.1f} s", flush=True)
+        self.times[name] = seconds
+        self.keep()
 
     def all(self, stages: Sequence[Command]) -> None:
-        """Every stage that there is time for."""
-        for name, words in stages:
-            if name not in self.times and time.monotonic() > self.deadline:
-                self.skipped.append(name)
-                continue
+        """Every stage that is not done and that there is time for; cells that train nothing side by side in a pool."""
+        missing = [stage for stage in stages if stage[0] not in self.times]
+        for kind, group in itertools.groupby(missing, key=lambda stage: stage[0].partition("@")[0]):
+            if self.pool is not None and kind in SIDE_BY_SIDE:
+                self.together(self.pool, list(group))
+            else:
+                for name, words in group:
+                    self.one(name, words)
+
+    def one(self, name: str, words: list[str]) -> None:
+        if time.monotonic() > self.deadline:
+            self.skipped.append(name)
+            return
+        try:
+            self.done(name, run_stage(words, self.place()))
+        except SystemExit:  # its line is on stderr
+            self.failed.append(name)
+        except Exception:  # the others' results are worth having
+            traceback.print_exc()
+            self.failed.append(name)
+            check_gpu()
+
+    def together(self, pool: Executor, group: Sequence[Command]) -> None:
+        place = self.place()
+        waiting = {pool.submit(run_in_time, words, place, self.deadline): name for name, words in group}
+        for future in as_completed(waiting):
+            name = waiting[future]
             try:
-                self.one(name, words)
-            except SystemExit:  # its line is on stderr
-                self.failed.append(name)
-            except Exception:  # the others' results are worth having
+                seconds = future.result()
+            except Exception:
                 traceback.print_exc()
                 self.failed.append(name)
+            else:
+                if seconds is None:
+                    self.skipped.append(name)
+                else:
+                    self.done(name, seconds)
 
     def everyone(self) -> Iterator[tuple[str, "Runner"]]:
         """This run and those beside it, each with what its stages' names begin with."""
@@ -176,7 +214,8 @@ class Runner:
         self, name: str, changes: Mapping[str, Any], shared: Sequence[str], stages: Sequence[Command]
     ) -> "Runner":
         """Stages with other parameters and some of this run's artefacts, in a folder of their own."""
-        other = Runner(self.folder / "beside" / name, changed(self.params, changes), self.deadline - time.monotonic())
+        seconds = self.deadline - time.monotonic()
+        other = Runner(self.folder / "beside" / name, changed(self.params, changes), seconds, self.pool)
         for part in shared:
             place = other.folder / "build" / part
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -191,34 +230,13 @@ class Runner:
         paths = [self.folder / "build" / "evaluation" / f"{checkpoint}-{decoder}.json" for decoder in decoders]
         return [read_json(path) for path in paths if path.is_file()]
 
-    def fit_pretraining(self, seconds: float) -> None:
-        """Set base.training to as many steps as fit, after two short trials. `prepare` has run."""
-        settings, found = self.params["base"]["training"], []
-        for steps in TRIAL:
-            settings |= {"steps": steps, "eval_every": steps, "save_every": steps}
-            scratch = self.folder / "trial"
-            shutil.rmtree(scratch, ignore_errors=True)
-            (scratch / "models").mkdir(parents=True)
-            (scratch / "data").symlink_to(self.folder / "build" / "data")
-            found.append(self.run(f"trial of {steps} steps", ["stages/base.py"], scratch))
-            shutil.rmtree(scratch)
-        step = max((found[1] - found[0]) / (TRIAL[1] - TRIAL[0]), 1e-6)
-        steps = max(int(seconds / step), TRIAL[1])
-        every = max(steps // 10, 1)
-        warmup = min(settings["warmup_steps"], steps // 10)
-        settings |= {"steps": steps, "warmup_steps": warmup, "eval_every": every, "save_every": every}
-        self.step = step
-        self.write_params()
-        self.keep()
-
 
 def main() -> None:
     parser = Arguments(__doc__)
     parser.add_argument("--profile", default="english", help="a file of profiles/")
-    parser.add_argument(
-        "--pretraining-minutes", type=float, default=4.0, help="of the base, and again of the reference"
-    )
+    parser.add_argument("--base-minutes", type=float, help="of the base's training (default: as the profile says)")
     parser.add_argument("--minutes", type=float, default=26.0, help="after which no further stage starts")
+    parser.add_argument("--jobs", type=int, default=1, help="decode and evaluate so many cells at once (default: 1)")
     parser.add_argument("--folder", type=Path, default=Path("build/pipeline"), help="for checkpoints and answers")
     parser.add_argument("--resume", action="store_true", help="go on in --folder, with the same parameters")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of params.yaml")
@@ -231,14 +249,16 @@ def main() -> None:
     arguments = parser.parse_args()
     beside = [dict(map(split_variant, given)) for given in (arguments.sets, arguments.variants, arguments.rejections)]
     sets, variants, rejections = beside
-    params = yaml.safe_load(render(ROOT / "profiles", arguments.profile))
+    params = load_yaml(render(ROOT / "profiles", arguments.profile))
     for change in arguments.set:
         key, separator, value = change.partition("=")
         require(bool(separator), "--set", "KEY=VALUE", change)
-        params = changed(params, {key: yaml.safe_load(value)})
-    parse_params(yaml.safe_dump(params), f"profile {arguments.profile}")
+        params = changed(params, {key: load_yaml(value)})
+    if arguments.base_minutes is not None:
+        params = changed(params, {"base.training.minutes": arguments.base_minutes})
+    parse_params(dump_yaml(params), f"profile {arguments.profile}")
     for name, changes in itertools.chain.from_iterable(block.items() for block in beside):
-        parse_params(yaml.safe_dump(changed(params, changes)), name)
+        parse_params(dump_yaml(changed(params, changes)), name)
     if lacking := missing_packages():
         raise UserError(f"not installed: {', '.join(lacking)}; a stage would end there: see requirements.lock")
     folder: Path = arguments.folder.resolve()
@@ -246,13 +266,16 @@ def main() -> None:
         raise UserError(f"{folder}: is there; go on with --resume, remove it or name another --folder")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DLM_TRACKING", "off")
-    runner = Runner(folder, params, arguments.minutes * 60)
-    (first, words), *rest = commands(ROOT / "dvc.yaml", params)
-    runner.one(first, words)
-    if runner.step is None:
-        runner.fit_pretraining(arguments.pretraining_minutes * 60)
-    try:
-        runner.all(rest)
+    with contextlib.ExitStack() as stack:
+        pool = None
+        if arguments.jobs > 1:
+            started = ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn"))
+            pool = stack.enter_context(started)
+            for _ in range(arguments.jobs):
+                pool.submit(time.sleep, 0.1)  # their imports take place beside the first trainings
+        runner = Runner(folder, params, arguments.minutes * 60, pool)
+        stack.callback(write_results, Path(params["report"]["results"]), runner)
+        runner.all(list(commands(ROOT / "dvc.yaml", params)))
         for name, changes in sets.items():
             runner.evaluation_set(name, changes)
         for name, changes in variants.items():
@@ -260,23 +283,23 @@ def main() -> None:
         for name, changes in rejections.items():
             runner.rejection(name, changes)
         runner.all(list(commands(ROOT / "sweeps/dvc.yaml", params)))
-    finally:
-        write_results(Path(params["report"]["results"]), runner)
+
+
+def trained(runner: Runner) -> dict[str, dict[str, float]]:
+    """How many steps each model took, and what its held-out figures were at the end."""
+    curves = {path.parent.name: read_json(path) for path in sorted(runner.folder.glob("build/models/*/curve.json"))}
+    return {name: curve[-1] for name, curve in curves.items() if curve}
 
 
 def write_results(out: Path, runner: Runner) -> None:
     """What the run took, and its parameters."""
-    training = runner.params["base"]["training"]
-    tokens = training["batch_size"] * training["gradient_accumulation"] * runner.params["base"]["sequence_length"]
-    steps = training["steps"]
-    assert runner.step is not None
     times = {prefix + name: seconds for prefix, one in runner.everyone() for name, seconds in one.times.items()}
     skipped = [prefix + name for prefix, one in runner.everyone() for name in one.skipped]
     failed = [prefix + name for prefix, one in runner.everyone() for name in one.failed]
     facts = {
         "command": command_line(),
         "hardware": hardware(default_device()),
-        "pretraining": {"steps": steps, "tokens": steps * tokens, "tokens_per_s": tokens / runner.step},
+        "trained": trained(runner),
         "stages": [{"stage": name, "seconds": seconds} for name, seconds in times.items()],
         "decoding": {path.stem: read_json(path) for path in sorted((runner.folder / "build/speed").glob("*.json"))},
         "skipped": skipped,
@@ -288,7 +311,7 @@ def write_results(out: Path, runner: Runner) -> None:
             table = build_table(rows)
             write_json(out / f"{name}.json", table)
             write_text(out / f"{name}.md", to_markdown(table))
-    write_text(out / "params.yaml", yaml.safe_dump(runner.params, sort_keys=False))
+    write_text(out / "params.yaml", dump_yaml(runner.params))
     print(f"{len(times)} stages in {sum(times.values()):.0f} s")
     for words, names in (("no time was left for", skipped), ("failed:", failed)):
         if names:

@@ -179,7 +179,7 @@ class Bench:
         made: OursTrainer
         if objective == "sft":
             rows = [{name: row[name] for name in ("prompt_ids", "answer_ids")} for row in self.rows]
-            collator = SftCollator(self.length, eos_id, supervise_padding=True)
+            collator = SftCollator(self.length, eos_id, padding=1.0)
             made = DiffusionTrainer(data_collator=collator, train_dataset=Dataset.from_list(rows), **rest)
         else:
             made = R2ftTrainer(

@@ -1,4 +1,4 @@
-"""The base checkpoint under build/models/base: an existing one, a random one, or one pretrained here."""
+"""The base checkpoint under build/models/base: an existing, a random, a pretrained or an adapted one."""
 
 import functools
 from typing import Any
@@ -11,6 +11,7 @@ from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
 from dlm.files import content_hash
+from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, new_backbone
 from dlm.params import tracked
 from dlm.tracking import stage_run
@@ -27,11 +28,18 @@ def main() -> None:
     with stage_run("base", params=tracked(params, "seed", "model", "base")) as run:
         tokenizer = load_tokenizer(data / "tokenizer")
         curve: list[dict[str, float]] = []
-        if base.init in ("checkpoint", "continue"):
-            dtype = "auto" if base.init == "checkpoint" else torch.float32
+        if base.init in ("checkpoint", "continue", "adapt"):
+            adapts = base.init == "adapt"
             model, own_tokenizer = load_checkpoint(
-                base.checkpoint, causal=False, layout=base.layout, tokenizer=base.tokenizer, dtype=dtype
+                base.checkpoint,
+                causal=adapts,
+                layout=base.layout,
+                tokenizer=base.tokenizer,
+                dtype="auto" if base.init == "checkpoint" else torch.float32,
+                mask_token=params.tokenizer.mask_token,
             )
+            if adapts:
+                adapt(model, own_tokenizer, logits_shift=base.logits_shift)
             if own_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise UserError(
                     f"params.yaml: base.checkpoint ({base.checkpoint}) has another tokenizer than the data; "
@@ -39,9 +47,9 @@ def main() -> None:
                 )
         else:
             model = new_backbone(params.model, tokenizer, params.seed, causal=False)
-        if base.init in ("pretrain", "continue"):
+        if base.init in ("pretrain", "continue", "adapt"):
             if base.rows == "records":
-                collator: Any = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, supervise_padding=True)
+                collator: Any = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=1.0)
                 train, valid = (read_split(data, split, ["prompt_ids", "answer_ids"]) for split in ("train", "valid"))
             else:
                 collator = PackedCollator()
@@ -55,6 +63,7 @@ def main() -> None:
                     suffix_share=base.suffix_share,
                     eos_id=tokenizer.eos_token_id,
                     crop_share=base.crop_share,
+                    anneal_steps=base.anneal_steps,
                 ),
                 model,
                 train,
@@ -66,10 +75,12 @@ def main() -> None:
                     "rows": [
                         base.rows,
                         base.text,
+                        base.records_share,
                         base.held_out,
                         base.sequence_length,
                         base.suffix_share,
                         base.crop_share,
+                        base.anneal_steps,
                     ],
                     "weights": weights_hash(model),
                 },

@@ -31,7 +31,9 @@ def main() -> None:
     with stage_run("reference", params=tracked(params, "seed", "model", "base", "reference", "decode")) as run:
         tokenizer = load_tokenizer(data / "tokenizer")
         if settings.init == "checkpoint":
-            model, own_tokenizer = load_checkpoint(settings.checkpoint, causal=True)
+            model, own_tokenizer = load_checkpoint(
+                settings.checkpoint, causal=True, mask_token=params.tokenizer.mask_token
+            )
             if own_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise UserError(
                     f"params.yaml: reference.checkpoint ({settings.checkpoint}) has another tokenizer than the data; "

@@ -30,11 +30,11 @@ def main() -> None:
     data = arguments.build / "data"
     out = arguments.build / "models" / arguments.variant
     only = arguments.variant == "sft"
-    supervise_padding = only and params.sft.supervise_padding
+    padding = params.sft.padding_weight if only and params.sft.supervise_padding else 0.0
     steps = params.sft.training.steps + (params.r2ft.training.steps if only else 0)
     with stage_run("sft", cell=arguments.variant, params=tracked(params, "seed", "sft")) as run:
         model, tokenizer = load_trainable(arguments.build / "models" / "base", params.sft.lora, params.seed)
-        collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, supervise_padding=supervise_padding)
+        collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=padding)
         model, curve = fit(
             arguments.variant,
             functools.partial(
@@ -51,7 +51,7 @@ def main() -> None:
             {
                 "data": content_hash(data),
                 "weights": weights_hash(model),
-                "padding": supervise_padding,
+                "padding": padding,
                 "crop": params.sft.crop_share,
             },
             steps=steps,

@@ -59,16 +59,15 @@ SETS = ["--sets", "fewer:data.eval_size=3", "--rejections", "long:sweeps.rejecti
 def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every stage but those that no time is left for; other training and other prompts; what it took, on disk."""
     (tmp_path / "data").symlink_to(ROOT / "data")
-    monkeypatch.setattr(pipeline, "TRIAL", (1, 3))
-    real = pipeline.Runner.run
+    real = pipeline.Runner.done
 
-    def watched(self: pipeline.Runner, name: str, *rest: object) -> float:
+    def watched(self: pipeline.Runner, name: str, seconds: float) -> None:
         if name == "infill":
             self.deadline = 0.0  # nothing begins after it
-        return real(self, name, *rest)  # type: ignore[arg-type]
+        real(self, name, seconds)
 
-    monkeypatch.setattr(pipeline.Runner, "run", watched)
-    words = ["--profile", "builtin", "--pretraining-minutes", "0", *arguments(**TINY), *VARIANTS, *SETS]
+    monkeypatch.setattr(pipeline.Runner, "done", watched)
+    words = ["--profile", "builtin", "--jobs", "2", *arguments(**TINY), *VARIANTS, *SETS]
     run(monkeypatch, tmp_path, *words)
     found = json.loads((tmp_path / "results/run.json").read_text())
     assert set(found["skipped"]) == names("sweeps/dvc.yaml") - {"infill"}
@@ -88,18 +87,17 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     cells = [(row["checkpoint"], row["decoder"]) for row in rows]
     assert cells == [(label, "top_k") for label in ("sft", "sft, answer_only", "sft, crops")]
     params = yaml.safe_load((tmp_path / "results/params.yaml").read_text())
-    assert params["base"]["training"]["steps"] == found["pretraining"]["steps"] == 3
-    assert found["pretraining"]["tokens"] == 3 * 4 * params["base"]["sequence_length"]
+    assert found["trained"]["sft"]["step"] == params["sft"]["training"]["steps"] + params["r2ft"]["training"]["steps"]
     assert (tmp_path / "results/report.html").is_file() and (tmp_path / "results/infill/table.md").is_file()
     assert re.search(r"no time was left for .*fluency", capfd.readouterr().out)
 
-    monkeypatch.setattr(pipeline.Runner, "run", real)
+    monkeypatch.setattr(pipeline.Runner, "done", real)
     with pytest.raises(UserError, match="was begun with other parameters"):
         run(monkeypatch, tmp_path, *words, "--resume", "--set", "seed=3")
     run(monkeypatch, tmp_path, *words, "--resume")
     again = json.loads((tmp_path / "results/run.json").read_text())
     assert (again["skipped"], again["failed"]) == ([], [])
-    assert again["pretraining"] == found["pretraining"]
+    assert again["trained"] == found["trained"]
     times = {row["stage"]: row["seconds"] for row in again["stages"]}
     assert {row["stage"]: row["seconds"] for row in found["stages"]}.items() <= times.items()  # nothing ran twice
     assert set(times) == names("dvc.yaml") | beside | names("sweeps/dvc.yaml")
@@ -108,14 +106,14 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
 def test_what_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     raised = {"crash": RuntimeError("a bug"), "mistake": SystemExit(2)}
 
-    def run(_: pipeline.Runner, name: str, words: list[str]) -> float:
-        if name in raised:
-            raise raised[name]
+    def run(words: list[str], place: list[str]) -> float:
+        if words[0] in raised:
+            raise raised[words[0]]
         return 1.5
 
-    monkeypatch.setattr(pipeline.Runner, "run", run)
+    monkeypatch.setattr(pipeline, "run_stage", run)
     runner = pipeline.Runner(tmp_path, {}, seconds=100)
-    runner.all([(name, []) for name in ("first", "crash", "mistake", "last")])
+    runner.all([(name, [name]) for name in ("first", "crash", "mistake", "last")])
     assert runner.times == {"first": 1.5, "last": 1.5}
     assert (runner.failed, runner.skipped) == (["crash", "mistake"], [])
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from dlm.blocks import ModelParams, R2ftParams, TrainingParams
 from dlm.data.text import pack
 from dlm.data.tokenizer import train_tokenizer
+from dlm.diffusion.forward import mask_tokens
 from dlm.diffusion.losses import mean_log_prob, r2ft_loss, subs_log_probs
 from dlm.errors import UserError
 from dlm.models.backbone import new_backbone
@@ -130,7 +131,7 @@ def sft(
     """`fit` as the sft stage calls it, with callbacks of the test's own."""
 
     def make(*, callbacks: list[TrainerCallback], **rest: Any) -> DiffusionTrainer:
-        collator = SftCollator(LENGTH, EOS, supervise_padding=pad)
+        collator = SftCollator(LENGTH, EOS, padding=float(pad))
         return DiffusionTrainer(
             mask_id=MASK, data_collator=collator, callbacks=[*callbacks, *extra], crop_share=crop, **rest
         )
@@ -164,19 +165,32 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_sft_collator_on_literal_rows() -> None:
-    """Canvas of 8: `ab` answered by `cd`, and `a` by `bcdef`. The loss lies on the answer and its first EOS, or on
-    everything after the prompt."""
+    """Canvas of 8: `ab` answered by `cd`, and `a` by `bcdef`. Everything behind the prompt may be masked; each EOS
+    behind the first counts 1, 0 or something between."""
     rows = [
         {"prompt_ids": ids("ab"), "answer_ids": ids("cd")},
         {"prompt_ids": ids("a"), "answer_ids": ids("bcdef")},
     ]
     canvas = [ids("abcd...."), ids("abcdef..")]
-    padded = SftCollator(8, EOS, supervise_padding=True)(rows)
+    padded = SftCollator(8, EOS, padding=1.0)(rows)
     assert padded["x0"].tolist() == canvas
-    assert padded["maskable"].int().tolist() == [[0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1]]
-    bare = SftCollator(8, EOS, supervise_padding=False)(rows)
+    behind = [[0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1]]
+    assert padded["maskable"].int().tolist() == padded["counts"].tolist() == behind
+    bare = SftCollator(8, EOS, padding=0.0)(rows)
     assert bare["x0"].tolist() == canvas
-    assert bare["maskable"].int().tolist() == [[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 0]]
+    assert bare["maskable"].int().tolist() == behind
+    assert bare["counts"].tolist() == [[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 0]]
+    light = SftCollator(8, EOS, padding=0.25)(rows)
+    assert light["counts"].tolist() == [[0, 0, 1, 1, 1, 0.25, 0.25, 0.25], [0, 1, 1, 1, 1, 1, 1, 0.25]]
+
+
+@pytest.mark.parametrize("padding", [0.0, 0.25, 1.0])
+def test_everything_behind_the_prompt_is_masked_at_the_end_of_time(padding: float) -> None:
+    """At t = 1, whatever counts in the loss: a visible padding would tell where the answer ends."""
+    batch = SftCollator(8, EOS, padding=padding)([{"prompt_ids": ids("ab"), "answer_ids": ids("cd")}])
+    xt, masked = mask_tokens(batch["x0"], torch.ones(1), batch["maskable"], MASK, torch.rand(1, 8))
+    assert xt.tolist() == [ids("ab______")]
+    assert masked.int().tolist() == [[0, 0, 1, 1, 1, 1, 1, 1]]
 
 
 def test_r2ft_collator_on_a_literal_row() -> None:
@@ -284,11 +298,14 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
     yield seen
 
 
+@pytest.mark.parametrize("padding", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("training", [True, False])
-def test_diffusion_loss_is_the_nelbo_on_full_logits(noise: dict[str, list[Any]], training: bool) -> None:
-    """Σ_masked -log p(x0) / t / supervised, position by position, from logits of the whole canvas."""
+def test_diffusion_loss_is_the_nelbo_on_full_logits(
+    noise: dict[str, list[Any]], training: bool, padding: float
+) -> None:
+    """Σ_masked weight · -log p(x0) / t / Σ weight, position by position, from logits of the whole canvas."""
     model = tiny_model().train(training)
-    collator = SftCollator(LENGTH, EOS, supervise_padding=False)
+    collator = SftCollator(LENGTH, EOS, padding=padding)
     trainer = DiffusionTrainer(
         model=model, args=arguments(), mask_id=MASK, data_collator=collator, eval_dataset=TRAIN[:5]
     )
@@ -305,10 +322,14 @@ def test_diffusion_loss_is_the_nelbo_on_full_logits(noise: dict[str, list[Any]],
                 assert xt[b, i] == MASK
                 scores = logits[b, i].clone()
                 scores[MASK] = float("-inf")
-                total -= (scores.log_softmax(-1)[batch["x0"][b, i]] / t[b]).item()
+                end = len(TRAIN[b]["prompt_ids"]) + len(TRAIN[b]["answer_ids"])
+                weight = padding if i > end else 1.0
+                total -= weight * (scores.log_softmax(-1)[batch["x0"][b, i]] / t[b]).item()
             else:
                 assert xt[b, i] == batch["x0"][b, i]
-    supervised = sum(len(row["answer_ids"]) + 1 for row in TRAIN[:5])
+    answers = sum(len(row["answer_ids"]) + 1 for row in TRAIN[:5])
+    behind = sum(LENGTH - len(row["prompt_ids"]) for row in TRAIN[:5])
+    supervised = answers + padding * (behind - answers)
     assert int(masked.sum()) > 5
     assert loss.item() == pytest.approx(total / supervised, rel=1e-5)
     assert bool(loss.requires_grad)
@@ -325,7 +346,7 @@ def test_cut_rows_weigh_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     real = objectives.mask_suffix
     monkeypatch.setattr(objectives, "mask_suffix", mask_suffix)
     model = tiny_model().train()
-    collator = SftCollator(LENGTH, EOS, supervise_padding=True)
+    collator = SftCollator(LENGTH, EOS, padding=1.0)
     made = DiffusionTrainer(
         model=model,
         args=arguments(),
@@ -378,7 +399,7 @@ def test_every_row_of_a_step_is_cropped_alike(noise: dict[str, list[Any]], batch
 
 def test_diffusion_noise_is_that_of_the_step_and_not_of_global_state(noise: dict[str, list[Any]]) -> None:
     model = tiny_model().train()
-    collator = SftCollator(LENGTH, EOS, supervise_padding=True)
+    collator = SftCollator(LENGTH, EOS, padding=1.0)
     for step in (0, 5, 5):
         torch.manual_seed(len(noise["t"]))
         trainer = DiffusionTrainer(model=model, args=arguments(), mask_id=MASK, data_collator=collator)

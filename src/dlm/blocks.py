@@ -133,14 +133,21 @@ class TemplateParams:
 
 @dataclass(frozen=True)
 class TokenizerParams:
-    """`train`: a byte-level BPE on the training records; `given`: a saved tokenizer (folder or hub name)."""
+    """`train`: a byte-level BPE on the training records; `given`: a saved tokenizer (folder, GGUF file or hub name).
+
+    Attributes:
+        mask_token: an entry of a given tokenizer that becomes its mask; null for its own, or else a new one.
+    """
 
     source: Literal["train", "given"]
     vocab_size: int
     path: str
+    mask_token: str | None = None
 
     def check(self, where: str) -> None:
         at_least(self, where, 260, ["vocab_size"])
+        given = self.source == "given" or self.mask_token is None
+        require(given, dotted(where, "mask_token"), "null for a tokenizer that is trained", self.mask_token)
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,11 @@ class ModelParams:
 
 @dataclass(frozen=True)
 class TrainingParams:
-    """One training run. `batch_size` sequences go through the model at once, times `gradient_accumulation` a step."""
+    """One training run. `batch_size` sequences go through the model at once, times `gradient_accumulation` a step.
+
+    Attributes:
+        minutes: after which training ends though `steps` are not reached, null for never.
+    """
 
     steps: int
     batch_size: int
@@ -182,34 +193,44 @@ class TrainingParams:
     compile: bool
     eval_every: int
     save_every: int
+    minutes: float | None = None
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["steps", "batch_size", "gradient_accumulation", "eval_every", "save_every"])
-        at_least(self, where, 0, ["warmup_steps", "weight_decay"])
+        at_least(self, where, 0, ["warmup_steps", "weight_decay", "minutes"])
         require(self.learning_rate > 0, dotted(where, "learning_rate"), "above 0", self.learning_rate)
         require(self.max_grad_norm > 0, dotted(where, "max_grad_norm"), "above 0", self.max_grad_norm)
 
 
 @dataclass(frozen=True)
 class BaseParams:
-    """The base checkpoint: random, pretrained here (from scratch, or on from `checkpoint`), or one that exists.
+    """The base checkpoint: random, pretrained here (from scratch, or on from `checkpoint`), one that exists, or an
+    autoregressive one that is adapted (docs/adapt.md).
 
     Attributes:
         launcher: what starts the stage's script, and how many processes of it (docs/scale.md).
         layout: of `checkpoint` (models.layouts).
         tokenizer: where the tokenizer of `checkpoint` is, null for beside it.
+        logits_shift: of an adapted model: 1 keeps the next token's logits where they are, position i is predicted at
+            i - 1; 0 predicts each position at itself.
+        anneal_steps: of adaptation: steps over which causal attention becomes full, 0 for full at once.
+        text: train for the training records, or a file: text (data/text.py), or rows of ids (.npy).
+        records_share: share of the rows of running text that are made of the training records.
         held_out: share of the documents of `text`, its last ones, for the loss on held-out data and for the n-gram
             scorer; no model is trained on them.
         crop_share: share of the steps whose canvases are cut to a random length (LLaDA's recipe).
     """
 
     launcher: str
-    init: Literal["random", "pretrain", "continue", "checkpoint"]
+    init: Literal["random", "pretrain", "continue", "checkpoint", "adapt"]
     checkpoint: str
     layout: Literal["auto", "causal_lm", "masked_lm", "llada", "dream", "mdlm"]
     tokenizer: str | None
+    logits_shift: Literal[0, 1]
+    anneal_steps: int
     rows: Literal["text", "records"]
     text: str
+    records_share: float
     held_out: float
     sequence_length: int
     suffix_share: float
@@ -219,7 +240,13 @@ class BaseParams:
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
         at_least(self, where, 2, ["sequence_length"])
-        share(self, where, ["suffix_share", "crop_share", "held_out"])
+        at_least(self, where, 0, ["anneal_steps"])
+        share(self, where, ["suffix_share", "crop_share", "held_out", "records_share"])
+        adapts = self.init == "adapt"
+        require(adapts or not self.anneal_steps, dotted(where, "anneal_steps"), "0 unless adapted", self.anneal_steps)
+        other = self.rows == "text" and self.text != "train"
+        told = "0 where the rows are the training records alone"
+        require(other or not self.records_share, dotted(where, "records_share"), told, self.records_share)
         cuts = self.rows == "records" or not self.suffix_share
         require(cuts, dotted(where, "suffix_share"), "0 where rows is text", self.suffix_share)
         either = not self.suffix_share or not self.crop_share
@@ -281,18 +308,20 @@ class SftParams:
 
     Attributes:
         supervise_padding: whether the SFT-only model's loss counts every EOS of the padding, as in the paper.
+        padding_weight: how much each EOS behind the answer's first then counts, against 1 for the answer's tokens.
         crop_share: share of the steps whose canvases are cut to a random length; a rival of R2FT.
     """
 
     launcher: str
     supervise_padding: bool
+    padding_weight: float
     crop_share: float
     lora: LoraParams
     training: TrainingParams
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
-        share(self, where, ["crop_share"])
+        share(self, where, ["crop_share", "padding_weight"])
 
 
 @dataclass(frozen=True)

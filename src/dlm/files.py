@@ -1,6 +1,7 @@
 """Outputs appear whole or not at all: write beside the target, then rename."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -109,6 +110,22 @@ def check_checkpoint(checkpoint: Path | str) -> None:
     local = name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/")
     if not name or (local and "/" in name and not Path(name).exists()):
         raise UserError(f"{name!r}: no such folder; give a checkpoint's folder or its name on the hub")
+
+
+def is_gguf(path: Path | str) -> bool:
+    """Whether a checkpoint is one file of llama.cpp's format, weights and tokenizer."""
+    return str(path).endswith(".gguf")
+
+
+def gguf_place(path: Path | str) -> tuple[str, dict[str, str]]:
+    """What transformers wants of a GGUF file: its folder, and the name as an option.
+
+    Raises:
+        UserError: the package that reads such files is missing.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"{path}: the package gguf reads such files; install it (pip install gguf)")
+    return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
 def code_hash() -> str:

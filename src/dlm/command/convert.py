@@ -1,4 +1,4 @@
-"""`dlm convert`: a published checkpoint, written as one of transformers."""
+"""`dlm convert`: a published checkpoint, written as one of transformers; an autoregressive one as a denoiser."""
 
 import argparse
 
@@ -7,6 +7,7 @@ import torch
 from dlm.data.template import TEMPLATES
 from dlm.errors import UserError
 from dlm.files import atomic_directory
+from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 
 
@@ -16,10 +17,20 @@ def convert(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.folder}: is there already; name a new folder")
     if arguments.template is not None and arguments.template not in TEMPLATES:
         raise UserError(f"--template must be one of {', '.join(TEMPLATES)}, got {arguments.template!r}")
+    if arguments.causal and arguments.layout == "causal_lm":
+        raise UserError("--causal keeps a model autoregressive, --layout causal_lm makes a denoiser of it; give one")
     dtype = "auto" if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    adapts = arguments.layout == "causal_lm"
     model, tokenizer = load_checkpoint(
-        arguments.source, causal=False, layout=arguments.layout, tokenizer=arguments.tokenizer, dtype=dtype
+        arguments.source,
+        causal=adapts or arguments.causal,
+        layout=arguments.layout,
+        tokenizer=arguments.tokenizer,
+        dtype=dtype,
+        mask_token=arguments.mask_token,
     )
+    if adapts:
+        adapt(model, tokenizer, logits_shift=arguments.logits_shift)
     with atomic_directory(arguments.folder) as folder:
         save_checkpoint(folder, model, tokenizer)
         if arguments.template is not None:

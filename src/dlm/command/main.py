@@ -156,12 +156,21 @@ def _add_infill(parser: Parser) -> None:
 
 
 def _add_convert(parser: Parser) -> None:
-    parser.add_argument("source", help="a published checkpoint's folder, or its name on the Hugging Face hub")
+    parser.add_argument("source", help="a published checkpoint's folder or GGUF file, or its name on the hub")
     parser.add_argument("folder", type=Path, help="where to write the converted one")
     _add_layout(parser)
     parser.add_argument(
         "--template", metavar="NAME", help="the prompt format to save with it: alpaca, llada or dream (default: none)"
     )
+    parser.add_argument("--causal", action="store_true", help="an autoregressive model, to stay one (a GGUF file, say)")
+    parser.add_argument(
+        "--logits-shift",
+        type=int,
+        choices=[0, 1],
+        default=1,
+        help="with --layout causal_lm: 1 predicts each position at the one before, as the model did; 0 at itself",
+    )
+    parser.add_argument("--mask-token", metavar="TOKEN", help="an entry of the tokenizer to become its mask")
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],

@@ -76,7 +76,7 @@ def deal(records: list[Record], data: DataParams, seed: int, eval_size: int | No
 def make_tokenizer(params: TokenizerParams, template: Template, train: Iterable[Record]) -> PreTrainedTokenizerFast:
     """The tokenizer that params.yaml asks for."""
     if params.source == "given":
-        return load_tokenizer(params.path)
+        return load_tokenizer(params.path, params.mask_token)
     return train_tokenizer((template.render(record) + record.output for record in train), params.vocab_size)
 
 

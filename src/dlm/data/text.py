@@ -3,7 +3,10 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerFast
 
 from dlm.blocks import BaseParams
@@ -12,6 +15,7 @@ from dlm.data.splits import read_split
 from dlm.data.tokenizer import encode
 from dlm.errors import UserError
 
+T = TypeVar("T")
 ENCODE_AT_ONCE = 2000
 MOST_VALID = 500  # held-out documents for the loss: enough for it to be steady
 
@@ -29,15 +33,32 @@ def read_documents(path: Path | str) -> list[str]:
     return [document.strip() for document in re.split(r"\n\s*\n", text) if document.strip()]
 
 
-def split_documents(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
+def split_documents(documents: list[T], held_out: float) -> tuple[list[T], list[T]]:
     """What is trained on, and the share that is not: the last documents."""
     cut = len(documents) - round(len(documents) * held_out)
     return documents[:cut], documents[cut:]
 
 
-def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast) -> list[list[dict[str, list[int]]]]:
-    """Rows {ids} of running text for pretraining and for its validation: the records', or `base.text`'s and what it
-    holds out.
+def read_rows(path: Path | str, length: int, entries: int) -> list[Int[np.ndarray, " length"]]:
+    """Running text that is tokenised already (benchmarks/pack.py): a NumPy file of ids [rows, length].
+
+    Raises:
+        UserError: no such file, rows of another length, or ids that the tokenizer does not have.
+    """
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no rows of ids could be read ({str(error).splitlines()[0]})") from None
+    if ids.ndim != 2 or ids.shape[1] != length or ids.dtype.kind not in "iu" or ids.max() >= entries:
+        raise UserError(
+            f"{path}: must hold rows of base.sequence_length ({length}) ids below {entries}, got {ids.shape}"
+        )
+    return list(ids.astype(np.int64))
+
+
+def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast) -> list[list[dict[str, Any]]]:
+    """Rows {ids} of running text for pretraining and for its validation: the records', or `base.text`'s with a share
+    of the records', and what it holds out.
 
     Args:
         data: the prepared splits.
@@ -45,19 +66,33 @@ def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast
     Raises:
         UserError: as read_documents and read_split.
     """
+    length = base.sequence_length
     needed = base.training.steps * base.training.batch_size * base.training.gradient_accumulation
-    texts = {
+    records = {
         split: [row["prompt"] + row["output"] for row in read_split(data, split, ["prompt", "output"])]
         for split in ("train", "valid")
     }
-    if base.text != "train":
-        texts["train"], held_out = split_documents(read_documents(base.text), base.held_out)
-        texts["valid"] = held_out[:MOST_VALID] or texts["valid"]
-    packed = [
-        pack(tokenizer, texts["train"], base.sequence_length, needed),
-        pack(tokenizer, texts["valid"], base.sequence_length),
-    ]
-    return [[{"ids": ids} for ids in rows] for rows in packed]
+    train: list[Any]
+    valid: list[Any] = []
+    if base.text == "train":
+        train = pack(tokenizer, records["train"], length, needed)
+    elif base.text.endswith(".npy"):
+        train, valid = split_documents(read_rows(base.text, length, len(tokenizer)), base.held_out)
+        train, valid = train[:needed], valid[:MOST_VALID]
+    else:
+        documents, held_out = split_documents(read_documents(base.text), base.held_out)
+        train, valid = pack(tokenizer, documents, length, needed), pack(tokenizer, held_out[:MOST_VALID], length)
+    if base.records_share:
+        train = mixed(train, pack(tokenizer, records["train"], length, needed), base.records_share)
+    return [[{"ids": ids} for ids in rows] for rows in (train, valid or pack(tokenizer, records["valid"], length))]
+
+
+def mixed(rows: list[T], others: list[T], share: float) -> list[T]:
+    """`rows`, or as many as there may be, beside others that make up `share` of the whole; these recur if need be."""
+    if share == 1:
+        return others
+    count = round(len(rows) * share / (1 - share))
+    return rows + [others[i % len(others)] for i in range(count)]
 
 
 def pack(

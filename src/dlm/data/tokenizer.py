@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from dlm.errors import UserError
+from dlm.files import gguf_place, is_gguf
 
 EOS = "<|endoftext|>"
 MASK = "<|mask|>"
@@ -29,22 +30,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return _finish(PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS, mask_token=MASK))
 
 
-def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
-    """Load a saved tokenizer (a folder, or a hub name).
+def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTrainedTokenizerFast:
+    """Load a saved tokenizer (a folder, a GGUF file, or a hub name).
 
     The mask is the one that a config.json beside it names (LLaDA's tokenizer does not), else one is added where there
     is none. Dream's files are Qwen2's, though they name a class of its own.
 
+    Args:
+        mask_token: an entry of the tokenizer to become the mask, where it has none.
+
     Raises:
-        UserError: nothing there, not a tokenizer, one without an end-of-text token, or with another mask.
+        UserError: nothing there, not a tokenizer, one without an end-of-text token or that entry, or with another mask.
     """
-    model = _config_beside(path)
+    model = {} if is_gguf(path) else _config_beside(path)
     bare_gpt2 = (Path(path) / "merges.txt").is_file() and not (Path(path) / "tokenizer_config.json").is_file()
     try:
         # A folder with GPT-2's two files alone does not say what it is.
         is_dream = model.get("model_type") == "Dream"
         kind: Any = Qwen2Tokenizer if is_dream else GPT2Tokenizer if bare_gpt2 else AutoTokenizer
-        tokenizer: Any = kind.from_pretrained(str(path), trust_remote_code=False)
+        place, named = gguf_place(path) if is_gguf(path) else (str(path), {})
+        tokenizer: Any = kind.from_pretrained(place, trust_remote_code=False, **named)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no tokenizer could be loaded ({str(error).splitlines()[0]}); give a folder") from None
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
@@ -52,6 +57,13 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no end-of-text token; add one and save it again")
     mask_id = model.get("mask_token_id")
+    if mask_token is not None and tokenizer.mask_token != mask_token:
+        if tokenizer.mask_token is not None or mask_token not in tokenizer.get_vocab():
+            told = (
+                "is no entry of it" if tokenizer.mask_token is None else f"differs from its own, {tokenizer.mask_token}"
+            )
+            raise UserError(f"{path}: the mask token {mask_token!r} {told}; name another, or none")
+        tokenizer.add_special_tokens({"mask_token": mask_token})
     if tokenizer.mask_token_id is None:
         known = None if mask_id is None else tokenizer.convert_ids_to_tokens(mask_id)
         tokenizer.add_special_tokens({"mask_token": known or MASK})

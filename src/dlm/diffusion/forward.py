@@ -43,6 +43,18 @@ def mask_tokens(
     return torch.where(masked, mask_id, x0), masked
 
 
+def annealed(draw: Float[Tensor, "length length"], share: float) -> Bool[Tensor, "length length"]:
+    """Which positions (columns) each position (row) attends to on the way from causal to full attention.
+
+    DiffuLLaMA's attention mask annealing (arXiv 2410.17891): the past always, each later position with probability
+    `share`; 0 is a causal mask, 1 none.
+
+    Args:
+        draw: uniform numbers in [0, 1).
+    """
+    return torch.ones_like(draw, dtype=torch.bool).tril() | (draw < share)
+
+
 def mask_suffix(
     x0: Int[Tensor, "batch length"],
     maskable: Bool[Tensor, "batch length"],

@@ -14,9 +14,9 @@ from transformers.utils import logging as transformers_logging
 from dlm.blocks import LoraParams, ModelParams
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
-from dlm.files import check_checkpoint
+from dlm.files import check_checkpoint, is_gguf
 from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
-from dlm.models.layouts import LAYOUTS, Layout, detect, load_layout, published_config
+from dlm.models.layouts import LAYOUTS, Layout, detect, load_gguf, load_layout, published_config
 
 GPT2 = "openai-community/gpt2"  # MDLM's tokenizer, which its repository does not hold
 transformers_logging.set_verbosity_error()
@@ -66,8 +66,10 @@ def load_checkpoint(
     layout: str = "auto",
     tokenizer: Path | str | None = None,
     dtype: torch.dtype | str = torch.float32,
+    mask_token: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load model and tokenizer from a folder or the hub; safetensors only, no remote code.
+    """Load model and tokenizer from a folder or the hub; safetensors only, no remote code. An autoregressive model may
+    also be a GGUF file.
 
     An adapter's folder gives its base with the adapter merged in.
 
@@ -77,6 +79,7 @@ def load_checkpoint(
             whose config.json says nothing of `is_causal`.
         tokenizer: where the tokenizer is, if not beside the model.
         dtype: of the weights; "auto" for the one they are saved in.
+        mask_token: an entry of the tokenizer to become its mask, where it has none.
 
     Raises:
         UserError: nothing there, weights in another format or of another model, a truncated file, a tokenizer that does
@@ -90,16 +93,21 @@ def load_checkpoint(
             base_of(folder), causal=causal, layout=layout, tokenizer=tokenizer or own, dtype=dtype
         )
         return merged(read_adapter(model, folder, trainable=False)), found
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.exists() and not (is_gguf(path) or (folder / "config.json").is_file()):
         raise UserError(
             f"{path}: no config.json there; a checkpoint is a folder with config.json and model.safetensors"
         )
     if layout not in ("auto", *LAYOUTS):
         raise UserError(f"layout must be auto, {', '.join(LAYOUTS)}, got {layout!r}")
+    kind: Layout = "causal_lm"
+    info: Mapping[str, Any] = {"missing_keys": [], "unexpected_keys": []}
     try:
-        config = published_config(path)
-        kind = detect(config) if layout == "auto" else cast(Layout, layout)
-        model, info = load_layout(kind, path, config, dtype)
+        if is_gguf(path):
+            model = load_gguf(path, dtype)
+        else:
+            config = published_config(path)
+            kind = detect(config) if layout == "auto" else cast(Layout, layout)
+            model, info = load_layout(kind, path, config, dtype)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
@@ -114,7 +122,7 @@ def load_checkpoint(
         wanted = "an autoregressive model" if causal else "a masked diffusion model (config.is_causal: false)"
         raise UserError(f"{path}: {wanted} is needed here; give the path of one")
     default = GPT2 if kind == "mdlm" and not (folder / "tokenizer_config.json").is_file() else path
-    found = load_tokenizer(tokenizer or default)
+    found = load_tokenizer(tokenizer or default, mask_token)
     mask_id = getattr(model.config, "mask_token_id", found.mask_token_id)
     if found.mask_token_id != mask_id:
         raise UserError(

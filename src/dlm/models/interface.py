@@ -61,9 +61,20 @@ def logits_shift(model: PreTrainedModel) -> int:
     return getattr(model.config, "logits_shift", 0)
 
 
-def states(model: PreTrainedModel, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
-    """The states that predict each position of canvases without padding."""
-    return shifted(model, backbone(model)(**inputs(model, tokens)).last_hidden_state)
+def states(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "batch length"],
+    attention: Bool[Tensor, "length length"] | None = None,
+) -> Float[Tensor, "batch length width"]:
+    """The states that predict each position of canvases without padding.
+
+    Args:
+        attention: which positions (columns) each position (row) sees, of decoder-only classes; None for all.
+    """
+    given = inputs(model, tokens)
+    if attention is not None:
+        given["attention_mask"] = attention.expand(len(tokens), 1, *attention.shape)
+    return shifted(model, backbone(model)(**given).last_hidden_state)
 
 
 def head(model: PreTrainedModel) -> Head:

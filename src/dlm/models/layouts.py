@@ -3,6 +3,7 @@
 Names are mapped while transformers loads, shard by shard: no second copy of the weights, and none of their own code.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from dlm.errors import UserError
+from dlm.files import gguf_place
 from dlm.models.mdlm import MdlmForCausalLM, fold, mdlm_config
 
 Layout = Literal["causal_lm", "masked_lm", "llada", "dream", "mdlm"]
@@ -96,6 +98,23 @@ def _from_pretrained(cls: Any, path: Path | str, dtype: torch.dtype | str, **opt
         str(path), use_safetensors=True, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
     )
     return loaded
+
+
+def load_gguf(path: Path | str, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The autoregressive model of a GGUF file, its weights dequantised, as one that can be saved again.
+
+    Raises:
+        UserError: the package gguf is missing.
+        OSError, ValueError, RuntimeError: whatever transformers raises for a file that is none.
+    """
+    place, named = gguf_place(path)
+    given = torch.float32 if dtype == "auto" else dtype
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=given, trust_remote_code=False, **named)
+    config = copy.deepcopy(loaded.config)
+    del config.quantization_config  # what was read is not quantised any more, and a model that says so is not saved
+    model: Any = type(loaded)(config)
+    model.to(given).load_state_dict(loaded.state_dict())
+    return model.eval()
 
 
 def llada_config(published: Mapping[str, Any], path: Path | str) -> LlamaConfig:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -11,7 +12,7 @@ Row = dict[str, Any]
 
 
 def stack(rows: Sequence[Any]) -> Tensor:
-    return torch.tensor(rows)
+    return torch.from_numpy(np.stack(rows)) if isinstance(rows[0], np.ndarray) else torch.tensor(rows)
 
 
 class WholeSteps(Sampler[int]):
@@ -37,11 +38,11 @@ class WholeSteps(Sampler[int]):
 
 
 class PackedCollator:
-    """Pretraining: rows are blocks of running text, any position may be masked."""
+    """Pretraining: rows are blocks of running text, any position may be masked and counts."""
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         x0 = stack([row["ids"] for row in rows])
-        return {"x0": x0, "maskable": torch.ones_like(x0, dtype=torch.bool)}
+        return {"x0": x0, "maskable": torch.ones_like(x0, dtype=torch.bool), "counts": torch.ones(x0.shape)}
 
 
 class CausalPackedCollator:
@@ -57,17 +58,20 @@ class CausalPackedCollator:
 class SftCollator:
     """SFT (paper §A.1.2): the prompt is never masked, the canvas is filled with EOS up to `length`.
 
+    Everything behind the prompt may be masked, the padding too, whatever counts: where the answer ends is not to be
+    read off a padding that stays visible (METHOD §2).
+
     Args:
         length: canvas length L.
         eos_id: the end-of-text id.
-        supervise_padding: True puts the loss on the answer and every EOS (the SFT-only models); False on the answer
-            and its first EOS (the SFT before R2FT).
+        padding: how much each EOS behind the answer's first counts in the loss, against 1 for the answer and that
+            first one: 1 for the SFT-only models, 0 for the SFT before R2FT.
     """
 
-    def __init__(self, length: int, eos_id: int, *, supervise_padding: bool) -> None:
+    def __init__(self, length: int, eos_id: int, *, padding: float) -> None:
         self.length = length
         self.eos_id = eos_id
-        self.supervise_padding = supervise_padding
+        self.padding = padding
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         x0 = stack([fill(row["prompt_ids"] + row["answer_ids"], self.length, self.eos_id) for row in rows])
@@ -75,9 +79,7 @@ class SftCollator:
         ends = starts + stack([len(row["answer_ids"]) + 1 for row in rows])[:, None]
         position = torch.arange(self.length)
         maskable = position >= starts
-        if not self.supervise_padding:
-            maskable &= position < ends
-        return {"x0": x0, "maskable": maskable}
+        return {"x0": x0, "maskable": maskable, "counts": torch.where(position < ends, 1.0, self.padding) * maskable}
 
 
 class R2ftCollator:

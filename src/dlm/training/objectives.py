@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dlm.blocks import R2ftParams
-from dlm.diffusion.forward import antithetic_t, mask_suffix, mask_tokens, row_draws
+from dlm.diffusion.forward import annealed, antithetic_t, mask_suffix, mask_tokens, row_draws
 from dlm.diffusion.losses import mean_log_prob, nelbo, over_canvas, r2ft_loss, subs_log_probs
 from dlm.training.trainer import OursTrainer
 
@@ -29,36 +29,49 @@ def crop_length(length: int, share: float, seed: int, step: int) -> int:
 
 
 class DiffusionTrainer(OursTrainer):
-    """NELBO per supervised token on {x0, maskable} (paper Eq. 3), for pretraining and SFT.
+    """NELBO per token that counts on {x0, maskable, counts} (paper Eq. 3), for pretraining, adaptation and SFT.
+
+    What may be masked and what is scored are two things: `maskable` says the one, `counts` weighs the other.
 
     Args:
         suffix_share: share of the training rows that are masked by `mask_suffix` instead; needs `eos_id`.
         crop_share: share of the steps whose canvases are cut to a length drawn from 1 to their own (LLaDA's
             pretraining); all rows of such a global batch to the same.
+        anneal_steps: steps over which causal attention becomes full (`annealed`); held-out rows are always scored
+            with full attention.
     """
 
     def __init__(
-        self, *, mask_id: int, suffix_share: float = 0.0, eos_id: int = -1, crop_share: float = 0.0, **rest: Any
+        self,
+        *,
+        mask_id: int,
+        suffix_share: float = 0.0,
+        eos_id: int = -1,
+        crop_share: float = 0.0,
+        anneal_steps: int = 0,
+        **rest: Any,
     ) -> None:
         super().__init__(**rest)
         self.mask_id, self.suffix_share, self.eos_id, self.crop_share = mask_id, suffix_share, eos_id, crop_share
+        self.anneal_steps = anneal_steps
 
     def cropped(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         length = crop_length(batches[0]["x0"].shape[1], self.crop_share, self.args.seed, self.state.global_step)
         return [{name: values[:, :length] for name, values in batch.items()} for batch in batches]
 
     def weight(self, inputs: dict[str, Any]) -> Tensor:
-        maskable: Tensor = inputs["maskable"]
-        return maskable.sum(-1)
+        counts: Tensor = inputs["counts"]
+        return counts.sum(-1)
 
     def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        x0, maskable = inputs["x0"], inputs["maskable"]
+        x0, maskable, counts = inputs["x0"], inputs["maskable"], inputs["counts"]
         places, total, kind, number = self.places(inputs)
         seed, length = self.args.seed, x0.shape[1]
         t = antithetic_t(places.cpu(), total, torch.Generator().manual_seed(step_seed(seed, kind, number)))
         draws = row_draws([step_seed(seed, kind, number, place) for place in places.tolist()], length + 2)
         t, draws = (self.to_device(drawn, x0.device) for drawn in (t, draws))
-        xt, scored = mask_tokens(x0, t, maskable, self.mask_id, draws[:, :length])
+        xt, masked = mask_tokens(x0, t, maskable, self.mask_id, draws[:, :length])
+        scored = masked & (counts > 0)
         if self.suffix_share and kind == "train":
             after_cut, counted = mask_suffix(x0, maskable, self.eos_id, draws[:, length])
             chosen = (draws[:, length + 1] < self.suffix_share)[:, None]
@@ -66,8 +79,12 @@ class DiffusionTrainer(OursTrainer):
             scored = torch.where(chosen, counted, scored)
             # A cut row's loss is a mean over what counts, at the scale of the NELBO's rows.
             t = torch.where(chosen[:, 0], counted.sum(-1) / maskable.sum(-1), t)
-        log_probs = self.token_log_probs(model(xt, scored), x0[scored][:, None], self.mask_id)
-        return {"loss": nelbo(over_canvas(-log_probs[:, 0], scored), t)}
+        attention = None
+        if kind == "train" and number < self.anneal_steps:
+            draw = row_draws([step_seed(seed, "anneal", number)], length * length).view(length, length)
+            attention = annealed(self.to_device(draw, x0.device), number / self.anneal_steps)
+        log_probs = self.token_log_probs(model(xt, scored, attention), x0[scored][:, None], self.mask_id)
+        return {"loss": nelbo(over_canvas(-log_probs[:, 0], scored) * counts, t)}
 
 
 class R2ftTrainer(OursTrainer):

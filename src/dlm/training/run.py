@@ -7,13 +7,13 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerCallback, TrainerState
@@ -32,6 +32,10 @@ from dlm.training.trainer import release
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 M = TypeVar("M", bound=nn.Module)
 CHECKPOINTS = Path(".cache/training")
+# Its name until transformers 5.2x, and since.
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name)
+)
 CURVE_NOISE = ("runtime", "per_second", "total_flos", "epoch")
 
 
@@ -52,6 +56,9 @@ def fit(
 
     Checkpoints go to .cache/training/<name>-<hash>, keyed by everything the run depends on, this code too: an
     interrupted run goes on from the last whole one, and a finished run clears them.
+
+    With `params.minutes` training ends after that time if `steps` is not reached before it, and the learning rate
+    follows whichever of the two is nearer its end; such a run is not the same twice.
 
     Several processes share the micro-batches of each step; the global batch stays what `params` says. All of them call
     this, and all of them get the trained model (under FSDP a whole one, which is not the model given).
@@ -80,6 +87,8 @@ def fit(
             f"{name}: gradient_accumulation must be a multiple of the {processes.count()} processes that share it, "
             f"got {params.gradient_accumulation}"
         )
+    if params.minutes is not None and processes.count() > 1:
+        raise UserError(f"{name}: minutes must be null for several processes, whose clocks differ; give steps")
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     whole = copy.deepcopy(model) if sharded else model
     decides = [asdict(params), steps, seed, fingerprint, code_hash()]
@@ -89,9 +98,9 @@ def fit(
     trainer = make_trainer(
         model=model,
         args=training_arguments(params, steps, seed, folder, resumed=checkpoint is not None, keep=None if visit else 2),
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list([{**row, "place": place} for place, row in enumerate(valid)]),
-        callbacks=[StopAtNonFinite()],
+        train_dataset=train,
+        eval_dataset=[{**row, "place": place} for place, row in enumerate(valid)],
+        callbacks=[StopAtNonFinite(), *([] if params.minutes is None else [WithinMinutes(params.minutes)])],
         optimizer_cls_and_kwargs=_optimizer(model, params),
         compile=params.compile,
     )
@@ -101,7 +110,8 @@ def fit(
         trainer.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
-    if not any(entry.get("step") == steps and "eval_loss" in entry for entry in trainer.state.log_history):
+    last = trainer.state.global_step
+    if not any(entry.get("step") == last and "eval_loss" in entry for entry in trainer.state.log_history):
         trainer.evaluate()
     if sharded:
         restore(whole, folder / f"checkpoint-{steps}")
@@ -119,6 +129,7 @@ def fit(
 def training_arguments(
     params: TrainingParams, steps: int, seed: int, folder: Path, *, resumed: bool, keep: int | None = 2
 ) -> TrainingArguments:
+    checkpointing: dict[str, Any] = {CHECKPOINTING: params.gradient_checkpointing}
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -141,7 +152,7 @@ def training_arguments(
         save_steps=params.save_every,
         save_total_limit=keep,
         seed=seed,
-        activation_checkpointing=params.gradient_checkpointing,
+        **checkpointing,
         use_cpu=not torch.cuda.is_available(),
         dataloader_drop_last=True,
         accelerator_config={"non_blocking": True},  # batches come from pinned memory: no wait for the step before
@@ -205,6 +216,28 @@ class StopAtNonFinite(TrainerCallback):
                 f"training: the loss is {loss} at step {state.global_step}; the checkpoints before it are in "
                 f"{args.output_dir}; lower learning_rate or use precision: fp32"
             )
+
+
+class WithinMinutes(TrainerCallback):
+    """Ends training after some time, its learning rate's schedule run through: after the warm-up, whose steps stay,
+    the schedule is moved on to where the time is."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.end = time.monotonic() + self.seconds
+        self.warm: float | None = None  # when the warm-up was over
+
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        now = time.monotonic()
+        control.should_training_stop |= now >= self.end
+        if state.global_step < args.warmup_steps:
+            return
+        self.warm = self.warm or now
+        gone = (now - self.warm) / max(self.end - self.warm, 1e-9)
+        place = args.warmup_steps + int(min(gone, 1) * (state.max_steps - args.warmup_steps))
+        lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, place)
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:

@@ -17,9 +17,9 @@ from dlm.models.interface import head, states
 from dlm.training.batches import Row, WholeSteps
 
 
-def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor) -> Tensor:
+def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor, attention: Tensor | None = None) -> Tensor:
     """Logits [positions, V] at the True positions of `where` alone: the head runs nowhere else."""
-    return head(model)(states(model, ids)[where])
+    return head(model)(states(model, ids, attention)[where])
 
 
 class OursTrainer(Trainer, ABC):

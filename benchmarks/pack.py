@@ -1,0 +1,33 @@
+"""Running text as rows of token ids, for a machine that should not spend its time on tokenising: base.text: FILE.npy.
+
+python benchmarks/pack.py data/input/simplewiki_clean.txt.xz data/input/smollm2-135m-instruct --length 512 --out rows.npy
+"""
+
+from pathlib import Path
+
+import numpy as np
+from common import Arguments
+
+from dlm.data.text import pack, read_documents
+from dlm.data.tokenizer import load_tokenizer
+from dlm.errors import run_script
+from dlm.files import atomic_path
+
+
+def main() -> None:
+    parser = Arguments(__doc__)
+    parser.add_argument("text", type=Path, help="documents separated by blank lines (.txt, also .xz .gz .zst)")
+    parser.add_argument("tokenizer", help="a folder, a GGUF file or a name on the hub")
+    parser.add_argument("--length", type=int, required=True, help="tokens a row: base.sequence_length")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    rows = np.array(pack(tokenizer, read_documents(arguments.text), arguments.length))
+    rows = rows.astype(np.uint16 if rows.max() < 2**16 else np.uint32)
+    with atomic_path(arguments.out) as temporary, temporary.open("wb") as handle:
+        np.save(handle, rows)
+    print(f"{arguments.out}: {len(rows)} rows of {arguments.length}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The paper's table from an adapted SmolLM2-135M on a machine with a large GPU, without network, DVC or MLflow, in a quarter of an hour:
+# unpacks what was brought there in parts, runs benchmarks/pipeline.py within its budget, and leaves everything that is worth keeping in
+# files of at most 16 MB. docs/adapt.md says how the parts are made.
+#
+#   benchmarks/quarter_hour.sh PARTS OUT MINUTES [options of benchmarks/pipeline.py]
+#
+# PARTS: SmolLM2.gguf.* (or the converted model in data/input already), rows.npy.xz, alpaca_data.json.xz, *_questions.json(l)
+set -uo pipefail
+parts=$1 out=$2 minutes=$3
+shift 3
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" DLM_TRACKING=off TOKENIZERS_PARALLELISM=true PYTHONUNBUFFERED=1
+folder=build/quarter_hour model=data/input/smollm2-135m-instruct
+mkdir -p data/input "$out"
+
+{
+    if [ ! -d "$model" ]; then
+        cat "$parts"/SmolLM2.gguf.* > data/input/SmolLM2.gguf
+        python3 -m dlm.command convert data/input/SmolLM2.gguf "$model" --causal --dtype bfloat16 || exit 2
+    fi
+    for file in "$parts"/*; do
+        case "$file" in
+            *.npy.xz) name=$(basename "$file" .xz); [ -e "data/input/$name" ] || python3 -c 'import lzma, shutil, sys
+with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as rows:
+    shutil.copyfileobj(packed, rows)' "$file" "data/input/$name" || exit 2 ;;
+            *.json | *.jsonl | *.json.xz) cp -n "$file" data/input/ ;;
+        esac
+    done
+    echo "unpacked after $SECONDS s"
+    run=(python3 benchmarks/pipeline.py --profile smollm2 --folder "$folder" "$@")
+    # A fault on the GPU spoils the process for all later stages: another one does what is missing, once.
+    "${run[@]}" --minutes "$minutes" --resume || "${run[@]}" --minutes "$(python3 -c "print(max($minutes - $SECONDS / 60, 0))")" --resume
+    echo "ended after $SECONDS s"
+} 2>&1 | tee "$out/log.txt"
+
+results=$(python3 -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["report"]["results"])' "$folder/params.yaml")
+tar -cJf "$out/results.tar.xz" "$results"
+tar -cJf "$out/answers.tar.xz" --ignore-failed-read "$folder"/build/answers "$folder"/build/models/reference/answers.jsonl "$folder"/beside/*/build/answers
+tar -cJf "$out/figures.tar.xz" --ignore-failed-read --exclude='*.safetensors' --exclude=tokenizer.json "$folder"/params.yaml "$folder"/state.json \
+    "$folder"/build/{evaluation,ablation,speed,sweeps} "$folder"/build/data/*.json "$folder"/build/models "$folder"/beside/*/build/{evaluation,sweeps,speed}
+ls -l "$out"
