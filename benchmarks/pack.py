@@ -1,6 +1,6 @@
 """Running text as rows of token ids, for a machine that should not spend its time on tokenising: base.text: FILE.npy.
 
-python benchmarks/pack.py data/input/simplewiki_clean.txt.xz data/input/smollm2-135m-instruct --length 512 --out rows.npy
+python benchmarks/pack.py simplewiki.txt.xz data/input/smollm2-135m-instruct --length 512 --out rows.npy
 """
 
 from pathlib import Path

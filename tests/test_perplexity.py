@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dlm.evaluation import perplexity
 from dlm.evaluation.perplexity import response_perplexities
 
 EOS = 0
@@ -19,6 +20,9 @@ class Bigram(torch.nn.Module):
     def __init__(self, probs: list[list[float]]) -> None:
         super().__init__()
         self.table = torch.nn.Parameter(torch.tensor(probs).log())
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return torch.nn.Linear(1, self.table.shape[1])
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> SimpleNamespace:
         return SimpleNamespace(logits=self.table[input_ids])
@@ -111,3 +115,16 @@ def test_nothing_to_score(model: LlamaForCausalLM) -> None:
 def test_an_empty_prompt_is_refused(model: LlamaForCausalLM) -> None:
     with pytest.raises(ValueError, match="a prompt is empty"):
         response_perplexities(model, [[]], [[1]], EOS)
+
+
+def test_a_large_vocabularys_logits_bound_the_batch(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 10 and 4 tokens, room for 12 tokens' logits: one row, then three; the same figures."""
+    prompts, responses = [[1, 2]] * 4, [[3] * 8, [4, 5], [6, 7], [8, 9]]
+    expected = response_perplexities(model, prompts, responses, EOS)
+    monkeypatch.setattr(perplexity, "LOGITS", 12 * VOCAB)
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(lambda *given: seen.append(len(given[2]["input_ids"])), with_kwargs=True)
+    found = response_perplexities(model, prompts, responses, EOS)
+    handle.remove()
+    assert seen == [1, 3]
+    assert found == pytest.approx(expected, rel=1e-5)

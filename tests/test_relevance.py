@@ -26,6 +26,9 @@ class Topic(torch.nn.Module):
         table = torch.tensor([[1 / 8, 1 / 4, 1 / 2, 1 / 8], [1 / 8, 1 / 2, 1 / 8, 1 / 4]])
         self.table = torch.nn.Parameter(table.log())
 
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return torch.nn.Linear(1, self.table.shape[1])
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> SimpleNamespace:
         return SimpleNamespace(logits=self.table[(input_ids == 3).cumsum(1).clamp(max=1)])
 

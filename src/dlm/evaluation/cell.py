@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dlm import processes
 from dlm.blocks import DataParams
 from dlm.blocks_results import EvaluateParams
 from dlm.data.grammar import load_grammar
@@ -85,6 +86,7 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, batch_s
     vocabulary = read_json(build / "data" / "vocabulary.json")
     frequent = most_frequent(vocabulary["token_counts"], evaluate.high_prior_tokens)
     reference = load_checkpoint(build / "models" / "reference", causal=True)[0]
+    torch.nn.Module.to(reference, processes.device())
     scorer, perplexities = load_scorer(build, evaluate.scorer, reference, vocabulary["eos_id"], batch_size)
     known = [p for p in perplexities if p is not None]
     columns = ["id", "instruction", "input", "prompt", "prompt_ids", "meta", "output"]

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from dlm.data.tokenizer import before_eos
 
+LOGITS = 2**30  # at a time: 4 GiB in float32
+
 
 class Scored(NamedTuple):
     """A response's content tokens given its prompt.
@@ -49,7 +51,8 @@ def response_scores(
         prompts: token ids, at least one each: the first response token is predicted from the last prompt token.
         responses: token ids; everything from the first EOS on is left out, so how a response ends does not count.
         eos_id: end of sequence.
-        batch_size: rows through the model at once; a row's result does not depend on the others beyond rounding.
+        batch_size: rows through the model at once, fewer where their logits would be many; a row's result does not
+            depend on the others beyond rounding.
 
     Returns:
         One a row, in the caller's order; None for an empty response.
@@ -59,11 +62,15 @@ def response_scores(
     # The longest rows come first: a batch too large for the memory fails at once, not at the end.
     rows = sorted((row for row in rows if row[2]), key=lambda row: len(row[1]) + len(row[2]), reverse=True)
     scored: list[Scored | None] = [None] * len(responses)
+    vocab = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+        while rows:
+            # The first is the longest; over a large vocabulary its logits decide how many rows fit.
+            longest = len(rows[0][1]) + len(rows[0][2])
+            size = max(min(batch_size, LOGITS // (longest * vocab)), 1)
+            batch, rows = rows[:size], rows[size:]
             found = _score(model, [row[1] for row in batch], [row[2] for row in batch], eos_id)
             for (index, _, _), row in zip(batch, found, strict=True):
                 scored[index] = row

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def stack(rows: Sequence[Any]) -> Tensor:
-    return torch.from_numpy(np.stack(rows)) if isinstance(rows[0], np.ndarray) else torch.tensor(rows)
+    return torch.from_numpy(np.array(rows))
 
 
 class WholeSteps(Sampler[int]):
