@@ -9,7 +9,7 @@ from dlm.data.splits import read_split
 from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError, run_script
-from dlm.evaluation.perplexity import response_perplexities
+from dlm.evaluation.scorer import load_scorer, training_perplexities
 from dlm.files import atomic_directory, content_hash, write_json, write_jsonl
 from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
 from dlm.models.reference import nucleus_answers
@@ -19,8 +19,7 @@ from dlm.training.batches import CausalCollator, CausalPackedCollator
 from dlm.training.causal import CausalTrainer
 from dlm.training.run import fit, weights_hash, write_curve
 
-COLUMNS = ["id", "prompt_ids", "answer_ids"]
-SCORED_TRAINING_RESPONSES = 500
+COLUMNS = ["id", "prompt", "prompt_ids", "output", "answer_ids"]
 
 
 def main() -> None:
@@ -28,7 +27,8 @@ def main() -> None:
     params = cli.stage_params(arguments)
     settings, data = params.reference, arguments.build / "data"
     out = arguments.build / "models" / "reference"
-    with stage_run("reference", params=tracked(params, "seed", "model", "base", "reference", "decode")) as run:
+    logged = tracked(params, "seed", "model", "base", "reference", "decode", "evaluate.scorer")
+    with stage_run("reference", params=logged) as run:
         tokenizer = load_tokenizer(data / "tokenizer")
         if settings.init == "checkpoint":
             model, own_tokenizer = load_checkpoint(
@@ -78,13 +78,8 @@ def main() -> None:
         )
         if not processes.is_main():
             return
-        sample = train[:SCORED_TRAINING_RESPONSES]
-        perplexities = response_perplexities(
-            model,
-            [row["prompt_ids"] for row in sample],
-            [row["answer_ids"] for row in sample],
-            tokenizer.eos_token_id,
-        )
+        scorer = load_scorer(arguments.build, params.evaluate.scorer, model, tokenizer.eos_token_id)
+        perplexities = training_perplexities(scorer, train)
         with atomic_directory(out) as folder:
             save_checkpoint(folder, model, tokenizer)
             write_curve(folder, curve)

@@ -185,9 +185,8 @@ def test_markdown_leaves_out_what_no_row_has() -> None:
     for row in rows:
         row["well_formed"] = row["well_formed_ci"] = None
     assert "slot errors" not in to_markdown(rows) and "well-formed" not in to_markdown(rows)
-    assert [axis.name for axis in quality_axes(rows)] == ["inlier", "repetition_4"]
-    rows[1]["repetition_4"] = None
-    assert [axis.name for axis in quality_axes(rows)] == ["inlier", "perplexity"]
+    axes = quality_axes(rows)
+    assert [(axis.name, axis.better) for axis in axes] == [("relevance_total", "higher"), ("perplexity", "lower")]
 
 
 @pytest.mark.parametrize(
@@ -279,15 +278,15 @@ def test_claim_3_gives_its_figures_and_needs_both_checkpoints() -> None:
     )
 
 
-def test_claims_fall_back_on_structure() -> None:
-    """Without an exact judge the axes are inlier and repetition-4: here only the latter, lower, is separated."""
+def test_claims_without_an_exact_judge() -> None:
+    """The axes are relevance and perplexity: here only the latter, lower, is separated."""
     rows = [{**row, "well_formed": None, "well_formed_ci": None} for row in cells(ORDERED)]
     for row in rows:
         if row["decoder"] == "conv":
-            row["repetition_4"], row["repetition_4_ci"] = 0.001, [0.0, 0.002]
+            row["perplexity"], row["perplexity_ci"] = 4.0, [3.9, 4.1]
     found = claim(1, rows)
     assert found.verdict == "mixed"
-    assert "conv inlier 0.90 [0.89, 0.91], repetition-4 0.001 [0.000, 0.002]" in found.evidence
+    assert "conv relevance, total 15.0 [15.0, 15.0], perplexity 4.0 [3.9, 4.1]" in found.evidence
     assert "conv is better than top_k, categorical, low_confidence; top_k is not separated" in found.evidence
 
 
@@ -519,8 +518,29 @@ def test_stage_end_to_end(tmp_path: Path, params: Params) -> None:
 
 def test_stage_names_the_missing_file(tmp_path: Path, params: Params) -> None:
     build_folder(tmp_path / "build", params)
-    (tmp_path / "build" / "ablation" / "r2ft.json").unlink()
+    missing = next((tmp_path / "build" / "evaluation").glob("r2ft-*.json")).relative_to(tmp_path)
+    (tmp_path / missing).unlink()
     done = run_stage(tmp_path, "--results", "results")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: build/ablation/r2ft.json: no such file") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {missing}: no such file") and done.stderr.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_what_the_ablations_would_say_is_not_tested_without_them(tmp_path: Path, params: Params) -> None:
+    build_folder(tmp_path / "build", params)
+    for path in (tmp_path / "build" / "ablation").glob("*.json"):
+        path.unlink()
+    assert run_stage(tmp_path, "--results", "results").returncode == 0
+    page = (tmp_path / "results" / "report.html").read_text("utf-8")
+    assert page.count("not tested") >= 3
+
+
+def test_r2ft_rescues_low_confidence() -> None:
+    """Claim 6: better on an axis and worse on none; not tested where a cell is missing."""
+    before = cell("sft", "low_confidence", well_formed=0.8, slot_error_rate=0.6)
+    after = cell("r2ft", "low_confidence", well_formed=0.8, slot_error_rate=0.3)
+    assert claim(6, [before, after]).verdict == "seen"
+    same = {**after, "slot_error_rate": 0.6, "slot_error_rate_ci": [0.59, 0.61]}
+    assert claim(6, [before, same]).verdict == "not seen"
+    assert "length 64.0 with r2ft" in claim(6, [before, after]).evidence
+    assert claim(6, [before]).verdict == "not tested"

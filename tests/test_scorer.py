@@ -8,11 +8,10 @@ import torch
 from tiny import SHAPE, tiny_model, tiny_tokenizer
 
 from dlm.data.records import Record
-from dlm.data.splits import Example, write_examples
+from dlm.data.splits import Example, read_split, write_examples
 from dlm.data.tokenizer import encode, train_tokenizer
 from dlm.evaluation.relevance import shared_frame
-from dlm.evaluation.scorer import Scorer, load_scorer
-from dlm.files import write_json
+from dlm.evaluation.scorer import Scorer, load_scorer, training_perplexities
 from dlm.models.backbone import new_backbone, save_checkpoint
 
 PROMPT, ANSWER = "Describe the harbour:", " the salt boats leave before the fog"
@@ -41,19 +40,20 @@ def build(folder: Path) -> Path:
 def test_the_reference_reads_ids_and_brings_its_perplexities(tmp_path: Path) -> None:
     model = tiny_model(causal=True)
     save_checkpoint(tmp_path / "models" / "reference", model, tiny_tokenizer())
-    write_json(tmp_path / "models" / "reference" / "training_perplexities.json", [2.0, None])
-    scorer, known = load_scorer(build(tmp_path), None, model, 0, 8)
+    scorer = load_scorer(build(tmp_path), None, model, 0)
     assert tiny_tokenizer().decode(scorer.frame) == "Describe the:"
     before, after = encode(tiny_tokenizer(), [PROMPT, ANSWER])
     found = scorer.perplexities([{"prompt_ids": before}] * 2, [{"tokens": after}, {"tokens": []}], 8)
-    assert found == [pytest.approx(by_hand(model, before, after), rel=1e-4), None] and known == [2.0, None]
+    assert found == [pytest.approx(by_hand(model, before, after), rel=1e-4), None]
 
 
 def test_another_model_reads_texts(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["other words make other pieces of the boats and the fog"], 280)
     model = new_backbone(SHAPE, tokenizer, 3, causal=True).eval()
     save_checkpoint(tmp_path / "other", model, tokenizer)
-    scorer, known = load_scorer(build(tmp_path), str(tmp_path / "other"), torch.nn.Identity(), 0, 8)
+    folder = build(tmp_path)
+    scorer = load_scorer(folder, str(tmp_path / "other"), torch.nn.Identity(), 0)
+    known = training_perplexities(scorer, read_split(folder / "data", "train"))
     before, after = encode(tokenizer, [PROMPT, ANSWER])
     assert (before, after) != tuple(encode(tiny_tokenizer(), [PROMPT, ANSWER]))
     rows = [{"answer": text, "tokens": [1]} for text in (" the fog", ANSWER, "")]

@@ -43,7 +43,7 @@ def report_figures(
     traced: str,
     answers: Mapping[str, Sequence[dict[str, Any]]],
 ) -> list[ReportFigure]:
-    """All figures, in the order of the page.
+    """All figures, in the order of the page; without ablations none of sizes.
 
     Args:
         rows: of build_table.
@@ -53,6 +53,14 @@ def report_figures(
         answers: its answers by decoder.
     """
     prompt = next(iter(answers.values()))[0]["id"]
+    sizes = ReportFigure(
+        "sizes",
+        "Block length and kernel size (the paper's Figs. 4 and 8)",
+        "Look for what each line loses from right to left: the claim is that semi-AR loses much with short blocks, "
+        "and Conv little with small kernels.",
+        size_data(ablation, quality_axes(ablation)),
+        draw_lines,
+    )
     return [
         ReportFigure(
             "quality",
@@ -70,14 +78,7 @@ def report_figures(
             decoder_data(rows, [COLUMNS[name] for name in ("repetition_4", "high_prior", "length")]),
             draw_decoders,
         ),
-        ReportFigure(
-            "sizes",
-            "Block length and kernel size (the paper's Figs. 4 and 8)",
-            "Look for what each line loses from right to left: the claim is that semi-AR loses much with short blocks, "
-            "and Conv little with small kernels.",
-            size_data(ablation, quality_axes(ablation)),
-            draw_lines,
-        ),
+        *([sizes] if ablation else []),
         ReportFigure(
             "r2ft",
             "R2FT on held-out data (the paper's Fig. 12)",

@@ -187,18 +187,16 @@ def is_reference(row: Row) -> bool:
 
 
 def quality_axes(rows: Sequence[Row]) -> tuple[Column, Column]:
-    """The two axes of quality: the exact judge's, where every diffusion row has them, else structure alone."""
-    diffusion = [row for row in rows if not is_reference(row)]
+    """The two axes of quality: the exact judge's, where every diffusion row has them; else what the prompt adds to an
+    answer, and perplexity.
 
-    def known(*names: str) -> bool:
-        return all(row.get(name) is not None for row in diffusion for name in names)
-
-    if known("well_formed", "slot_error_rate"):
-        return COLUMNS["well_formed"], COLUMNS["slot_error_rate"]
-    if known("repetition_4"):
-        return COLUMNS["inlier"], COLUMNS["repetition_4"]
-    # Answers of less than four tokens have no 4-grams. Here low perplexity is the good end, for want of better.
-    return COLUMNS["inlier"], replace(COLUMNS["perplexity"], better="lower")
+    Of relevance the sum over an answer, not the mean over its tokens, which short answers win. Low perplexity is the
+    good end, for want of better: repetition has it too and stands beside it.
+    """
+    exact = COLUMNS["well_formed"], COLUMNS["slot_error_rate"]
+    if all(row[axis.name] is not None for row in rows if not is_reference(row) for axis in exact):
+        return exact
+    return replace(COLUMNS["relevance_total"], better="higher"), replace(COLUMNS["perplexity"], better="lower")
 
 
 def used(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:

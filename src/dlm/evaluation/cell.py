@@ -87,7 +87,8 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, batch_s
     frequent = most_frequent(vocabulary["token_counts"], evaluate.high_prior_tokens)
     reference = load_checkpoint(build / "models" / "reference", causal=True)[0]
     torch.nn.Module.to(reference, processes.device())
-    scorer, perplexities = load_scorer(build, evaluate.scorer, reference, vocabulary["eos_id"], batch_size)
+    scorer = load_scorer(build, evaluate.scorer, reference, vocabulary["eos_id"])
+    perplexities = read_json(build / "models" / "reference" / "training_perplexities.json")
     known = [p for p in perplexities if p is not None]
     columns = ["id", "instruction", "input", "prompt", "prompt_ids", "meta", "output"]
     return Corpus(

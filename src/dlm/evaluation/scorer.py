@@ -12,7 +12,6 @@ from dlm.data.splits import read_split
 from dlm.data.tokenizer import before_eos, encode
 from dlm.evaluation.perplexity import response_perplexities, response_scores
 from dlm.evaluation.relevance import Relevance, relevance, shared_frame
-from dlm.files import read_json
 from dlm.models.backbone import load_checkpoint
 
 TRAINING_RESPONSES = 500
@@ -82,13 +81,12 @@ class Scorer:
         return getattr(config, "max_position_embeddings", None)
 
 
-def load_scorer(
-    build: Path, path: str | None, reference: torch.nn.Module, eos_id: int, batch_size: int
-) -> tuple[Scorer, list[float | None]]:
-    """The scorer, and its perplexities of training responses.
+def load_scorer(build: Path, path: str | None, reference: torch.nn.Module, eos_id: int) -> Scorer:
+    """The scorer, as evaluate.scorer names it.
 
     Args:
-        path: folder or hub name of a causal LM; None for the reference of `build`.
+        build: where the training prompts are.
+        path: folder or hub name of a causal LM; None for the reference.
         reference: that, loaded.
         eos_id: the pipeline's end-of-text.
 
@@ -97,12 +95,21 @@ def load_scorer(
     """
     if path is None:
         rows = read_split(build / "data", "train", ["prompt_ids"])[:TRAINING_RESPONSES]
-        scorer = Scorer(reference, eos_id, frame=shared_frame([row["prompt_ids"] for row in rows]))
-        return scorer, read_json(build / "models" / "reference" / "training_perplexities.json")
+        return Scorer(reference, eos_id, frame=shared_frame([row["prompt_ids"] for row in rows]))
     model, tokenizer = load_checkpoint(path, causal=True)
     tokenizer.backend_tokenizer.no_truncation()
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
-    rows = read_split(build / "data", "train", ["prompt", "output"])[:TRAINING_RESPONSES]
+    rows = read_split(build / "data", "train", ["prompt"])[:TRAINING_RESPONSES]
     frame = shared_frame(encode(tokenizer, [row["prompt"] for row in rows]))
-    scorer = Scorer(model, tokenizer.eos_token_id or 0, tokenizer, frame)
-    return scorer, scorer.perplexities(rows, [{"answer": row["output"]} for row in rows], batch_size)
+    return Scorer(model, tokenizer.eos_token_id or 0, tokenizer, frame)
+
+
+def training_perplexities(scorer: Scorer, rows: Sequence[Row], batch_size: int = 50) -> list[float | None]:
+    """The scorer's perplexities of the first training responses, what a response's own is compared with (inlier).
+
+    Args:
+        rows: of the training split (prompt, prompt_ids, output, answer_ids).
+    """
+    sample = rows[:TRAINING_RESPONSES]
+    said = [{"tokens": row["answer_ids"], "answer": row["output"]} for row in sample]
+    return scorer.perplexities(sample, said, batch_size)
