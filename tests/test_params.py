@@ -101,6 +101,11 @@ GOOD: list[dict[str, Any]] = [
     {"decoding.x": {"decoder": "remdm", "eta": 0.1, "alpha_on": 0.9}},
     {"decoding.x": {"decoder": "semi_ar", "rule": "factor", "variant": "restrict", "kv_cache": "dual"}},
     {"decoding.repetition_penalty": {"rule": "threshold", "threshold": 1, "penalty": 0.5}},
+    {"base.init": "adapt", "base.anneal_steps": 100, "base.logits_shift": 0},
+    {"base.rows": "text", "base.text": "a.txt", "base.records_share": 1, "reference.init": "random"},
+    {"base.rows": "text", "base.text": "rows.npy", "base.records_share": 0.3, "base.held_out": 0.1},
+    {"sft.padding_weight": 0, "sft.training.minutes": 0.5, "r2ft.training.minutes": 0},
+    {"tokenizer.mask_token": "<|reserved|>"},
     {"decoding": {}, "report.decoders": [], "infill.decoders": [], "sweeps.rejection.decoders": []},
 ]
 
@@ -191,7 +196,21 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"decoding.low_confidence": {"temperature": -1}}, "temperature ", "-1.0", "at least 0"),
     ({"decoding.sliding_annealing": {"reach": -1}}, "sliding_annealing.reach ", "-1", "at least 0"),
     ({"decoding.remdm": {"t_on": 1}}, "decoding.remdm.t_on ", "1.0", "between 0 and 1"),
+    ({"sft.training.minutes": -1}, "params.yaml: sft.training.minutes ", "-1.0", "at least 0"),
+    ({"sft.padding_weight": 1.5}, "params.yaml: sft.padding_weight ", "1.5", "between 0 and 1"),
+    ({"base.init": "adapt", "base.anneal_steps": -1}, "params.yaml: base.anneal_steps ", "-1", "at least 0"),
+    ({"base.records_share": -0.5}, "params.yaml: base.records_share ", "-0.5", "between 0 and 1"),
+    ({"base.logits_shift": 2}, "params.yaml: base.logits_shift ", "2", "one of 0, 1"),
     # What cannot go together.
+    ({"base.anneal_steps": 5}, "params.yaml: base.anneal_steps ", "5", "0 unless adapted"),
+    ({"base.records_share": 0.1}, "params.yaml: base.records_share ", "0.1", "0 where the rows are the training"),
+    ({"base.rows": "text", "base.records_share": 0.1}, "base.records_share ", "0.1", "the training records alone"),
+    (
+        {"tokenizer.source": "train", "tokenizer.mask_token": "<m>"},
+        "params.yaml: tokenizer.mask_token ",
+        "'<m>'",
+        "null for a tokenizer that is trained",
+    ),
     ({"decoding.remdm": {"eta": 0.2}}, "decoding.remdm.eta ", "0.2", "at most 0.1111"),
     ({"decoding.remdm": {"t_off": 0.6}}, "decoding.remdm.t_off ", "0.6", "below t_on (0.55)"),
     ({"decoding.sliding_annealing": {"kernel_size": 3}}, "kernel_size ", "3", "null: sliding_annealing is a window"),
