@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 Weights = dict[str, Tensor]
 VOCAB, WIDTH, HEADS, LAYERS = 300, 32, 4, 2
+ROWS = VOCAB + 20  # LLaDA and Dream have more rows than their tokenizers have tokens
 LLADA: dict[str, Any] = {
     "architectures": ["LLaDAModelLM"],
     "auto_map": {"AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM"},
@@ -38,8 +39,8 @@ LLADA: dict[str, Any] = {
     "max_sequence_length": 64,
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
-    "vocab_size": VOCAB,
-    "embedding_size": VOCAB,
+    "vocab_size": ROWS,
+    "embedding_size": ROWS,
     "mask_token_id": 1,
     "eos_token_id": 0,
     "pad_token_id": 0,
@@ -58,7 +59,7 @@ DREAM: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0,
     "tie_word_embeddings": False,
-    "vocab_size": VOCAB,
+    "vocab_size": ROWS,
     "mask_token_id": 1,
     "bos_token_id": 0,
     "eos_token_id": 0,
@@ -93,8 +94,8 @@ def _random(shapes: dict[str, tuple[int, ...]], seed: int) -> Weights:
 
 
 def llada_weights(seed: int = 0) -> Weights:
-    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (VOCAB, WIDTH), "ln_f.weight": (WIDTH,)}
-    shapes["ff_out.weight"] = (VOCAB, WIDTH)
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (ROWS, WIDTH), "ln_f.weight": (WIDTH,)}
+    shapes["ff_out.weight"] = (ROWS, WIDTH)
     for n in range(LAYERS):
         square = {f"blocks.{n}.{name}.weight": (WIDTH, WIDTH) for name in ("q_proj", "k_proj", "v_proj", "attn_out")}
         norms = {f"blocks.{n}.{name}.weight": (WIDTH,) for name in ("attn_norm", "ff_norm")}
@@ -113,7 +114,7 @@ def llada_logits(weights: Weights, ids: Tensor) -> Tensor:
         x = x + attention(q, k, v, HEADS, HEADS, 500000.0) @ b["attn_out.weight"].T
         h = rms(x, b["ff_norm.weight"], 1e-5)
         x = x + (F.silu(h @ b["ff_proj.weight"].T) * (h @ b["up_proj.weight"].T)) @ b["ff_out.weight"].T
-    return rms(x, w["ln_f.weight"], 1e-5) @ w["ff_out.weight"].T
+    return rms(x, w["ln_f.weight"], 1e-5) @ w["ff_out.weight"][:VOCAB].T
 
 
 # --- Dream ------------------------------------------------------------------------------------------------------------
@@ -121,8 +122,8 @@ def llada_logits(weights: Weights, ids: Tensor) -> Tensor:
 
 def dream_weights(seed: int = 0) -> Weights:
     narrow = WIDTH // 2  # two of four heads for keys and values
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, WIDTH), "model.norm.weight": (WIDTH,)}
-    shapes["lm_head.weight"] = (VOCAB, WIDTH)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (ROWS, WIDTH), "model.norm.weight": (WIDTH,)}
+    shapes["lm_head.weight"] = (ROWS, WIDTH)
     for n in range(LAYERS):
         layer = f"model.layers.{n}"
         for name, rows in (("q", WIDTH), ("k", narrow), ("v", narrow)):
@@ -148,7 +149,7 @@ def dream_logits(weights: Weights, ids: Tensor) -> Tensor:
         h = rms(x, w[f"{layer}.post_attention_layernorm.weight"], 1e-6)
         gate, up, down = (w[f"{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
         x = x + (F.silu(h @ gate.T) * (h @ up.T)) @ down.T
-    logits = rms(x, w["model.norm.weight"], 1e-6) @ w["lm_head.weight"].T
+    logits = rms(x, w["model.norm.weight"], 1e-6) @ w["lm_head.weight"][:VOCAB].T
     return torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dlm.errors import UserError
-from dlm.models.interface import is_masked_lm
+from dlm.models.interface import is_masked_lm, know_tokens
 
 
 @torch.no_grad()
@@ -44,4 +44,5 @@ def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, logits_
     config.pad_token_id = None
     config.is_causal, config.use_cache = False, False
     config.logits_shift, config.mask_token_id = logits_shift, mask_id
+    know_tokens(model, tokenizer)
     return model

@@ -16,6 +16,7 @@ from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
 from dlm.files import check_checkpoint, is_gguf
 from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
+from dlm.models.interface import know_tokens
 from dlm.models.layouts import LAYOUTS, Layout, detect, load_gguf, load_layout, published_config
 
 GPT2 = "openai-community/gpt2"  # MDLM's tokenizer, which its repository does not hold
@@ -134,6 +135,7 @@ def load_checkpoint(
         raise UserError(
             f"{path}: the tokenizer has {entries} entries, the model {model.config.vocab_size}; they must match"
         )
+    know_tokens(model, found)
     return model, found
 
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dlm.errors import UserError
 from dlm.models.compiled import Compiled
-from dlm.models.interface import backbone, head, inputs, is_masked_lm, logits_shift, shifted
+from dlm.models.interface import backbone, head, inputs, is_masked_lm, logits_shift, shifted, token_count
 from dlm.models.memory import keep_freed_memory
 
 ACTIVATION = 2**21  # numbers in a CPU's widest activation, of so many rows at a time
@@ -44,7 +44,7 @@ class Denoiser:
 
     @property
     def vocab_size(self) -> int:
-        return self.model.config.vocab_size
+        return token_count(self.model)
 
     def hidden(
         self, canvas: Int[Tensor, "batch length"], shown: Bool[Tensor, "batch length"] | None

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, DynamicCache, PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
 ALIGNED = 64
@@ -77,8 +77,26 @@ def states(
     return shifted(model, backbone(model)(**given).last_hidden_state)
 
 
+def token_count(model: PreTrainedModel) -> int:
+    """How many ids the tokenizer knows. Published models have spare rows behind them, which never get probability."""
+    return getattr(model.config, "token_count", model.config.vocab_size)
+
+
+def know_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the model's config say how many ids its tokenizer knows, where that is less than it has rows."""
+    count = max(tokenizer.get_vocab().values()) + 1
+    if count < model.config.vocab_size:
+        model.config.token_count = count
+
+
 def head(model: PreTrainedModel) -> Head:
-    """Hidden states to logits."""
+    """Hidden states to logits of the tokens that there are."""
+    whole, count = _whole_head(model), token_count(model)
+    return whole if count == model.config.vocab_size else lambda hidden: whole(hidden)[:, :count]
+
+
+def _whole_head(model: PreTrainedModel) -> Head:
+    """Hidden states to logits of every row."""
     if not is_masked_lm(model):
         projection: Any = model.get_output_embeddings()
         # What holds an adapter, or a part of the weights (FSDP), is left to itself.

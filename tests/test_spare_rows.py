@@ -1,0 +1,108 @@
+"""Published models have more rows than their tokenizers have tokens: such ids never get probability, anywhere."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import published
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from dlm.api import DiffusionLM
+from dlm.blocks import R2ftParams, TrainingParams
+from dlm.data.tokenizer import before_eos
+from dlm.diffusion.corruption import Rule
+from dlm.diffusion.negatives import draw_negatives, make_rule
+from dlm.evaluation.metrics import mean_log_prior
+from dlm.models.backbone import load_checkpoint, save_checkpoint
+from dlm.models.interface import head, states, token_count
+from dlm.models.reference import nucleus_answers
+from dlm.params import load_params
+from dlm.training.batches import SftCollator
+from dlm.training.objectives import DiffusionTrainer
+from dlm.training.rejection import beside, fit_r2ft
+from dlm.training.run import fit
+
+LENGTH = 24
+WRITE = {"llada": published.llada, "dream": published.dream}
+every_kind = pytest.mark.parametrize("kind", WRITE)
+PARAMS = load_params(Path(__file__).parents[1] / "params.yaml")
+TRAINING = TrainingParams(
+    steps=2,
+    batch_size=4,
+    gradient_accumulation=1,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    lr_schedule="constant",
+    warmup_steps=0,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    precision="fp32",
+    gradient_checkpointing=False,
+    compile=False,
+    eval_every=1,
+    save_every=2,
+)
+ROWS = [{"id": n, "prompt_ids": [5 + n, 9, 12], "answer_ids": [20 + n, 31, 40 + n, 51][: 2 + n % 3]} for n in range(8)]
+
+
+def loaded(kind: str, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A tiny published model whose spare rows would win everywhere, were they asked."""
+    WRITE[kind](folder, seed=3)
+    model, tokenizer = load_checkpoint(folder, causal=False)
+    with torch.no_grad():
+        # The largest logits of all: the mean state, many times as long.
+        ids = torch.randint(2, 290, (4, 20))
+        direction = states(model, ids).flatten(0, 1).mean(0)
+        model.get_output_embeddings().weight[published.VOCAB :] = 50 * direction
+    return model, tokenizer
+
+
+@every_kind
+def test_the_head_ends_with_the_last_token(kind: str, tmp_path: Path) -> None:
+    model, tokenizer = loaded(kind, tmp_path / "model")
+    assert (token_count(model), model.config.vocab_size, len(tokenizer)) == (300, 320, 300)
+    hidden = states(model, torch.randint(2, 290, (1, 6)))[0]
+    whole = model.get_output_embeddings()(hidden)
+    assert torch.equal(head(model)(hidden), whole[:, :300])
+    save_checkpoint(tmp_path / "again", model, tokenizer)
+    assert token_count(load_checkpoint(tmp_path / "again", causal=False)[0]) == 300
+
+
+@every_kind
+@pytest.mark.parametrize("decoder", ["categorical", "top_k", "low_confidence", "repetition_penalty", "remdm"])
+def test_no_decoder_draws_a_spare_row(kind: str, decoder: str, tmp_path: Path) -> None:
+    lm = DiffusionLM(*loaded(kind, tmp_path / "model"))
+    tokens = lm.generate([[5, 9, 12], [7]], decoder, steps=4, gen_length=16).tokens
+    assert tokens.max() < 300
+
+
+@every_kind
+def test_sft_and_r2ft_of_such_a_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Priors are sized by the tokenizer, losses by the tokens there are: what spare rows say changes none of them."""
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = loaded(kind, tmp_path / "model")
+    mask_id, eos_id = tokenizer.mask_token_id, tokenizer.eos_token_id
+    collator = SftCollator(LENGTH, eos_id, padding=1.0)
+    make = functools.partial(DiffusionTrainer, mask_id=mask_id, data_collator=collator)
+    model, curve = fit("sft", make, model, ROWS, ROWS[:4], TRAINING, 7, "sft")
+    assert all(np.isfinite(row["eval_loss"]) and row["eval_loss"] < 20 for row in curve)
+    counts = np.bincount(np.concatenate([row["answer_ids"] for row in ROWS]), minlength=len(tokenizer)).tolist()
+    rule: Rule = make_rule(PARAMS.negatives, {"token_counts": counts, "eos_id": eos_id}, 5)
+    pairs = beside(ROWS, draw_negatives(ROWS, "train", PARAMS.negatives, rule, LENGTH, 7))
+    objective = R2ftParams(launcher="python", beta_w=1.0, beta_l=1.0, margin=0.0, gamma=0.1, training=TRAINING)
+    model, curve = fit_r2ft("r2ft", model, tokenizer, pairs, pairs[:4], objective, LENGTH, counts, 7, "r2ft")
+    assert all(np.isfinite(value) for row in curve for value in row.values())
+    tokens = DiffusionLM(model, tokenizer).generate([[5, 9, 12]], steps=4, gen_length=16).tokens[0].tolist()
+    content = before_eos(tokens, eos_id)
+    assert not content or np.isfinite(mean_log_prior(content, np.log(np.asarray(counts) + 1.0)))
+
+
+def test_the_reference_answers_without_spare_rows(tmp_path: Path) -> None:
+    model, tokenizer = loaded("dream", tmp_path / "model")
+    model.config.is_causal = True
+    answers = nucleus_answers(
+        model, tokenizer, ROWS[:2], seeds=[0], gen_length=8, batch_size=2, top_p=0.95, temperature=1.0
+    )
+    assert max(max(answer["tokens"], default=0) for answer in answers) < 300
