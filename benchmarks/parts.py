@@ -47,7 +47,8 @@ def dequantised(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 def pack(source: Path, out: Path, name: str) -> None:
     if not (source / "model.safetensors").is_file():
         raise UserError(f"{source}: no model.safetensors there; give a checkpoint's folder")
-    files = {path.name: path.read_bytes() for path in sorted(source.iterdir()) if path.suffix != ".safetensors"}
+    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.suffix != ".safetensors"]
+    files = {path.name: path.read_bytes() for path in beside}
     files["model.safetensors"] = save(quantised(load_file(source / "model.safetensors")), {"format": "pt"})
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as archive:
@@ -64,11 +65,15 @@ def pack(source: Path, out: Path, name: str) -> None:
 
 def join(source: Path, out: Path, name: str) -> None:
     parts = sorted(source.glob(f"{name}.[0-9][0-9]"))
-    if not parts or [int(part.suffix[1:]) for part in parts] != list(range(len(parts))):
-        raise UserError(f"{source}: not all parts {name}.00, {name}.01, ... are there; fetch the missing ones")
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
-    raw = zstandard.ZstdDecompressor().decompressobj().decompress(b"".join(part.read_bytes() for part in parts))
+    stream = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        raw = stream.decompress(b"".join(part.read_bytes() for part in parts))
+    except zstandard.ZstdError:
+        raw = b""
+    if [int(part.suffix[1:]) for part in parts] != list(range(len(parts))) or not stream.eof:
+        raise UserError(f"{source}: not all parts {name}.00, {name}.01, ... are there and whole; fetch them again")
     with atomic_directory(out) as folder, tarfile.open(fileobj=io.BytesIO(raw)) as archive:
         archive.extractall(folder, filter="data")
         weights = dequantised(load((folder / "model.safetensors").read_bytes()))

@@ -6,34 +6,41 @@
 #   benchmarks/quarter_hour.sh PARTS OUT MINUTES [options of benchmarks/pipeline.py]
 #
 # PARTS: SmolLM2.gguf.* (or the converted model in data/input already), rows.npy.xz, alpaca_data.json.xz, *_questions.json(l)
+# The variable WORK names another folder than the repository for data/input, build and the results.
 set -uo pipefail
-parts=$1 out=$2 minutes=$3
+[ $# -ge 3 ] || { echo "error: give PARTS OUT MINUTES" >&2; exit 2; }
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$2"
+parts=$(cd "$1" && pwd) && out=$(cd "$2" && pwd) && cd "${WORK:-$root}" || exit 2
+minutes=$3
 shift 3
-cd "$(dirname "$0")/.."
-export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" DLM_TRACKING=off TOKENIZERS_PARALLELISM=true PYTHONUNBUFFERED=1
+export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}" DLM_TRACKING=off TOKENIZERS_PARALLELISM=true PYTHONUNBUFFERED=1
 folder=build/quarter_hour model=data/input/smollm2-135m-instruct
-mkdir -p data/input "$out"
+mkdir -p data/input
 
 {
     if [ ! -d "$model" ]; then
-        cat "$parts"/SmolLM2.gguf.* > data/input/SmolLM2.gguf
+        cat "$parts"/SmolLM2.gguf.* > data/input/SmolLM2.gguf || exit 2
         python3 -m dlm.command convert data/input/SmolLM2.gguf "$model" --causal --dtype bfloat16 || exit 2
     fi
     for file in "$parts"/*; do
+        name=$(basename "$file" .npy.xz)
         case "$file" in
-            *.npy.xz) name=$(basename "$file" .xz); [ -e "data/input/$name" ] || python3 -c 'import lzma, shutil, sys
+            *.npy.xz) [ -e "data/input/$name.npy" ] || python3 -c 'import lzma, shutil, sys
 with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as rows:
-    shutil.copyfileobj(packed, rows)' "$file" "data/input/$name" || exit 2 ;;
-            *.json | *.jsonl | *.json.xz) cp -n "$file" data/input/ ;;
+    shutil.copyfileobj(packed, rows)' "$file" "data/input/$name.npy" || exit 2 ;;
+            *.json | *.jsonl | *.json.xz) [ -e "data/input/$name" ] || cp "$file" "data/input/$name" || exit 2 ;;
         esac
     done
     echo "unpacked after $SECONDS s"
-    run=(python3 benchmarks/pipeline.py --profile smollm2 --folder "$folder" "$@")
+    run=(python3 "$root/benchmarks/pipeline.py" --profile smollm2 --folder "$folder" "$@")
     # A fault on the GPU spoils the process for all later stages: another one does what is missing, once.
     "${run[@]}" --minutes "$minutes" --resume || "${run[@]}" --minutes "$(python3 -c "print(max($minutes - $SECONDS / 60, 0))")" --resume
     echo "ended after $SECONDS s"
 } 2>&1 | tee "$out/log.txt"
 
+[ -f "$folder/params.yaml" ] || exit 2  # nothing has run, and the log says why
+shopt -s nullglob
 results=$(python3 -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["report"]["results"])' "$folder/params.yaml")
 tar -cJf "$out/results.tar.xz" "$results"
 tar -cJf "$out/answers.tar.xz" --ignore-failed-read "$folder"/build/answers "$folder"/build/models/reference/answers.jsonl "$folder"/beside/*/build/answers
