@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dlm.analysis.claims import Claim, combine, judge_claims, relation
+from dlm.analysis.claims import Claim, combine, judge_claims
+from dlm.analysis.comparisons import relation
 from dlm.analysis.figures import ReportFigure, report_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.panels import decoder_data, draw_decoders
@@ -244,14 +245,36 @@ def test_claim_1_gives_its_figures() -> None:
     [(0.9, 0.5, "seen"), (0.9, 0.8, "mixed"), (0.8, 0.8, "not seen"), (0.7, 0.9, "not seen"), (0.7, 0.5, "mixed")],
 )
 def test_claim_2(top_k: float, categorical: float, verdict: str) -> None:
-    """Both stand at 0.8 before R2FT."""
+    """Both stand at 0.8 before R2FT; its negatives' repetitions are fewer with it, or not."""
     rows = [
         *(cell("sft", name) for name in ("top_k", "categorical")),
-        cell("r2ft", "top_k", well_formed=top_k),
+        cell("r2ft", "top_k", well_formed=top_k, repetition_4=0.02 if verdict == "not seen" else 0.0, spread=0.005),
         cell("r2ft", "categorical", well_formed=categorical),
     ]
     assert claim(2, rows).verdict == verdict
     assert claim(2, rows[:3]).verdict == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("repetition", "frequent", "expected"),
+    [
+        (0.02, 0.6, "not separated from"),
+        (0.001, 0.6, "better than"),
+        (0.02, 0.5, "better than"),  # nearer to the reference's 0.45
+        (0.02, 0.25, "worse than"),  # farther, on the other side
+        (0.02, 0.75, "worse than"),
+        (0.05, 0.5, "better on one axis and worse on the other than"),
+    ],
+)
+def test_claim_2_asks_for_degeneration_first(repetition: float, frequent: float, expected: str) -> None:
+    """Before R2FT 0.020 and 0.60. The share of frequent words has a mark, not a good end."""
+    rows = [
+        cell("reference", "nucleus", high_prior=0.45),
+        *(cell("sft", name) for name in ("top_k", "categorical")),
+        cell("r2ft", "top_k", repetition_4=repetition, high_prior=frequent, spread=0.005),
+        cell("r2ft", "categorical"),
+    ]
+    assert f"R2FT is {expected} SFT alone" in claim(2, rows).evidence.splitlines()[0]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dlm.analysis.table import COLUMNS, Column, Row, interval, is_reference, number, quality_axes
+from dlm.analysis.comparisons import (
+    WORDS,
+    Relation,
+    compared,
+    fall,
+    figures,
+    gain,
+    length_note,
+    nearer,
+    relation,
+    reverse,
+    separated,
+    speed,
+    together,
+)
+from dlm.analysis.table import COLUMNS, Row, is_reference, quality_axes
 
 Verdict = Literal["seen", "not seen", "mixed", "not tested"]
-Relation = Literal["better", "worse", "conflict", "same"]
-Axes = tuple[Column, Column]
 Cells = dict[tuple[str, str], Row]
 
 RULE = (
@@ -19,12 +32,6 @@ RULE = (
     "when it is so on at least one of the two quality axes and worse on neither. A claim is seen when all its "
     "comparisons are, not seen when none is, and mixed otherwise. Overlap does not show that two settings are equal."
 )
-WORDS: dict[Relation, str] = {
-    "better": "better than",
-    "worse": "worse than",
-    "conflict": "better on one axis and worse on the other than",
-    "same": "not separated from",
-}
 AS_VERDICT: dict[Relation, Verdict] = {
     "better": "seen",
     "conflict": "mixed",
@@ -75,29 +82,47 @@ def few_steps(rows: Sequence[Row]) -> Claim:
             (a, b): relation(found[a], found[b], axes) for i, a in enumerate(names[:2]) for b in names[i + 1 :]
         }
         verdicts += [AS_VERDICT[value] for value in relations.values()]
-        figures = "; ".join(f"{name} {_figures(row, axes)}" for name, row in found.items())
+        each = "; ".join(f"{name} {figures(row, axes)}" for name, row in found.items())
         steps = f"{checkpoint}, {found['conv']['steps']} steps for {found['conv']['gen_length']} tokens"
-        evidence.append(f"{steps}: {figures}. {_compared(relations)}{_length_note(found, rows)}")
+        evidence.append(f"{steps}: {each}. {compared(relations)}{length_note(found, rows)}")
     if not verdicts:
         return replace(claim, evidence=f"It needs cells of {', '.join(names)} for one checkpoint.")
     return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
 
 
 def r2ft_and_decoder(rows: Sequence[Row]) -> Claim:
+    """First what R2FT is for, by top_k (fewer repetitions, as many frequent words as the reference), then quality."""
     claim = Claim(2, "R2FT helps top-k and hurts categorical on the small model.", "not tested", "")
     cells, axes = _cells(rows), quality_axes(rows)
     if any((checkpoint, name) not in cells for checkpoint in ("sft", "r2ft") for name in ("top_k", "categorical")):
         return replace(claim, evidence="It needs top_k and categorical for both sft and r2ft.")
-    verdicts, evidence = [], []
+    before, after = cells["sft", "top_k"], cells["r2ft", "top_k"]
+    value = degeneration(before, after, rows)
+    verdicts = [AS_VERDICT[value]]
+    shown = COLUMNS["repetition_4"], COLUMNS["high_prior"]
+    evidence = [
+        f"Degeneration of top_k: {figures(before, shown)} with sft; {figures(after, shown)} with r2ft: R2FT is "
+        f"{WORDS[value]} SFT alone."
+    ]
     for name, hoped in (("top_k", "better"), ("categorical", "worse")):
         before, after = cells["sft", name], cells["r2ft", name]
         value = relation(after, before, axes)
-        verdicts.append(AS_VERDICT[value if hoped == "better" else _reverse(value)])
+        verdicts.append(AS_VERDICT[value if hoped == "better" else reverse(value)])
         evidence.append(
-            f"{name}: {_figures(before, axes)} with sft; {_figures(after, axes)} with r2ft: R2FT is {WORDS[value]} SFT "
-            f"alone (the claim: {hoped}).{_length_note({'sft': before, 'r2ft': after}, rows)}"
+            f"{name}: {figures(before, axes)} with sft; {figures(after, axes)} with r2ft: R2FT is {WORDS[value]} SFT "
+            f"alone (the claim: {hoped}).{length_note({'sft': before, 'r2ft': after}, rows)}"
         )
     return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
+
+
+def degeneration(before: Row, after: Row, rows: Sequence[Row]) -> Relation:
+    """How `after` stands to `before`: repetition is better the lower, the share of frequent words the nearer to the
+    reference's, where there is one."""
+    mark = next((row["high_prior"] for row in rows if is_reference(row)), None)
+    signs = {separated(after, before, COLUMNS["repetition_4"])}
+    if mark is not None:
+        signs.add(nearer(after, before, COLUMNS["high_prior"], mark))
+    return together(signs)
 
 
 def block_and_kernel(ablation: Sequence[Row]) -> Claim:
@@ -112,15 +137,15 @@ def block_and_kernel(ablation: Sequence[Row]) -> Claim:
         if len(blocks) < 2 or len(kernels) < 2:
             continue
         (block_falls, block_fall), (kernel_falls, kernel_fall) = (
-            (_separated(sizes[-1], sizes[0], axes[0]) > 0, _gain(sizes[-1], sizes[0], axes[0]))
+            (separated(sizes[-1], sizes[0], axes[0]) > 0, gain(sizes[-1], sizes[0], axes[0]))
             for sizes in (blocks, kernels)
         )
         if not block_falls or kernel_fall >= block_fall:
             verdicts.append("not seen")
         else:
             verdicts.append("mixed" if kernel_falls else "seen")
-        semi = _fall("semi-AR, block", "block_length", blocks, axes, block_falls)
-        conv = _fall("Conv, kernel", "kernel_size", kernels, axes, kernel_falls)
+        semi = fall("semi-AR, block", "block_length", blocks, axes, block_falls)
+        conv = fall("Conv, kernel", "kernel_size", kernels, axes, kernel_falls)
         evidence.append(f"{checkpoint}: {semi}; {conv}.")
     if not verdicts:
         return replace(claim, evidence="It needs at least two block lengths and two kernel sizes (params: ablation).")
@@ -141,12 +166,12 @@ def conv_against_slow_semi_ar(rows: Sequence[Row], ablation: Sequence[Row]) -> C
     slow = [row for row in ablation if row["variant"] == "long semi_ar"]
     if fast is None or not slow:
         return replace(claim, evidence="It needs the cell r2ft-conv and the ablation's semi-AR at long_steps.")
-    verdicts, evidence = [], [f"r2ft conv, {fast['steps']} steps: {_figures(fast, axes)}."]
+    verdicts, evidence = [], [f"r2ft conv, {fast['steps']} steps: {figures(fast, axes)}."]
     for row in slow:
         value = relation(fast, row, axes)
         verdicts.append("mixed" if value == "same" else AS_VERDICT[value])
         evidence.append(
-            f"semi-AR, {row['checkpoint']}, block {row['block_length']}, {row['steps']} steps: {_figures(row, axes)}; "
+            f"semi-AR, {row['checkpoint']}, block {row['block_length']}, {row['steps']} steps: {figures(row, axes)}; "
             f"Conv is {WORDS[value]} it."
         )
     return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
@@ -171,8 +196,8 @@ def saving(ablation: Sequence[Row]) -> Claim:
         else:
             verdicts.append("seen" if low >= LEAST_SAVING and quality in ("better", "same") else "mixed")
         evidence.append(
-            f"{checkpoint}, {plain['steps']} steps, both with the cache. Without EOS-fill: {_speed(plain, axes)}. "
-            f"With it: {_speed(filled, axes)}. That is {plain['nfe'] / filled['nfe']:.2f} times fewer "
+            f"{checkpoint}, {plain['steps']} steps, both with the cache. Without EOS-fill: {speed(plain, axes)}. "
+            f"With it: {speed(filled, axes)}. That is {plain['nfe'] / filled['nfe']:.2f} times fewer "
             f"[{low:.2f}, {high:.2f}]; the answers are {WORDS[quality]} those without."
         )
     if not verdicts:
@@ -189,45 +214,16 @@ def rescue(rows: Sequence[Row]) -> Claim:
         return replace(claim, evidence="It needs low_confidence for both sft and r2ft.")
     value = relation(after, before, axes)
     evidence = (
-        f"low_confidence: {_figures(before, axes)}, length {before['length']:.1f} with sft; {_figures(after, axes)}, "
+        f"low_confidence: {figures(before, axes)}, length {before['length']:.1f} with sft; {figures(after, axes)}, "
         f"length {after['length']:.1f} with r2ft: R2FT is {WORDS[value]} SFT alone."
-        f"{_length_note({'sft': before, 'r2ft': after}, rows)}"
+        f"{length_note({'sft': before, 'r2ft': after}, rows)}"
     )
     return replace(claim, verdict=AS_VERDICT[value], evidence=evidence)
-
-
-def relation(a: Row, b: Row, axes: Axes) -> Relation:
-    """How setting `a` stands to `b` on the two axes together."""
-    signs = {_separated(a, b, axis) for axis in axes} - {0}
-    if len(signs) == 2:
-        return "conflict"
-    return "better" if 1 in signs else "worse" if -1 in signs else "same"
 
 
 def combine(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict of several comparisons: theirs when they agree, mixed otherwise."""
     return verdicts[0] if len(set(verdicts)) == 1 else "mixed"
-
-
-def _separated(a: Row, b: Row, axis: Column) -> int:
-    """1 where `a` is better and the intervals do not overlap, -1 where it is worse so, else 0."""
-    one, other = a[f"{axis.name}_ci"], b[f"{axis.name}_ci"]
-    if not one or not other:
-        return 0
-    above = int(one[0] > other[1]) - int(one[1] < other[0])
-    return above if axis.better == "higher" else -above
-
-
-def _gain(a: Row, b: Row, axis: Column) -> float:
-    """By how much `a` is better than `b`."""
-    difference = float(a[axis.name] - b[axis.name])
-    return difference if axis.better == "higher" else -difference
-
-
-def _reverse(value: Relation) -> Relation:
-    if value == "better":
-        return "worse"
-    return "better" if value == "worse" else value
 
 
 def _cells(rows: Sequence[Row]) -> Cells:
@@ -242,62 +238,3 @@ def _by_size(ablation: Sequence[Row], checkpoint: str, variant: str, size: str) 
     """From the smallest to the largest."""
     found = {row[size]: row for row in ablation if row["checkpoint"] == checkpoint and row["variant"] == variant}
     return [found[key] for key in sorted(found)]
-
-
-def _fall(label: str, size: str, rows: Sequence[Row], axes: Axes, falls: bool) -> str:
-    large, small = rows[-1], rows[0]
-    told = [
-        f"{axis.heading} {_value(large, axis)} to {_value(small, axis)}{_change(small, large, axis)}" for axis in axes
-    ]
-    return f"{label} {large[size]} to {small[size]}: {told[0]}, {'a' if falls else 'no'} separated fall; {told[1]}"
-
-
-def _change(a: Row, b: Row, axis: Column) -> str:
-    """' (worse by 0.20)': `a` against `b`."""
-    if a[axis.name] is None or b[axis.name] is None:
-        return ""
-    gain = _gain(a, b, axis)
-    amount = number(abs(gain), axis)
-    if not float(amount):
-        return " (unchanged)"
-    return f" ({'better' if gain > 0 else 'worse'} by {amount})"
-
-
-def _figures(row: Row, axes: Axes) -> str:
-    return ", ".join(f"{axis.heading} {_value(row, axis)}" for axis in axes)
-
-
-def _speed(row: Row, axes: Axes) -> str:
-    nfe = _value(row, COLUMNS["nfe"])
-    return f"NFE {nfe}, {_figures(row, axes)}, mean length {row['length']:.1f}"
-
-
-def _value(row: Row, axis: Column) -> str:
-    return f"{number(row[axis.name], axis)} {interval(row, axis)}".strip()
-
-
-def _compared(relations: dict[tuple[str, str], Relation]) -> str:
-    """'conv is better than a, b and not separated from c; top_k is ...'."""
-    sentences = []
-    for first in dict.fromkeys(a for a, _ in relations):
-        mine = {b: value for (a, b), value in relations.items() if a == first}
-        phrases = [
-            f"{WORDS[value]} {', '.join(b for b, other in mine.items() if other == value)}"
-            for value in dict.fromkeys(mine.values())
-        ]
-        sentences.append(f"{first} is {' and '.join(phrases)}")
-    return "; ".join(sentences) + "."
-
-
-def _length_note(found: dict[str, Row], rows: Sequence[Row]) -> str:
-    """Which of the settings answer much shorter or longer than the reference, or often not at all."""
-    usual = next((row["length"] for row in rows if is_reference(row)), None)
-    odd = [
-        f"{name} ({row['length']:.1f} tokens, {row['nonempty']:.0%} non-empty)"
-        for name, row in found.items()
-        if row["nonempty"] < 0.98 or (usual and not 0.8 <= row["length"] / usual <= 1.25)
-    ]
-    if not odd:
-        return ""
-    against = f" against the reference's {usual:.1f}" if usual else ""
-    return f" Read beside their lengths{against}: {', '.join(odd)}."
