@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from dlm import cli
 from dlm.analysis.samples import as_text, good_and_bad
 from dlm.data.splits import read_split
-from dlm.data.text import read_documents, split_documents
+from dlm.data.text import read_documents, read_rows, split_documents
 from dlm.data.tokenizer import encode, load_tokenizer
 from dlm.errors import run_script
 from dlm.evaluation.bootstrap import geometric_mean_with_ci
@@ -81,8 +81,12 @@ def make_scorer(params: Params, build: Path) -> tuple[NgramScorer, int]:
 
 def held_out(params: Params, build: Path, tokenizer: Any) -> Iterator[list[int]]:
     """Documents of `base.text` that no model was trained on; where it holds none out, the held-out records."""
-    if params.base.held_out:
-        documents = split_documents(read_documents(params.base.text), params.base.held_out)[1]
+    base = params.base
+    if base.held_out and base.text.endswith(".npy"):
+        rows = read_rows(base.text, base.sequence_length, len(tokenizer))
+        yield from (row.tolist() for row in split_documents(rows, base.held_out)[1])
+    elif base.held_out:
+        documents = split_documents(read_documents(base.text), base.held_out)[1]
         for start in range(0, len(documents), 1000):
             yield from encode(tokenizer, documents[start : start + 1000])
     else:

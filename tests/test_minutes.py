@@ -136,3 +136,17 @@ def test_several_processes_have_no_limit_of_time(monkeypatch: pytest.MonkeyPatch
     params = replace(TRAINING, gradient_accumulation=2, minutes=1.0)
     with pytest.raises(UserError, match=r"^sft: minutes must be null for several processes, whose clocks differ"):
         sft(tiny_model(), params)
+
+
+def test_a_visitor_sees_the_last_step(clock: Clock) -> None:
+    """Though it is no multiple of save_every: the model that comes back is the one of the last step."""
+    seen: dict[int, Any] = {}
+    params = replace(TRAINING, steps=100, minutes=10 / 60)
+
+    def visit(step: int, model: Any) -> None:
+        seen[step] = {name: value.clone() for name, value in model.state_dict().items()}
+
+    model = tiny_model()
+    sft(model, params, clock, visit=visit)
+    assert list(seen) == [4, 8, 10]
+    assert all((value == seen[10][name]).all() for name, value in model.state_dict().items())

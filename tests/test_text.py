@@ -144,6 +144,10 @@ def test_rows_that_are_tokenised_already(tmp_path: Path, dtype: Any) -> None:
         (np.zeros(3, int), r"\(3\) ids below 260, got \(3,\)"),
         (np.zeros((2, 3)), r"\(3\) ids below 260"),  # floats
         (np.array([[0, 1, 260]]), r"\(3\) ids below 260"),
+        (np.array([[0, 1, -1]]), r"\(3\) ids below 260"),
+        (np.zeros((0, 3), int), r"\(3\) ids below 260"),
+        (b"", "no rows of ids could be read"),
+        (b"PK\x03\x04 an archive", "no rows of ids could be read"),
         (np.array([[0, "a", 1]], dtype=object), "no rows of ids could be read"),  # pickled
         (b"just words", "no rows of ids could be read"),
         (None, "no rows of ids could be read .*No such file"),

@@ -46,10 +46,12 @@ def read_rows(path: Path | str, length: int, entries: int) -> list[Int[np.ndarra
         UserError: no such file, rows of another length, or ids that the tokenizer does not have.
     """
     try:
-        ids = np.load(path, allow_pickle=False)
+        with Path(path).open("rb") as file:
+            ids = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no rows of ids could be read ({str(error).splitlines()[0]})") from None
-    if ids.ndim != 2 or ids.shape[1] != length or ids.dtype.kind not in "iu" or ids.max() >= entries:
+    fits = ids.ndim == 2 and ids.shape[1] == length and ids.dtype.kind in "iu" and ids.size > 0
+    if not fits or ids.min() < 0 or ids.max() >= entries:
         raise UserError(
             f"{path}: must hold rows of base.sequence_length ({length}) ids below {entries}, got {ids.shape}"
         )

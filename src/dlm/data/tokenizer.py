@@ -1,6 +1,7 @@
 """Tokenizers: a byte-level BPE trained here, or a saved one; both leave with an end-of-text and a mask token."""
 
 import os
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
         kind: Any = Qwen2Tokenizer if is_dream else GPT2Tokenizer if bare_gpt2 else AutoTokenizer
         place, named = gguf_place(path) if is_gguf(path) else (str(path), {})
         tokenizer: Any = kind.from_pretrained(place, trust_remote_code=False, **named)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, struct.error) as error:
         raise UserError(f"{path}: no tokenizer could be loaded ({str(error).splitlines()[0]}); give a folder") from None
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         tokenizer.eos_token = tokenizer.sep_token  # a masked LM's texts end with it

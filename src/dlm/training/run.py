@@ -100,7 +100,10 @@ def fit(
         args=training_arguments(params, steps, seed, folder, resumed=checkpoint is not None, keep=None if visit else 2),
         train_dataset=train,
         eval_dataset=[{**row, "place": place} for place, row in enumerate(valid)],
-        callbacks=[StopAtNonFinite(), *([] if params.minutes is None else [WithinMinutes(params.minutes)])],
+        callbacks=[
+            StopAtNonFinite(),
+            *([] if params.minutes is None else [WithinMinutes(params.minutes, save=visit is not None)]),
+        ],
         optimizer_cls_and_kwargs=_optimizer(model, params),
         compile=params.compile,
     )
@@ -220,10 +223,14 @@ class StopAtNonFinite(TrainerCallback):
 
 class WithinMinutes(TrainerCallback):
     """Ends training after some time, its learning rate's schedule run through: after the warm-up, whose steps stay,
-    the schedule is moved on to where the time is."""
+    the schedule is moved on to where the time is.
 
-    def __init__(self, minutes: float) -> None:
-        self.seconds = 60 * minutes
+    Args:
+        save: whether the last step leaves a checkpoint.
+    """
+
+    def __init__(self, minutes: float, *, save: bool) -> None:
+        self.seconds, self.save = 60 * minutes, save
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.end = time.monotonic() + self.seconds
@@ -231,7 +238,8 @@ class WithinMinutes(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
         now = time.monotonic()
-        control.should_training_stop |= now >= self.end
+        if now >= self.end:
+            control.should_training_stop, control.should_save = True, control.should_save or self.save
         if state.global_step < args.warmup_steps:
             return
         self.warm = self.warm or now
