@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +21,11 @@ from mlflow import MlflowClient
 
 from dlm.backfill import backfill
 from dlm.errors import UserError
-from dlm.tracking import md5, stage_run
+from dlm.revision import revision
+from dlm.tracking import Run, md5, stage_run, tracking_uri
 
 VARIABLES = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "DLM_TRACKING", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI")
+UNWATCHED = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}  # a slow machine would put them among a test's metrics
 THREE_AT_ONCE = """
 from dlm.tracking import stage_run
 import sys
@@ -55,6 +59,8 @@ print("body ran")
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    for name, value in UNWATCHED.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(workspace(tmp_path))
 
 
@@ -62,7 +68,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One database for the module, made by three first users at once: making one takes seconds."""
     folder = workspace(tmp_path_factory.mktemp("pipeline"))
-    environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    environment = {k: v for k, v in os.environ.items() if k not in VARIABLES} | UNWATCHED
     commands = [[sys.executable, "-c", THREE_AT_ONCE, cell] for cell in ("one", "two", "three")]
     started = [
         subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
@@ -83,9 +89,23 @@ def client(uri: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReq
 
 
 def workspace(folder: Path) -> Path:
+    """A committed pipeline without stages."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "dvc.yaml").write_text("stages: {}\n")
     (folder / "params.yaml").write_text("seed: 1\n")
+    git("init", "-q", folder=folder)
+    commit(folder)
     return folder
+
+
+def git(*arguments: str, folder: Path | str = ".") -> None:
+    subprocess.run(["git", *arguments], cwd=folder, check=True)
+
+
+def commit(folder: Path | str = ".") -> None:
+    git("add", ".", folder=folder)
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    git(*author, "commit", "-q", "--allow-empty", "-m", "x", folder=folder)
 
 
 def found(client: MlflowClient, where: str, experiment: str = "dlm") -> list[Any]:
@@ -138,17 +158,12 @@ def test_stages_of_one_pipeline_run_are_children_with_tags(
     tags = children[1].data.tags
     assert (tags["stage"], tags["cell"], tags["experiment"]) == ("decode", "r2ft-conv", request.node.name)
     assert tags["params_hash"] == hashlib.md5(b"seed: 1\n").hexdigest()
-    assert (tags["git_sha"], tags["git_dirty"]) == ("", "false")
+    assert (len(tags["git_sha"]), tags["git_dirty"]) == (40, "false")
 
 
 def test_without_an_experiment_the_files_and_the_commit_make_the_key(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def commit() -> None:
-        author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "--allow-empty", "-m", "x"]):
-            subprocess.run(["git", *command], check=True)
-
     def parent() -> str:
         with stage_run("key") as run:
             pass
@@ -171,6 +186,172 @@ def test_without_an_experiment_the_files_and_the_commit_make_the_key(
     assert [dirty for _, dirty in seen] == ["false", "false", "true", "false"]
     assert len(seen[0][0]) == 40
     assert seen[0][0] == seen[2][0] != seen[3][0]
+
+
+def without_git() -> None:
+    shutil.rmtree(".git")
+
+
+def in_a_foreign_repository() -> None:
+    """An archive that was unpacked where a folder above is somebody's repository."""
+    without_git()
+    Path("own").write_text("x")
+    git("init", "-q")
+    git("add", "own")
+    git("-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "-m", "x")
+
+
+def before_the_first_commit() -> None:
+    without_git()
+    git("init", "-q")
+
+
+@pytest.mark.parametrize(
+    ("lose", "variables", "remedy"),
+    [
+        (without_git, {"GIT_CEILING_DIRECTORIES": "/"}, "a downloaded archive?); `git clone` it, or `git init`"),
+        (in_a_foreign_repository, {}, "git has no commit of this dvc.yaml; `git add -A` and `git commit`"),
+        (before_the_first_commit, {}, "git has no commit of this dvc.yaml; `git add -A` and `git commit`"),
+        (None, {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}, "`git config --global --add safe.directory {here}` allows it"),
+        (None, {"PATH": ""}, "there is no git; install it"),
+    ],
+)
+def test_what_git_does_not_tell_is_unknown_and_said_once(
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    lose: Callable[[], None] | None,
+    variables: dict[str, str],
+    remedy: str,
+) -> None:
+    if lose:
+        lose()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        with stage_run("score") as run:
+            run.metrics({"nfe": 1})
+        stored = client.get_run(run.run_id)
+        assert (stored.data.tags["git_sha"], stored.data.tags["git_dirty"]) == ("unknown", "unknown")
+        assert stored.data.metrics == {"nfe": 1}
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("the runs will not say which commit they are of: ")
+    assert remedy.format(here=Path.cwd()) in line
+
+
+def test_a_status_that_git_does_not_give_leaves_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".git/index").write_bytes(b"spoilt")
+    found = revision(Path.cwd())
+    assert (len(found.sha), found.dirty) == (40, "unknown")
+    assert "index" in found.lost and "\n" not in found.lost
+
+
+def test_a_deleted_experiment_has_its_remedies(
+    client: MlflowClient, uri: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, and both commands of it do what it says."""
+    name = "deleted"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("DVC_ROOT", str(Path(uri.removeprefix("sqlite:///")).parent))
+
+    def line() -> str:
+        with stage_run("score") as run:
+            run.metrics({"nfe": 1})
+        return capfd.readouterr().err
+
+    def do(command: str) -> None:
+        mlflow = [sys.executable, "-m", *shlex.split(command)]
+        subprocess.run(mlflow, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, check=True, capture_output=True)
+
+    assert line() == ""
+    number = client.get_experiment_by_name(name).experiment_id
+    client.delete_experiment(number)
+    restore, for_good = f"mlflow experiments restore -x {number}", f"mlflow gc --experiment-ids {number}"
+    told = line()
+    assert told == (
+        f"tracking is off: MLflow's experiment {name} was deleted: `export MLFLOW_TRACKING_URI={uri}`, then "
+        f"`{restore}` brings it back, `{for_good}` removes it for good; the run goes on\n"
+    )
+    do(restore)
+    assert line() == ""
+    client.delete_experiment(number)
+    do(for_good)
+    assert line() == ""
+    assert len(found(client, "", name)) == 2  # a pipeline's run and its stage's
+
+
+def test_a_path_that_is_no_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a URI gives a meaning to, in the name of a folder above the repository."""
+    folder = workspace(tmp_path / "50%25 of?it=#1&ü+%" / "repository")
+    monkeypatch.chdir(folder)
+    with stage_run("score", params={"seed": 1}) as run:
+        run.table("samples", [{"a": 1}])
+        run.artifact("params.yaml")
+    assert run.healthy
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
+        *("dvc.yaml", "mlartifacts", "mlflow.db", "params.yaml")
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != ".git"] == [folder.parent.name]
+    assert len(list((folder / "mlartifacts").rglob("samples.json"))) == 1
+    client = MlflowClient(tracking_uri=tracking_uri())
+    assert {item.path for item in client.list_artifacts(run.run_id)} == {"params.yaml", "samples.json"}
+
+
+def test_the_table_of_a_cell_says_which(client: MlflowClient, tmp_path: Path) -> None:
+    with stage_run("decode", "r2ft-conv") as run:
+        run.table("samples", [{"prompt": "a", "answer": "b"}])
+    table = json.loads(Path(client.download_artifacts(run.run_id, "samples.json", str(tmp_path))).read_text())
+    assert (table["columns"], table["data"]) == (["prompt", "answer", "cell"], [["a", "b", "r2ft-conv"]])
+
+
+def test_the_machine_is_watched_while_a_stage_runs(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+
+    def logged(run: Run) -> list[Any]:
+        return list(client.get_metric_history(run.run_id, "system/cpu_utilization_percentage"))
+
+    with stage_run("train") as run:
+        assert any(thread.name == "system metrics" for thread in threading.enumerate())
+        wait_for(lambda: len(logged(run)) >= 2)
+    points = len(logged(run))
+    assert not any(thread.name == "system metrics" for thread in threading.enumerate())
+    assert {point.step for point in logged(run)} == set(range(points))
+    assert {"system/system_memory_usage_megabytes", "system/disk_usage_percentage"} <= set(
+        client.get_run(run.run_id).data.metrics
+    )
+    with pytest.raises(ValueError), stage_run("train") as run:
+        raise ValueError
+    assert not any(thread.name == "system metrics" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}, {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1000"}],
+)
+def test_a_short_stage_has_no_system_metrics(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with stage_run("short") as run:
+        run.metrics({"nfe": 1})
+    assert client.get_run(run.run_id).data.metrics == {"nfe": 1}
+
+
+def test_a_failure_of_the_watch_costs_system_metrics_alone(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "often")
+    with stage_run("short") as run:
+        wait_for(lambda: not any(thread.name == "system metrics" for thread in threading.enumerate()))
+        run.metrics({"nfe": 1})
+    assert client.get_run(run.run_id).data.metrics == {"nfe": 1}
+    error = capfd.readouterr().err
+    assert error.startswith("system metrics are off: ValueError: ") and error.count("\n") == 1
 
 
 def test_everything_logged_can_be_read_back(client: MlflowClient, tmp_path: Path) -> None:
@@ -362,9 +543,11 @@ def test_the_database_lies_in_the_root_that_dvc_names(uri: str, monkeypatch: pyt
     assert list((root / "mlartifacts").rglob("samples.json"))
 
 
-def test_backfill_needs_a_lock() -> None:
+def test_backfill_needs_a_lock(client: MlflowClient) -> None:
     with pytest.raises(UserError, match=r"dvc.lock: no such file; run from the repository's root"):
         backfill()
+    Path("dvc.lock").touch()
+    assert backfill() == []
 
 
 def test_backfill_says_that_a_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:

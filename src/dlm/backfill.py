@@ -29,7 +29,7 @@ def backfill() -> list[str]:
         entry = stages[name]
         stage, _, cell = name.partition("@")
         params = {key: value for file in (entry.get("params") or {}).values() for key, value in file.items()}
-        with stage_run(stage, cell or None, params) as run:
+        with stage_run(stage, cell or None, params, watch=False) as run:
             hashes = {f"md5.{out['path']}": out["md5"] for out in entry.get("outs") or [] if "md5" in out}
             run.tags({"backfilled": "from dvc.lock", **hashes})
             for out in entry.get("outs") or []:

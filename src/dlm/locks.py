@@ -16,7 +16,8 @@ def locked_stages() -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise UserError(f"{LOCKS[0]}: no such file; run from the repository's root, after `dvc repro` or `dvc pull`")
     for path in LOCKS:
         if path.is_file():
-            yield from (load_yaml(path.read_text(encoding="utf-8"))["stages"] or {}).items()
+            lock = load_yaml(path.read_text(encoding="utf-8")) or {}
+            yield from (lock.get("stages") or {}).items()
 
 
 def outputs() -> Iterator[Path]:

@@ -9,8 +9,8 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,8 +20,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from dlm import processes, times
+from dlm import machine, processes, times
 from dlm.errors import UserError
+from dlm.revision import UNKNOWN, revision
 
 P = ParamSpec("P")
 ILLEGAL = re.compile(r"[^A-Za-z0-9_\-./ ]")
@@ -53,11 +54,14 @@ def _guarded(method: Callable[Concatenate["Run", P], None]) -> Callable[Concaten
 class Run:
     """What a stage logs to. Without a client, and after the first failure, every method does nothing."""
 
-    def __init__(self, client: Any = None, entities: Any = None, run_id: str = "", parent_id: str = "") -> None:
+    def __init__(
+        self, client: Any = None, entities: Any = None, run_id: str = "", parent_id: str = "", cell: str | None = None
+    ) -> None:
         self.run_id = run_id
         self.healthy = client is not None
         self._client, self._entities = client, entities
-        self._parent_id = parent_id
+        self._parent_id, self._cell = parent_id, cell
+        self._unwatch: Callable[[], None] = lambda: None
 
     @_guarded
     def params(self, values: Mapping[str, Any]) -> None:
@@ -84,8 +88,12 @@ class Run:
 
     @_guarded
     def table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log rows as the artifact <name>.json, which MLflow shows as a table; a second call appends."""
-        rows = list(rows)
+        """Log rows as the artifact <name>.json, which MLflow shows as a table; a second call appends.
+
+        Where the stage has cells, a column says which: tables of several runs stand side by side in MLflow.
+        """
+        cell = {"cell": self._cell} if self._cell else {}
+        rows = [{**row, **cell} for row in rows]
         keys = dict.fromkeys(key for row in rows for key in row)
         self._client.log_table(self.run_id, {key: [row.get(key) for row in rows] for key in keys}, f"{name}.json")
 
@@ -109,8 +117,24 @@ class Run:
         tags = [self._entities.RunTag(ILLEGAL.sub("_", key), value) for key, value in values.items()]
         self._client.log_batch(self.run_id, tags=tags)
 
+    def watch_machine(self) -> None:
+        """Log the system metrics of MLflow until the run ends; a failure costs them alone, and one line."""
+
+        def log(values: dict[str, float], step: int) -> None:
+            now = int(time.time() * 1000)
+            metrics = [self._entities.Metric(f"system/{key}", value, now, step) for key, value in values.items()]
+            self._client.log_batch(self.run_id, metrics=metrics)
+
+        def tell(error: Exception) -> None:
+            if self.healthy:
+                print(f"system metrics are off: {_told(error)}; the run goes on", file=sys.stderr)
+
+        if self.healthy:
+            self._unwatch = machine.watch(log, tell)
+
     def end(self, status: str) -> None:
         """End the run, and its parent with the same status; also after a failure, so that none stays RUNNING."""
+        self._unwatch()
         try:
             for run_id in (self.run_id, self._parent_id) if self._client else ():
                 self._client.set_terminated(run_id, status)
@@ -120,8 +144,12 @@ class Run:
 
 
 @contextmanager
-def stage_run(stage: str, cell: str | None = None, params: Mapping[str, Any] | None = None) -> Iterator[Run]:
+def stage_run(
+    stage: str, cell: str | None = None, params: Mapping[str, Any] | None = None, *, watch: bool = True
+) -> Iterator[Run]:
     """Track one stage, or one cell of it, as a child of the pipeline's run; exceptions pass through.
+
+    With `watch` the machine's load is logged, too (dlm.machine).
 
     The run ends FINISHED, FAILED on an exception, KILLED on SIGTERM or Ctrl-C; the next start of the same cell marks
     one that was killed outright. Without MLflow, its database or its server: one line on stderr and a Run that does
@@ -143,6 +171,8 @@ def stage_run(stage: str, cell: str | None = None, params: Mapping[str, Any] | N
         opened = time.time()
         try:
             run.params(params or {})
+            if watch:
+                run.watch_machine()
             yield run
         except BaseException as error:
             run.end("KILLED" if isinstance(error, (_Terminated, KeyboardInterrupt)) else "FAILED")
@@ -191,14 +221,16 @@ def _connected() -> Iterator[tuple[Any, str]]:
     (root / ".cache").mkdir(exist_ok=True)
     with FileLock(root / ".cache" / "mlflow.lock", timeout=120):
         client: Any = mlflow.MlflowClient(tracking_uri=uri)
-        yield client, _experiment(client, uri, root)
+        yield client, _experiment(client, uri)
 
 
 def _open(stage: str, cell: str | None) -> Run:
     name = f"{stage}@{cell}" if cell else stage
-    key, tags = _identity(_workspace())
+    key, tags, lost = _identity(_workspace())
     with _connected() as (client, experiment):
         parents = client.search_runs([experiment], f"tags.`dlm.key` = '{key}'", max_results=1)
+        if lost and not parents:  # once a pipeline run, not once a stage
+            print(f"the runs will not say which commit they are of: {lost}", file=sys.stderr)
         parents = parents or [client.create_run(experiment, run_name=f"pipeline {key}", tags=tags | {"dlm.key": key})]
         parent = parents[0].info.run_id
         same = f"tags.mlflow.parentRunId = '{parent}' AND attributes.run_name = '{name}'"
@@ -208,7 +240,7 @@ def _open(stage: str, cell: str | None) -> Run:
         child = client.create_run(experiment, run_name=name, tags=tags | own)
     import mlflow.entities
 
-    return Run(client, mlflow.entities, child.info.run_id, parent)
+    return Run(client, mlflow.entities, child.info.run_id, parent, cell)
 
 
 def _workspace() -> Path:
@@ -223,35 +255,53 @@ def tracking_root() -> Path:
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or a sqlite database in the root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{tracking_root() / 'mlflow.db'}"
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    path = str(tracking_root() / "mlflow.db")
+    if not set(path) & {"%", "?"}:
+        return f"sqlite:///{path}"
+    from sqlalchemy import URL
+
+    # Quoted as this SQLAlchemy reads it. With the driver named, MLflow makes no folder of the quoted name.
+    return URL.create("sqlite+pysqlite", database=path).render_as_string()
 
 
-def _experiment(client: Any, uri: str, root: Path) -> str:
+def artifacts_uri() -> str:
+    """Where the artifacts of a local database are; MLflow takes a path that is no URI for a quoted one."""
+    return (tracking_root() / "mlartifacts").as_uri()
+
+
+def _experiment(client: Any, uri: str) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "dlm"
     if found := client.get_experiment_by_name(name):
+        if found.lifecycle_stage != "active":
+            raise UserError(_deleted(name, found.experiment_id, uri))
         return found.experiment_id
     # A server keeps artifacts in its own place: a path of this machine may mean nothing there.
-    place = None if uri.startswith("http") else str(root / "mlartifacts")
+    place = None if uri.startswith("http") else artifacts_uri()
     return client.create_experiment(name, artifact_location=place)
 
 
-def _identity(workspace: Path) -> tuple[str, dict[str, str]]:
-    """The parent's key (a DVC experiment, or one state of parameters, stages and code) and the tags of every run."""
-    name, sha = os.environ.get("DVC_EXP_NAME"), _git(workspace, "rev-parse", "HEAD")
+def _deleted(name: str, number: str, uri: str) -> str:
+    """What to do about a deleted experiment, whose name stays taken."""
+    here = "" if os.environ.get("MLFLOW_TRACKING_URI") else f"`export MLFLOW_TRACKING_URI={shlex.quote(uri)}`, then "
+    for_good = f"`mlflow gc --experiment-ids {number}`{' on the server' if uri.startswith('http') else ''}"
+    return (
+        f"MLflow's experiment {name} was deleted: {here}`mlflow experiments restore -x {number}` brings it back, "
+        f"{for_good} removes it for good"
+    )
+
+
+def _identity(workspace: Path) -> tuple[str, dict[str, str], str]:
+    """The parent's key (a DVC experiment, or one state of parameters, stages and code), the tags of every run, and
+    what git does not tell."""
+    name = os.environ.get("DVC_EXP_NAME")
+    sha, dirty, lost = revision(workspace)
     params, stages = (md5(path) if (path := workspace / file).is_file() else "" for file in ("params.yaml", "dvc.yaml"))
-    # DVC rewrites dvc.lock while the pipeline runs: that alone is no other code.
-    dirty = str(_git(workspace, "status", "--porcelain", "-uno", "--", ".", ":!dvc.lock") != "").lower()
-    key = name or hashlib.md5(f"{params} {stages} {sha}".encode()).hexdigest()[:12]
-    return key, {"experiment": name or "workspace", "git_sha": sha, "git_dirty": dirty, "params_hash": params}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    """What git prints, empty outside a repository; takes no lock that DVC's own use of git could meet."""
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    code = "" if sha == UNKNOWN else sha
+    key = name or hashlib.md5(f"{params} {stages} {code}".encode()).hexdigest()[:12]
+    tags = {"experiment": name or "workspace", "git_sha": sha, "git_dirty": dirty, "params_hash": params}
+    return key, tags, lost
 
 
 def md5(path: Path) -> str:
@@ -282,8 +332,10 @@ def _warn(error: Exception) -> None:
 
 
 def _told(error: Exception) -> str:
-    """An error in one short line; the address of a server may carry a password."""
-    return re.sub(r"//[^/@\s]+@", "//***@", " ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    """An error in one line, a foreign one in a short line; the address of a server may carry a password."""
+    foreign = not isinstance(error, UserError)
+    line = " ".join((f"{type(error).__name__}: {error}" if foreign else str(error)).split())
+    return re.sub(r"//[^/@\s]+@", "//***@", line)[: 300 if foreign else None]
 
 
 class _Terminated(SystemExit):
