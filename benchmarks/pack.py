@@ -12,6 +12,7 @@ from dlm.data.text import pack, read_documents
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import run_script
 from dlm.files import atomic_path
+from dlm.schema import require
 
 
 def main() -> None:
@@ -21,8 +22,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, required=True, help="tokens a row: base.sequence_length")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    tokenizer = load_tokenizer(arguments.tokenizer)
-    rows = np.array(pack(tokenizer, read_documents(arguments.text), arguments.length))
+    require(arguments.length >= 1, "--length", "at least 1", arguments.length)
+    documents = read_documents(arguments.text)
+    require(bool(documents), str(arguments.text), "a text with a document", "")
+    rows = np.array(pack(load_tokenizer(arguments.tokenizer), documents, arguments.length))
     rows = rows.astype(np.uint16 if rows.max() < 2**16 else np.uint32)
     with atomic_path(arguments.out) as temporary, temporary.open("wb") as handle:
         np.save(handle, rows)

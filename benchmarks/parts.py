@@ -59,12 +59,12 @@ def pack(source: Path, out: Path, name: str) -> None:
     packed = zstandard.ZstdCompressor(level=3, threads=-1).compress(raw.getvalue())
     out.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(packed), PART)):
-        (out / f"{name}.{number:02}").write_bytes(packed[start : start + PART])
+        (out / f"{name}.{number:03}").write_bytes(packed[start : start + PART])
     print(f"{out}/{name}.*: {len(packed) / 1e6:.0f} MB")
 
 
 def join(source: Path, out: Path, name: str) -> None:
-    parts = sorted(source.glob(f"{name}.[0-9][0-9]"))
+    parts = sorted(source.glob(f"{name}.[0-9][0-9][0-9]"))
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
     stream = zstandard.ZstdDecompressor().decompressobj()
@@ -73,7 +73,7 @@ def join(source: Path, out: Path, name: str) -> None:
     except zstandard.ZstdError:
         raw = b""
     if [int(part.suffix[1:]) for part in parts] != list(range(len(parts))) or not stream.eof:
-        raise UserError(f"{source}: not all parts {name}.00, {name}.01, ... are there and whole; fetch them again")
+        raise UserError(f"{source}: not all parts {name}.000, {name}.001, ... are there and whole; fetch them again")
     with atomic_directory(out) as folder, tarfile.open(fileobj=io.BytesIO(raw)) as archive:
         archive.extractall(folder, filter="data")
         weights = dequantised(load((folder / "model.safetensors").read_bytes()))

@@ -2,14 +2,14 @@
 
     python benchmarks/pipeline.py --profile smollm2 --base-minutes 3 --minutes 9
 
-The stages' own scripts run one after the other in this process, as dvc.yaml and then sweeps/dvc.yaml list them, with
-all of the profile's decoders. The base is trained for the time given; other trainings have a time of their own with
---set sft.training.minutes=1. What the budget leaves no time for is skipped, and what cannot be done (gaps without the
-builtin corpus) has failed; both are named. After an interruption, or with more time, --resume does what is missing or
-has failed. MLflow is not needed and not used. Figures, table,
-parameters, how long each stage took and how fast each cell was decoded lie in report.results. Beside the pipeline of
-the profile: all cells on other evaluation sets (--sets), the SFT-only model trained in other ways (--variants), R2FT
-trained in other ways (--rejections), a table each.
+The stages' own scripts run as dvc.yaml and then sweeps/dvc.yaml list them, with the decoders of report.decoders; one
+after the other in this process, but for cells under --jobs. The base is trained for the time given; other trainings
+have a time of their own with --set sft.training.minutes=1. What the budget leaves no time for is skipped, and what
+cannot be done (gaps without the builtin corpus) has failed; both are named. After an interruption, or with more time,
+--resume does what is missing or has failed. MLflow is not needed and not used. Figures, table, parameters, how long
+each stage took and how fast each cell was decoded lie in report.results; where a cell is missing, cells.md has the
+others. Beside the pipeline of the profile: all cells on other evaluation sets (--sets), the SFT-only model trained in
+other ways (--variants), R2FT trained in other ways (--rejections), a table each.
 """
 
 import ast
@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from dlm.schema import require
 
 ROOT = Path(__file__).parents[1]
 SIDE_BY_SIDE = ("decode", "evaluate", "ablation", "settings", "distance")  # of the stages with cells: none trains
+CLOSING = ("evaluate_reference", "report")  # seconds, and what the run is for: they start whatever the time
 # Tracking, DVC, other machines and the hub; what torch for GPUs brings along.
 NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub", "datasets", "triton"}
 
@@ -93,13 +95,21 @@ def run_stage(words: Sequence[str], place: Sequence[str]) -> float:
 
 
 def run_in_time(words: Sequence[str], place: Sequence[str], deadline: float) -> float | None:
-    """`run_stage` in a process of a pool; None where no time was left. Raises RuntimeError for whatever goes wrong."""
+    """`run_stage` in a process of a pool; None where no time was left. Raises RuntimeError for whatever goes wrong, or
+    ends the process where its GPU cannot be used any more: it would fail every other cell too."""
     if time.monotonic() > deadline:
         return None
     try:
         return run_stage(words, place)
     except SystemExit:
         raise RuntimeError(f"{' '.join(words)}: its line is above") from None
+    except Exception:
+        told = traceback.format_exc()
+        try:
+            check_gpu()
+        except UserError:
+            os._exit(1)
+        raise RuntimeError(told) from None  # as text: not every exception finds its way between processes
 
 
 class Runner:
@@ -147,7 +157,7 @@ class Runner:
                     self.one(name, words)
 
     def one(self, name: str, words: list[str]) -> None:
-        if time.monotonic() > self.deadline:
+        if time.monotonic() > self.deadline and name not in CLOSING:
             self.skipped.append(name)
             return
         try:
@@ -166,6 +176,8 @@ class Runner:
             name = waiting[future]
             try:
                 seconds = future.result()
+            except BrokenProcessPool:
+                raise UserError("a process that decodes or evaluates has ended; go on with --resume") from None
             except Exception:
                 traceback.print_exc()
                 self.failed.append(name)
@@ -184,9 +196,9 @@ class Runner:
         """The SFT-only model with other parameters, on the same base, decoded and evaluated."""
         decoders = self.params["sweeps"]["rejection"]["decoders"]
         stages = [("sft", ["stages/sft.py", "--variant", "sft"])] + [
-            (f"{stage}-{decoder}", [f"stages/{stage}.py", "--checkpoint", "sft", "--decoder", decoder])
-            for decoder in decoders
+            (f"{stage}@{decoder}", [f"stages/{stage}.py", "--checkpoint", "sft", "--decoder", decoder])
             for stage in ("decode", "evaluate")
+            for decoder in decoders
         ]
         other = self.beside(name, changes, ["data", "models/base", "models/reference"], stages)
         rows = self.tables.setdefault("variants", self.cells("sft", decoders))
@@ -306,6 +318,9 @@ def write_results(out: Path, runner: Runner) -> None:
         "failed": failed,
     }
     write_json(out / "run.json", facts)
+    if not (out / "table.json").is_file():
+        decoders = runner.params["report"]["decoders"]
+        runner.tables["cells"] = [row for checkpoint in ("sft", "r2ft") for row in runner.cells(checkpoint, decoders)]
     for name, rows in runner.tables.items():
         if rows:
             table = build_table(rows)

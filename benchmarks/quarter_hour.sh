@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's table from an adapted SmolLM2-135M on a machine with a large GPU, without network, DVC or MLflow, in a quarter of an hour:
 # unpacks what was brought there in parts, runs benchmarks/pipeline.py within its budget, and leaves everything that is worth keeping in
-# files of at most 16 MB. docs/adapt.md says how the parts are made.
+# archives. docs/adapt.md says how the parts are made.
 #
 #   benchmarks/quarter_hour.sh PARTS OUT MINUTES [options of benchmarks/pipeline.py]
 #
@@ -20,15 +20,16 @@ mkdir -p data/input
 
 {
     if [ ! -d "$model" ]; then
-        cat "$parts"/SmolLM2.gguf.* > data/input/SmolLM2.gguf || exit 2
+        cat "$parts"/SmolLM2.gguf.* > data/input/SmolLM2.part || exit 2
+        mv data/input/SmolLM2.part data/input/SmolLM2.gguf
         python3 -m dlm.command convert data/input/SmolLM2.gguf "$model" --causal --dtype bfloat16 || exit 2
     fi
     for file in "$parts"/*; do
         name=$(basename "$file" .npy.xz)
         case "$file" in
-            *.npy.xz) [ -e "data/input/$name.npy" ] || python3 -c 'import lzma, shutil, sys
+            *.npy.xz) [ -e "data/input/$name.npy" ] || { python3 -c 'import lzma, shutil, sys
 with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as rows:
-    shutil.copyfileobj(packed, rows)' "$file" "data/input/$name.npy" || exit 2 ;;
+    shutil.copyfileobj(packed, rows)' "$file" data/input/rows.part && mv data/input/rows.part "data/input/$name.npy"; } || exit 2 ;;
             *.json | *.jsonl | *.json.xz) [ -e "data/input/$name" ] || cp "$file" "data/input/$name" || exit 2 ;;
         esac
     done
@@ -36,8 +37,11 @@ with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as rows:
     run=(python3 "$root/benchmarks/pipeline.py" --profile smollm2 --folder "$folder" "$@")
     # A fault on the GPU spoils the process for all later stages: another one does what is missing, once.
     "${run[@]}" --minutes "$minutes" --resume || "${run[@]}" --minutes "$(python3 -c "print(max($minutes - $SECONDS / 60, 0))")" --resume
+    status=$?
     echo "ended after $SECONDS s"
+    exit $status
 } 2>&1 | tee "$out/log.txt"
+status=${PIPESTATUS[0]}
 
 [ -f "$folder/params.yaml" ] || exit 2  # nothing has run, and the log says why
 shopt -s nullglob
@@ -47,3 +51,4 @@ tar -cJf "$out/answers.tar.xz" --ignore-failed-read "$folder"/build/answers "$fo
 tar -cJf "$out/figures.tar.xz" --ignore-failed-read --exclude='*.safetensors' --exclude=tokenizer.json "$folder"/params.yaml "$folder"/state.json \
     "$folder"/build/{evaluation,ablation,speed,sweeps} "$folder"/build/data/*.json "$folder"/build/models "$folder"/beside/*/build/{evaluation,sweeps,speed}
 ls -l "$out"
+exit "$status"

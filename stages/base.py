@@ -81,6 +81,7 @@ def main() -> None:
                         base.suffix_share,
                         base.crop_share,
                         base.anneal_steps,
+                        base.logits_shift,
                     ],
                     "weights": weights_hash(model),
                 },

@@ -43,7 +43,8 @@ def main() -> None:
             model = new_backbone(params.model, tokenizer, params.seed, causal=True)
         if settings.init == "pretrain":
             train, valid = packed_text(params.base, data, tokenizer)
-            text = [params.base.text, params.base.held_out, params.base.sequence_length]
+            base = params.base
+            text = [base.text, base.records_share, base.held_out, base.sequence_length]
             model, _ = fit(
                 "reference-text",
                 functools.partial(CausalTrainer, data_collator=CausalPackedCollator()),

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SENTENCES, SHAPE
+from tiny import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -27,7 +29,7 @@ from dlm.diffusion.forward import annealed
 from dlm.errors import UserError
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, save_checkpoint
-from dlm.models.interface import head, states
+from dlm.models.interface import head, states, token_count
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -213,5 +215,23 @@ def test_infilling_with_a_shifted_model(shifted_lm: DiffusionLM) -> None:
     assert one[ids.index(300)] == logits.argmax()
 
 
-def test_max_length_is_the_models(shifted_lm: DiffusionLM) -> None:
-    assert shifted_lm.denoiser.model.config.max_position_embeddings == SHAPE.max_length
+def test_a_model_that_keeps_its_mask(tmp_path: Path) -> None:
+    """GPT-Neo does not read config.is_causal: it would go on writing from left to right, and say nothing."""
+    config = GPTNeoConfig(
+        vocab_size=301, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global"], 2]], eos_token_id=0
+    )
+    tokenizer = load_tokenizer(saved(tmp_path / "ar")[0])
+    with pytest.raises(
+        UserError, match=r"^GPTNeoForCausalLM: its first position does not see the second; it cannot be"
+    ):
+        adapt(GPTNeoForCausalLM(config), tokenizer, logits_shift=0)
+
+
+def test_a_count_of_tokens_that_no_longer_fits(tmp_path: Path) -> None:
+    """Saved with 301 of 320 rows known; the tokenizer has grown since."""
+    model, tokenizer = adapted(saved(tmp_path / "spare", spare=20)[0])
+    assert model.config.token_count == 301
+    tokenizer.add_tokens([f"<{n}>" for n in range(19)])
+    save_checkpoint(tmp_path / "grown", model, tokenizer)
+    again, _ = load_checkpoint(tmp_path / "grown", causal=False)
+    assert token_count(again) == 320

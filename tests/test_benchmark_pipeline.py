@@ -71,7 +71,7 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     run(monkeypatch, tmp_path, *words)
     found = json.loads((tmp_path / "results/run.json").read_text())
     assert set(found["skipped"]) == names("sweeps/dvc.yaml") - {"infill"}
-    parts = ["sft", "decode-top_k", "evaluate-top_k"]
+    parts = ["sft", "decode@top_k", "evaluate@top_k"]
     beside = {f"{name}: {part}" for name in ("answer_only", "crops") for part in parts}
     cells = [name for name in ordered("dvc.yaml") if name.startswith(("decode@", "evaluate@"))]
     beside |= {f"fewer: {name}" for name in ("prepare", *cells)} | {"long: rejection"}

@@ -84,7 +84,7 @@ def test_there_and_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpo
     """Matrices within half a step of their row's largest weight / 127, vectors and all other files as they were."""
     run(monkeypatch, parts, "pack", checkpoint, tmp_path / "out", "--name", "r2ft")
     made = sorted((tmp_path / "out").iterdir())
-    assert [path.name for path in made] == [f"r2ft.{number:02}" for number in range(len(made))]
+    assert [path.name for path in made] == [f"r2ft.{number:03}" for number in range(len(made))]
     sizes = [path.stat().st_size for path in made]
     assert len(sizes) > 2 and set(sizes[:-1]) == {small} and 0 < sizes[-1] <= small
 
@@ -129,7 +129,7 @@ def test_a_missing_part(
         made[1].write_bytes(made[1].read_bytes()[:2_500])
     for path in {"first": made[:1], "middle": made[1:2], "last": made[-1:], "all": made}.get(lost, []):
         path.unlink()
-    with pytest.raises(UserError, match=r"not all parts r2ft.00, r2ft.01, ... are there and whole; fetch them again"):
+    with pytest.raises(UserError, match=r"not all parts r2ft.000, r2ft.001, ... are there and whole; fetch them again"):
         run(monkeypatch, parts, "join", out, tmp_path / "joined", "--name", "r2ft")
     assert not (tmp_path / "joined").exists()
 
@@ -140,7 +140,7 @@ def test_other_parts_beside_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     run(monkeypatch, parts, "pack", checkpoint, out, "--name", "r2ft")
     run(monkeypatch, parts, "pack", checkpoint, out, "--name", "sft")
     count = len(list(out.glob("r2ft.*")))
-    (out / f"r2ft.{count:02}").write_bytes(b"of the longer one")
+    (out / f"r2ft.{count:03}").write_bytes(b"of the longer one")
     run(monkeypatch, parts, "join", out, tmp_path / "joined", "--name", "r2ft")
     assert load_checkpoint(tmp_path / "joined", causal=False)[0].num_parameters() == tiny_model().num_parameters()
 

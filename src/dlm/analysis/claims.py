@@ -30,7 +30,9 @@ Cells = dict[tuple[str, str], Row]
 RULE = (
     "A difference counts as seen only when the two 95% intervals do not overlap. One setting is better than another "
     "when it is so on at least one of the two quality axes and worse on neither. A claim is seen when all its "
-    "comparisons are, not seen when none is, and mixed otherwise. Overlap does not show that two settings are equal."
+    "comparisons are, not seen when none is, and mixed otherwise. Overlap does not show that two settings are equal. "
+    "Claim 2 also compares what R2FT works against: repetition, the lower the better, and the share of frequent words, "
+    "the nearer to the reference's the better."
 )
 AS_VERDICT: dict[Relation, Verdict] = {
     "better": "seen",
@@ -206,7 +208,7 @@ def saving(ablation: Sequence[Row]) -> Claim:
 
 
 def rescue(rows: Sequence[Row]) -> Claim:
-    """The largest effect of R2FT in the paper's Table 1: LLADA's decoding from a win rate of 14.5 to 37.5."""
+    """The largest effect of R2FT in the paper (Table 1): LLADA's length-controlled win rate from 14.5 to 37.5."""
     claim = Claim(6, "R2FT rescues LLADA's decoding, which falls silent after SFT alone.", "not tested", "")
     cells, axes = _cells(rows), quality_axes(rows)
     before, after = (cells.get((checkpoint, "low_confidence")) for checkpoint in ("sft", "r2ft"))

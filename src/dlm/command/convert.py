@@ -19,8 +19,10 @@ def convert(arguments: argparse.Namespace) -> None:
         raise UserError(f"--template must be one of {', '.join(TEMPLATES)}, got {arguments.template!r}")
     if arguments.causal and arguments.layout == "causal_lm":
         raise UserError("--causal keeps a model autoregressive, --layout causal_lm makes a denoiser of it; give one")
-    dtype = "auto" if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     adapts = arguments.layout == "causal_lm"
+    if arguments.logits_shift is not None and not adapts:
+        raise UserError("--logits-shift goes with --layout causal_lm, which adapts an autoregressive model")
+    dtype = "auto" if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     model, tokenizer = load_checkpoint(
         arguments.source,
         causal=adapts or arguments.causal,
@@ -30,7 +32,7 @@ def convert(arguments: argparse.Namespace) -> None:
         mask_token=arguments.mask_token,
     )
     if adapts:
-        adapt(model, tokenizer, logits_shift=arguments.logits_shift)
+        adapt(model, tokenizer, logits_shift=1 if arguments.logits_shift is None else arguments.logits_shift)
     with atomic_directory(arguments.folder) as folder:
         save_checkpoint(folder, model, tokenizer)
         if arguments.template is not None:

@@ -167,8 +167,8 @@ def _add_convert(parser: Parser) -> None:
         "--logits-shift",
         type=int,
         choices=[0, 1],
-        default=1,
-        help="with --layout causal_lm: 1 predicts each position at the one before, as the model did; 0 at itself",
+        help="with --layout causal_lm: 1 predicts each position at the one before, as the model did; 0 at itself "
+        "(default: 1)",
     )
     parser.add_argument("--mask-token", metavar="TOKEN", help="an entry of the tokenizer to become its mask")
     parser.add_argument(

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dlm.errors import UserError
-from dlm.models.interface import is_masked_lm, know_tokens
+from dlm.models.interface import is_masked_lm, know_tokens, states
 
 
 @torch.no_grad()
@@ -26,7 +26,8 @@ def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, logits_
         logits_shift: 1 where the logits at i - 1 predict position i, as they did; 0 where those at i do.
 
     Raises:
-        UserError: a model that has no causal mask to lose.
+        UserError: a model that has no causal mask to lose, or one that keeps it (its class does not read
+            config.is_causal: state-space models, masks of their own).
     """
     config: Any = model.config
     if is_masked_lm(model) or not getattr(config, "is_causal", True):
@@ -45,4 +46,8 @@ def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, logits_
     config.is_causal, config.use_cache = False, False
     config.logits_shift, config.mask_token_id = logits_shift, mask_id
     know_tokens(model, tokenizer)
+    ids = torch.tensor([[0, 1], [0, 2]], device=model.device)
+    first, second = states(model.eval(), ids)[:, 0]
+    if torch.equal(first, second):
+        raise UserError(f"{type(model).__name__}: its first position does not see the second; it cannot be adapted")
     return model

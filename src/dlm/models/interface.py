@@ -87,6 +87,8 @@ def know_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> N
     count = max(tokenizer.get_vocab().values()) + 1
     if count < model.config.vocab_size:
         model.config.token_count = count
+    else:
+        vars(model.config).pop("token_count", None)  # of the tokenizer that it was saved with
 
 
 def head(model: PreTrainedModel) -> Head:

@@ -111,7 +111,9 @@ def load_gguf(path: Path | str, dtype: torch.dtype | str) -> PreTrainedModel:
     given = torch.float32 if dtype == "auto" else dtype
     loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=given, trust_remote_code=False, **named)
     config = copy.deepcopy(loaded.config)
-    del config.quantization_config  # what was read is not quantised any more, and a model that says so is not saved
+    vars(config).pop(
+        "quantization_config", None
+    )  # what was read is not quantised any more, and a model that says so is not saved
     model: Any = type(loaded)(config)
     model.to(given).load_state_dict(loaded.state_dict())
     return model.eval()

@@ -29,8 +29,7 @@ def nucleus_answers(
     """
     eos_id = tokenizer.eos_token_id
     found: dict[int, list[dict[str, Any]]] = {}
-    rows_without_token = list(range(token_count(model), model.config.vocab_size))
-    spare: dict[str, Any] = {"suppress_tokens": rows_without_token} if rows_without_token else {}
+    spare = list(range(token_count(model), model.config.vocab_size))
     sampler: Any = model  # generate is a mixin that PreTrainedModel's type does not show
     batches = [(seed, start) for seed in seeds for start in range(0, len(rows), batch_size)]
     for number, (seed, start) in enumerate(batches):
@@ -53,7 +52,7 @@ def nucleus_answers(
             max_new_tokens=gen_length,
             eos_token_id=eos_id,
             pad_token_id=eos_id,
-            **spare,
+            suppress_tokens=spare or None,
         )
         for row, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
             content = before_eos(tokens, eos_id)

@@ -32,7 +32,7 @@ from dlm.training.trainer import release
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 M = TypeVar("M", bound=nn.Module)
 CHECKPOINTS = Path(".cache/training")
-# Its name until transformers 5.2x, and since.
+# Its name in transformers, and the one in the oldest version that a run was seen with (5.17, without our lock file).
 CHECKPOINTING = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name)
 )
@@ -58,7 +58,8 @@ def fit(
     interrupted run goes on from the last whole one, and a finished run clears them.
 
     With `params.minutes` training ends after that time if `steps` is not reached before it, and the learning rate
-    follows whichever of the two is nearer its end; such a run is not the same twice.
+    follows whichever of the two is nearer its end; such a run is not the same twice, and one that goes on after an
+    interruption has its whole time again.
 
     Several processes share the micro-batches of each step; the global batch stays what `params` says. All of them call
     this, and all of them get the trained model (under FSDP a whole one, which is not the model given).
@@ -102,7 +103,7 @@ def fit(
         eval_dataset=[{**row, "place": place} for place, row in enumerate(valid)],
         callbacks=[
             StopAtNonFinite(),
-            *([] if params.minutes is None else [WithinMinutes(params.minutes, save=visit is not None)]),
+            *([] if params.minutes is None else [WithinMinutes(params.minutes, save=sharded or visit is not None)]),
         ],
         optimizer_cls_and_kwargs=_optimizer(model, params),
         compile=params.compile,
@@ -117,7 +118,7 @@ def fit(
     if not any(entry.get("step") == last and "eval_loss" in entry for entry in trainer.state.log_history):
         trainer.evaluate()
     if sharded:
-        restore(whole, folder / f"checkpoint-{steps}")
+        restore(whole, folder / f"checkpoint-{last}")
     release(whole)
     if visit is not None:
         for path in sorted(folder.glob("checkpoint-*"), key=_step_of):
