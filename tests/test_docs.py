@@ -32,7 +32,7 @@ from dlm.command.main import main, parsers
 from dlm.data.template import TEMPLATES
 from dlm.dialect import dump_yaml, load_yaml
 from dlm.errors import UserError
-from dlm.files import check_checkpoint
+from dlm.files import check_checkpoint, is_gguf
 from dlm.params import load_params, parse_params
 from dlm.profiles import merge, render
 
@@ -319,7 +319,7 @@ def check_dlm(words: list[str], folder: Path, scratch: Path) -> None:
     arguments = parsers()[1][words[0]].parse_intermixed_args(words[1:])
     if words[0] == "generate" and "/" in arguments.checkpoint and not Path(arguments.checkpoint).exists():
         request.generation(arguments)
-    if words[0] == "convert":
+    if words[0] == "convert" and not is_gguf(arguments.source):
         check_checkpoint(arguments.source)
         assert arguments.template is None or arguments.template in TEMPLATES
 

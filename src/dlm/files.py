@@ -108,7 +108,9 @@ def check_checkpoint(checkpoint: Path | str) -> None:
     """A hub name is `name` or `owner/name`; whatever else is not there needs no look at the hub. Raises UserError."""
     name = str(checkpoint)
     local = name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/")
-    if not name or (is_gguf(name) and not Path(name).is_file()) or (local and "/" in name and not Path(name).exists()):
+    if is_gguf(name) and not Path(name).is_file():
+        raise UserError(f"{name!r}: no such file; give the GGUF file's path")
+    if not name or (local and "/" in name and not Path(name).exists()):
         raise UserError(f"{name!r}: no such folder; give a checkpoint's folder or its name on the hub")
 
 
