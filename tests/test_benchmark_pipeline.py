@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pipeline
@@ -116,6 +118,55 @@ def test_what_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tm
     runner.all([(name, [name]) for name in ("first", "crash", "mistake", "last")])
     assert runner.times == {"first": 1.5, "last": 1.5}
     assert (runner.failed, runner.skipped) == (["crash", "mistake"], [])
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_fails_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: bool) -> None:
+    """A cell that fails is told, one that no time was left for too; a process that is gone ends the run."""
+
+    def in_time(words: list[str], place: list[str], deadline: float) -> float | None:
+        if words[0] == "bad":
+            raise BrokenProcessPool("gone") if broken else RuntimeError("a bug")
+        return None if words[0] == "late" else 1.5
+
+    monkeypatch.setattr(pipeline, "run_in_time", in_time)
+    monkeypatch.setattr(pipeline, "run_stage", lambda words, place: 2.5)
+    with ThreadPoolExecutor(2) as pool:
+        runner = pipeline.Runner(tmp_path, {}, 100, pool)
+        stages = [("base", ["base"]), *((f"decode@{name}", [name]) for name in ("good", "bad", "late"))]
+        if broken:
+            with pytest.raises(UserError, match="has ended; go on with --resume"):
+                runner.all(stages)
+        else:
+            runner.all(stages)
+            assert runner.times == {"base": 2.5, "decode@good": 1.5}
+            assert (runner.failed, runner.skipped) == (["decode@bad"], ["decode@late"])
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_worker_whose_gpu_is_spoilt_ends(monkeypatch: pytest.MonkeyPatch, spoilt: bool) -> None:
+    """Another mistake travels as text; a mistake of the user's has told its line already."""
+    raised: list[BaseException] = [ValueError("a bug")]
+
+    def run(words: list[str], place: list[str]) -> float:
+        raise raised[0]
+
+    def check() -> None:
+        if spoilt:
+            raise UserError("spoilt")
+
+    def ended(status: int) -> None:
+        raise KeyboardInterrupt(status)  # stands for the end of the process
+
+    monkeypatch.setattr(pipeline, "run_stage", run)
+    monkeypatch.setattr(pipeline, "check_gpu", check)
+    monkeypatch.setattr(pipeline.os, "_exit", ended)
+    with pytest.raises(KeyboardInterrupt if spoilt else RuntimeError, match="1" if spoilt else "ValueError: a bug"):
+        pipeline.run_in_time(["x"], [], float("inf"))
+    raised[0] = SystemExit(2)
+    with pytest.raises(RuntimeError, match="its line is above"):
+        pipeline.run_in_time(["x"], [], float("inf"))
+    assert pipeline.run_in_time(["x"], [], 0.0) is None
 
 
 def test_what_is_not_installed_is_told_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
