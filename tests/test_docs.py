@@ -123,6 +123,8 @@ NOT_RUN = {
     "--set data.valid_size=256 --set report.decoders=[categorical,top_k,low_confidence,semi_ar,conv,"
     "conv_low_confidence,low_confidence_last] "
     "--rejections looks:sweeps.rejection.steps=300,sweeps.rejection.every=100": GPU,
+    "python benchmarks/written.py --params build/quarter_hour/params.yaml --build build/quarter_hour/build "
+    "--out results/smollm2/written": CARRIED,
     "python benchmarks/parts.py pack build/quarter_hour/build/models/r2ft OUT --name r2ft": CARRIED,
     "python benchmarks/parts.py join OUT models/smollm2-r2ft --name r2ft": CARRIED,
     "dlm decoders [NAME]": SYNOPSIS,
