@@ -246,7 +246,7 @@ class _Seen(nn.Module):
         super().__init__()
         self.vocab = vocab
 
-    def forward(self, canvas: Tensor, scored: Tensor) -> Tensor:
+    def forward(self, canvas: Tensor, scored: Tensor, attention: None = None) -> Tensor:
         self.canvas, self.scored = canvas, scored
         return torch.zeros(int(scored.sum()), self.vocab, device=canvas.device)
 

@@ -217,7 +217,7 @@ def test_a_gguf_file_that_stays_autoregressive(tiny_gguf: Path, tmp_path: Path, 
 def test_what_is_wrong_with_a_gguf_file(tiny_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a masked diffusion model .* is needed here"):
         load_checkpoint(tiny_gguf, causal=False)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file; give the GGUF file's path"):
         load_checkpoint(tmp_path / "none.gguf", causal=True)
     whole = tiny_gguf.read_bytes()
     for name, raw in {"text": b"The harbour", "empty": b"", "half": whole[: len(whole) // 2]}.items():
