@@ -124,7 +124,8 @@ NOT_RUN = {
     "conv_low_confidence,low_confidence_last] "
     "--rejections looks:sweeps.rejection.steps=300,sweeps.rejection.every=100": GPU,
     "python benchmarks/adaptation.py --model data/input/smollm2-135m-instruct "
-    "--text data/input/simplewiki_clean.txt.xz --steps 24 --learning-rate 1e-4 --out results/adaptation/smollm2-135m-cpu": LACKING,
+    "--text data/input/simplewiki_clean.txt.xz --steps 24 --learning-rate 1e-4 "
+    "--out results/adaptation/smollm2-135m-cpu": LACKING,
     "python benchmarks/written.py --params build/quarter_hour/params.yaml --build build/quarter_hour/build "
     "--out results/smollm2/written": CARRIED,
     "python benchmarks/parts.py pack build/quarter_hour/build/models/r2ft OUT --name r2ft": CARRIED,
