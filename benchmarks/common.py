@@ -38,11 +38,16 @@ def split_variant(text: str) -> tuple[str, dict[str, Any]]:
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         require(bool(key and equals and value), f"decoder {text!r}", "written name:key=value,key=value", item)
-        try:
-            block[key] = load_yaml(value)
-        except ValueError:
-            raise UserError(f"decoder {text!r}: {value!r} is not a value") from None
+        block[key] = value_of(value, f"decoder {text!r}")
     return name, block
+
+
+def value_of(text: str, where: str) -> Any:
+    """A value on the command line, as params.yaml would read it. Raises UserError, which begins with `where`."""
+    try:
+        return load_yaml(text)
+    except ValueError:
+        raise UserError(f"{where}: {text!r} is not a value") from None
 
 
 def variant(text: str) -> DecoderOptions:

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from commands import Command, commands
-from common import Arguments, command_line, default_device, hardware, split_variant
+from common import Arguments, command_line, default_device, hardware, split_variant, value_of
 
 from dlm.analysis.table import build_table, to_markdown
 from dlm.dialect import dump_yaml, load_yaml
@@ -265,7 +265,7 @@ def main() -> None:
     for change in arguments.set:
         key, separator, value = change.partition("=")
         require(bool(separator), "--set", "KEY=VALUE", change)
-        params = changed(params, {key: load_yaml(value)})
+        params = changed(params, {key: value_of(value, f"--set {key}")})
     if arguments.base_minutes is not None:
         params = changed(params, {"base.training.minutes": arguments.base_minutes})
     parse_params(dump_yaml(params), f"profile {arguments.profile}")

@@ -190,6 +190,7 @@ def test_what_is_not_installed_is_told_first(monkeypatch: pytest.MonkeyPatch, tm
         (["--profile", "nobody"], "'nobody' is not a profile"),
         (["--profile", "builtin", "--set", "seed"], "--set must be KEY=VALUE"),
         (["--profile", "builtin", "--set", "sead=1"], "sead is not a known key"),
+        (["--profile", "builtin", "--set", "seed=["], r"--set seed: '\[' is not a value"),
         (["--profile", "builtin", "--variants", "crops:sft.crop_share"], "written name:key=value"),
         (["--profile", "builtin", "--sets", "few:data.eval_sise=3"], "few: data.eval_sise is not a known key"),
         (["--profile", "builtin", "--folder", "."], "is there; go on with --resume"),
