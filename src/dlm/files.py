@@ -17,16 +17,26 @@ from dlm.errors import UserError
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside `target`; a file or folder written there replaces `target` on success.
 
-    On any exception the temporary is removed and an older `target` stays as it was.
+    A file is replaced at one stroke, so that readers always find one; a folder between two renames. On any exception
+    the temporary is removed and an older `target` stays as it was.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    temporary, old = (target.parent / f".{target.name}.{os.getpid()}.{end}" for end in ("tmp", "old"))
     _remove(temporary)
     try:
         yield temporary
-        _remove(target)
-        temporary.rename(target)
+        if _is_folder(target) or (_is_folder(temporary) and os.path.lexists(target)):
+            _remove(old)
+            target.rename(old)  # no folder can be renamed over what is there
+            try:
+                temporary.rename(target)
+            finally:
+                if not os.path.lexists(target):
+                    old.rename(target)
+            _remove(old)
+        else:
+            temporary.replace(target)
     finally:
         _remove(temporary)
 
@@ -39,8 +49,12 @@ def atomic_directory(target: Path | str) -> Iterator[Path]:
         yield temporary
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if _is_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
