@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from dlm.data.records import Record
-from dlm.data.tokenizer import encode
+from dlm.data.tokenizer import broken, encode_broken, special_tokens
 from dlm.files import write_json
 
 TEMPLATE_FILE = "template.json"
@@ -25,33 +25,16 @@ class Template:
 
     def render(self, record: Record) -> str:
         """The prompt, up to where the answer starts. Braces in the record's own text are left alone."""
-        return "".join(text for text, _ in self.pieces(record, ()))
-
-    def pieces(self, record: Record, special_tokens: Sequence[str]) -> list[tuple[str, bool]]:
-        """The prompt cut at the template's own special tokens, True for those; the record's text stays text."""
-        text = self.prompt_with_input if record.input else self.prompt
-        longest_first = sorted(special_tokens, key=len, reverse=True)
-        cuts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if special_tokens else [text]
         fields = {"instruction": record.instruction, "input": record.input}
-        return [
-            (piece if n % 2 else FIELD.sub(lambda field: fields[field[1]], piece), n % 2 == 1)
-            for n, piece in enumerate(cuts)
-            if piece
-        ]
+        text = self.prompt_with_input if record.input else self.prompt
+        return FIELD.sub(lambda field: fields[field[1]], text)
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, records: Sequence[Record]) -> list[list[int]]:
-        """Token ids of each record's prompt; the template's special tokens become their ids."""
-        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        vocabulary = tokenizer.get_vocab()
-        prompts = [self.pieces(record, special) for record in records]
-        texts = iter(encode(tokenizer, [text for pieces in prompts for text, is_special in pieces if not is_special]))
-        found = []
-        for pieces in prompts:
-            ids: list[int] = []
-            for text, is_special in pieces:
-                ids += [vocabulary[text]] if is_special else next(texts)
-            found.append(ids)
-        return found
+        """Token ids of each record's prompt, as the tokenizer reads it as a whole: the template's special tokens become
+        their ids, those that a record's text spells stay text."""
+        special = special_tokens(tokenizer).values()
+        harmless = [Record(broken(r.instruction, special), broken(r.input, special), "") for r in records]
+        return encode_broken(tokenizer, [self.render(record) for record in harmless])
 
     def save(self, folder: Path) -> None:
         """Beside a checkpoint's weights, so that the model carries its own prompt format."""

@@ -1,12 +1,13 @@
 """Tokenizers: a byte-level BPE trained here, or a saved one; both leave with an end-of-text and a mask token."""
 
 import os
+import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from dlm.errors import UserError
@@ -14,6 +15,8 @@ from dlm.files import gguf_place, is_gguf
 
 EOS = "<|endoftext|>"
 MASK = "<|mask|>"
+BREAK = "\udfff"  # half a surrogate pair, which no valid text holds
+ANCHOR = "\U00013000"  # a hieroglyph: unknown to vocabularies, and a part of no word of theirs
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -84,15 +87,79 @@ def _config_beside(path: Path | str) -> dict[str, Any]:
 
 
 def _finish(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    # Text that spells a special token is text: a record must not be able to smuggle in a mask or an end.
+    # For who calls the backend itself; transformers sets it anew at every call of its own, and so does `encode`.
     tokenizer.backend_tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without any special token added."""
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+    """Special tokens by id. The unknown token is none of them: any text may hold it."""
+    unknown = set(_ids(tokenizer, [ANCHOR])[0])
+    added = tokenizer.added_tokens_decoder.items()
+    return {i: token.content for i, token in added if token.special and i not in unknown}
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, after: bool = False) -> list[list[int]]:
+    """Token ids of each text, without any special token added. Text that spells a special token is text.
+
+    Args:
+        after: the texts go on from others: without the space that some tokenizers (SentencePiece's) put before each.
+
+    Raises:
+        UserError: a text of which the tokenizer itself makes a special token.
+    """
+    found = _ids(tokenizer, texts, after=after)
+    special = special_tokens(tokenizer)
+    # Vocabularies of SentencePiece hold special tokens among their words.
+    for n in [n for n, ids in enumerate(found) if not special.keys().isdisjoint(ids)]:
+        [found[n]] = encode_broken(tokenizer, [broken(texts[n], special.values())], after=after)
+        if not special.keys().isdisjoint(found[n]):
+            raise UserError(f"{texts[n][:60]!r} spells a special token, which this tokenizer cannot read as text")
+    return found
+
+
+def broken(text: str, special: Iterable[str]) -> str:
+    """A text with a BREAK in each special token that it spells, for `encode_broken`."""
+    spelt = [token for token in special if token in text]
+    return re.sub(f"(?=({'|'.join(map(re.escape, spelt))})).", rf"\g<0>{BREAK}", text, flags=re.S) if spelt else text
+
+
+def encode_broken(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, after: bool = False) -> list[list[int]]:
+    """Token ids of texts with BREAKs: special tokens that they spell become their ids, broken ones stay text."""
+    pieces = [text.split(BREAK) for text in texts]
+    rest = iter(_ids(tokenizer, [piece for _, *more in pieces for piece in more], after=True, special=True))
+    firsts = _ids(tokenizer, [first for first, *_ in pieces], after=after, special=True)
+    return [first + [i for _ in more for i in next(rest)] for first, (_, *more) in zip(firsts, pieces, strict=True)]
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], *, after: bool = False, special: bool = False
+) -> list[list[int]]:
+    """Token ids of each text; of what follows something (`after`); special tokens as such, or as text."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def encodings(given: list[str]) -> list[Encoding]:
+        # Through transformers: what its other callers left set (special tokens, truncation, padding) is set anew.
+        done = tokenizer(
+            given,
+            add_special_tokens=False,
+            split_special_tokens=not special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return list(done.encodings or [])
+
+    if not texts:
+        return []
+    if after:
+        bare, anchored = encodings(["a", ANCHOR + "a"])
+        rest = [(start, i) for i, (start, end) in zip(anchored.ids, anchored.offsets, strict=True) if end > 1]
+        # A whole word of both is no use (WordPiece), and where nothing is put before a text there is no need.
+        if rest and all(start == 1 for start, _ in rest) and [i for _, i in rest] != bare.ids:
+            found = encodings([ANCHOR + text for text in texts])
+            return [[i for i, (_, end) in zip(e.ids, e.offsets, strict=True) if end > 1] for e in found]
+    return [encoding.ids for encoding in encodings(texts)]
 
 
 def before_eos(tokens: list[int], eos_id: int) -> list[int]:
