@@ -26,8 +26,8 @@ from dlm.data.grammar import load_grammar
 from dlm.data.tokenizer import encode, train_tokenizer
 from dlm.errors import UserError
 from dlm.evaluation.judges import client
-from dlm.evaluation.judges.chat import UNANSWERED, ChatEndpoint
-from dlm.evaluation.judges.client import retry_after
+from dlm.evaluation.judges.chat import FAILED, ChatEndpoint
+from dlm.evaluation.judges.client import ROOM, retry_after
 from dlm.evaluation.judges.endpoint import EndpointGrader, EndpointJudge, expected_grade, first_share
 from dlm.evaluation.judges.exact import ExactJudge
 from dlm.evaluation.judges.grades import Grader
@@ -44,11 +44,12 @@ PAIRS = [Pair(f"Describe town {i}.", f"Town {i} has a harbour.", f"There is a ma
 Answer = tuple[int, dict[str, str], bytes]
 
 
-def said(text: str, top: dict[str, float] | None = None) -> Answer:
-    """A completion, with the probabilities of its first token where `top` gives them."""
+def said(text: str | None, top: dict[str, float] | None = None, **beside: str) -> Answer:
+    """A completion, with the probabilities of its first token where `top` gives them; `beside` the text what else."""
     ranked = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in (top or {}).items()]
-    logprobs = {"content": [{"token": text, "logprob": -0.1, "bytes": None, "top_logprobs": ranked}]} if top else None
-    message = {"role": "assistant", "content": text}
+    first = {"token": text or "", "logprob": -0.1, "bytes": None, "top_logprobs": ranked}
+    logprobs = {"content": [first]} if top else None
+    message = {"role": "assistant", "content": text, **beside}
     body = {
         "id": "1",
         "object": "chat.completion",
@@ -221,14 +222,79 @@ def test_preference_without_log_probabilities(serve: Serve, tmp_path: Path) -> N
     )
 
 
-def test_an_endpoint_that_refuses_log_probabilities_is_asked_without(serve: Serve, tmp_path: Path) -> None:
+UNSUPPORTED = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported here. Use 'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0 here. Only the default is supported.",
+    "logprobs": "logprobs are not supported",
+}
+
+
+def validation(body: dict[str, Any], names: list[str]) -> Answer:
+    """As FastAPI refuses parameters that it does not know."""
+    detail = [{"type": "extra_forbidden", "loc": ["body", name], "input": body[name]} for name in names]
+    return 422, {}, json.dumps({"detail": detail}).encode()
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize("refuses", [*([name] for name in UNSUPPORTED), list(UNSUPPORTED)])
+def test_a_parameter_that_is_refused_is_sent_no_more(
+    serve: Serve, tmp_path: Path, refuses: list[str], status: int
+) -> None:
+    """It costs one request each; the limit goes by its other name, and there is always one."""
+
     def answer(body: dict[str, Any], number: int) -> Answer:
-        return refused(400, "logprobs are not supported") if "logprobs" in body else said("A")
+        if unknown := [name for name in refuses if name in body]:
+            return validation(body, unknown) if status == 422 else refused(status, UNSUPPORTED[unknown[0]])
+        return said("A", {"A": 0.6, "B": 0.2} if "logprobs" in body else None)
 
     server = serve(answer)
     judge = EndpointJudge(connect(server, tmp_path, concurrency=1))
     assert None not in preferences(judge, PAIRS[:5])
-    assert ["logprobs" in body for body in server.bodies] == [True] + [False] * 5
+    assert (judge.costs()["requests"], judge.costs()["failures"]) == (5 + len(refuses), 0)
+    limit = {"max_completion_tokens" if "max_tokens" in refuses else "max_tokens"}
+    expected = {"model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs"}
+    expected -= {*refuses, *(["top_logprobs"] if "logprobs" in refuses else [])}
+    assert all(body.keys() == expected | limit for body in server.bodies[-5:])
+
+
+THOUGHTS = "Both are short. A names the harbour, B the market."
+
+
+@pytest.mark.parametrize("kind", ["<think>", "[THINK]", "ending alone", "apart", "hidden"])
+def test_a_model_that_reasons_first(serve: Serve, tmp_path: Path, kind: str) -> None:
+    """One token is none of the verdict's, however probable a letter is there. The first pair is asked again with room,
+    the others have it from the start; the letter behind the thoughts counts."""
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        best, cut = letter_of("has a harbour", body["messages"][0]["content"]), body["max_tokens"] == 1
+        first = {"A": 0.5, "Both": 0.5}
+        if kind == "apart":
+            return said(None if cut else best, first, reasoning_content="Both" if cut else THOUGHTS)
+        if kind == "hidden":
+            return refused(400, "Could not finish: max output limit was reached.") if cut else said(f"**{best}**")
+        begins, ends = ("[THINK]", "[/THINK]") if kind == "[THINK]" else ("<think>", "</think>")
+        begins = "" if kind == "ending alone" else begins
+        if cut:
+            return said(begins or "Both", first if begins else None)
+        return said(f"{begins}{THOUGHTS}{ends}\n\n{best}", first)
+
+    server = serve(answer)
+    judge = EndpointJudge(connect(server, tmp_path, concurrency=1))
+    assert preferences(judge, PAIRS[:4]) == [1.0] * 4
+    assert [body["max_tokens"] for body in server.bodies] == [1, ROOM, ROOM, ROOM, ROOM]
+    assert {body["temperature"] for body in server.bodies} == {0}
+    later = EndpointJudge(connect(server, tmp_path))
+    assert preferences(later, PAIRS[:4]) == [1.0] * 4 and later.costs()["requests"] == 0
+    assert THOUGHTS not in next(tmp_path.iterdir()).read_text()
+
+
+@pytest.mark.parametrize("words", ["I cannot compare these.", "<think>Well, both are", ""])
+def test_a_model_that_gives_no_verdict_is_given_up(serve: Serve, tmp_path: Path, words: str) -> None:
+    """After a number of pairs that does not grow with theirs, in the model's own words."""
+    server = serve(lambda body, number: said(words))
+    with pytest.raises(UserError, match=f"{FAILED} prompts in a row got no verdict") as caught:
+        EndpointJudge(connect(server, tmp_path, concurrency=1)).prefer(PAIRS)
+    assert repr(words) in str(caught.value) and len(server.bodies) == 3 * FAILED
 
 
 def test_equal_answers_tie_unasked(serve: Serve, tmp_path: Path) -> None:
@@ -310,7 +376,7 @@ def test_a_body_that_is_no_completion_is_retried(serve: Serve, tmp_path: Path, b
 
 
 def test_malformed_verdicts_are_asked_for_again_then_counted(serve: Serve, tmp_path: Path) -> None:
-    """Town 0 only babbles, town 1 once: greedy first, then sampled; babble is not kept."""
+    """Town 0 only babbles, town 1 once: one token, then more, then sampled ones; babble is not kept."""
 
     def answer(body: dict[str, Any], number: int) -> Answer:
         prompt = body["messages"][0]["content"]
@@ -319,7 +385,8 @@ def test_malformed_verdicts_are_asked_for_again_then_counted(serve: Serve, tmp_p
     server = serve(answer)
     judge = EndpointJudge(connect(server, tmp_path, concurrency=1))
     assert [value is None for value in preferences(judge, PAIRS[:2])] == [True, False]
-    assert [body["temperature"] for body in server.bodies] == [0, 1, 1, 0, 1]
+    asked = [(body["max_tokens"], body["temperature"]) for body in server.bodies]
+    assert asked == [(1, 0), (ROOM, 0), (ROOM, 1), (1, 0), (ROOM, 0)]
     assert judge.costs()["failures"] == 1
     assert sum(len(path.read_text().splitlines()) for path in tmp_path.iterdir()) == 1
 
@@ -327,7 +394,7 @@ def test_malformed_verdicts_are_asked_for_again_then_counted(serve: Serve, tmp_p
 @pytest.mark.parametrize(("status", "remedy"), [(401, VARIABLE), (403, VARIABLE), (404, "base_url")])
 def test_a_refusal_for_good_ends_at_once(serve: Serve, tmp_path: Path, status: int, remedy: str) -> None:
     server = serve(lambda body, number: refused(status, f"bad key {KEY}"))
-    with pytest.raises(UserError, match=remedy) as caught:
+    with pytest.raises(UserError, match=rf"{remedy}.*bad key \*\*\*") as caught:
         EndpointJudge(connect(server, tmp_path, concurrency=1)).prefer(PAIRS)
     assert server.url in str(caught.value) and "\n" not in str(caught.value)
     assert len(server.bodies) == 1
@@ -340,18 +407,21 @@ def test_an_endpoint_that_is_down_ends_the_run(serve: Serve, tmp_path: Path) -> 
         EndpointJudge(connect(server, tmp_path)).prefer(PAIRS)
 
 
-def test_a_request_nobody_can_serve_ends_the_run_with_the_servers_words(serve: Serve, tmp_path: Path) -> None:
-    server = serve(lambda body, number: refused(400, f"max_tokens is unknown, {KEY}"))
-    with pytest.raises(UserError, match=r"status 400: .*max_tokens is unknown, \*\*\*"):
+@pytest.mark.parametrize("layout", ['{"error": {"message": "%s"}}', '{"detail": "%s"}', "<p>%s</p>"])
+def test_a_request_nobody_can_serve_ends_the_run_with_the_servers_words(
+    serve: Serve, tmp_path: Path, layout: str
+) -> None:
+    server = serve(lambda body, number: (400, {}, (layout % f"model_name is missing, {KEY}").encode()))
+    with pytest.raises(UserError, match=r"status 400: .*model_name is missing, \*\*\*"):
         EndpointJudge(connect(server, tmp_path, concurrency=1)).prefer(PAIRS)
-    assert len(server.bodies) == UNANSWERED
+    assert len(server.bodies) == FAILED
 
 
 def test_failures_far_between_do_not_end_the_run(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda body, number: refused(400, "too long") if number % 2 else said("A"))
     judge = EndpointJudge(connect(server, tmp_path, concurrency=1))
-    missing = [value is None for value in preferences(judge, PAIRS[: 3 * UNANSWERED])]
-    assert missing == [place % 2 == 0 for place in range(3 * UNANSWERED)]
+    missing = [value is None for value in preferences(judge, PAIRS[: 3 * FAILED])]
+    assert missing == [place % 2 == 0 for place in range(3 * FAILED)]
 
 
 def test_a_base_url_is_a_url(serve: Serve, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """From judged answers to a cell's win rates."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_distributed import by_two
+from test_judges import KEY, VARIABLE, Server, said
 
 from dlm.errors import UserError
 from dlm.evaluation.judges.pairs import Pair, Verdict
@@ -81,6 +84,40 @@ def test_the_judge_sees_the_input_too() -> None:
     first, second = Pair("Add.\n\n1 and 2", "3", "2", {}), Pair("Go.", "3", "4", {})
     assert judge.shown == [first, second, (first.instruction, "3"), ("Go.", "3")]
     assert judge_failed(rows) == 1
+
+
+ASKING = """
+import json, os, sys
+from dlm.evaluation.judges.chat import ChatEndpoint
+from dlm.evaluation.judges.endpoint import EndpointGrader, EndpointJudge
+from dlm.evaluation.preferences import add_grades, add_preferences
+from dlm.processes import leave
+url, variable = sys.argv[1:]
+endpoint = ChatEndpoint(base_url=url, model="judge", key_variable=variable, cache="cache")
+examples = {n: {"instruction": f"Name town {n}.", "input": "", "meta": "{}"} for n in range(5)}
+answers = [{"id": n, "seed": 0, "answer": f"Town {n}."} for n in examples]
+rows = [{} for _ in answers]
+add_preferences(rows, answers, examples, {(n, 0): f"A market in town {n}." for n in examples}, EndpointJudge(endpoint))
+add_grades(rows, answers, examples, EndpointGrader(endpoint))
+open(f"rank-{os.environ['RANK']}.json", "w").write(json.dumps(rows))
+leave()
+"""
+
+
+def test_one_of_two_processes_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a judge is paid for, once; both have its verdicts."""
+    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server(lambda body, number: said("4") if "Grade" in body["messages"][0]["content"] else said("A"))
+    (tmp_path / "asking.py").write_text(ASKING)
+    try:
+        by_two(tmp_path, "asking.py", server.url, VARIABLE)
+    finally:
+        server.close()
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert all(row["preference"] in (0, 1) and row["grade"] == 4 for row in first)
+    assert len(server.prompts) == len(set(server.prompts)) == 5 + 5
 
 
 def test_the_share_of_failures_by_hand() -> None:

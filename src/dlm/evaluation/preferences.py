@@ -2,17 +2,19 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from dlm import processes
 from dlm.errors import UserError
 from dlm.evaluation.judges.grades import Grader
 from dlm.evaluation.judges.pairs import Judge, Pair
 from dlm.evaluation.winrate import Rate, length_controlled, win_rate
 
+T = TypeVar("T")
 Row = dict[str, Any]
 Baseline = Mapping[tuple[int, int], str]
 
@@ -26,6 +28,8 @@ def add_preferences(
     rows: Sequence[Row], answers: Sequence[Row], examples: Mapping[int, Row], baseline: Baseline, judge: Judge
 ) -> None:
     """Put the judge's preference, and the baseline's length in characters, into every row of a cell.
+
+    Several processes all call it, with the same rows; the first one asks.
 
     Args:
         rows: of cell.score_answers, in the order of `answers`.
@@ -43,19 +47,25 @@ def add_preferences(
         for answer, other in zip(answers, others, strict=True)
         for example in [examples[answer["id"]]]
     ]
-    for row, other, verdict in zip(rows, others, judge.prefer(pairs), strict=True):
+    verdicts = _by_the_first(lambda: judge.prefer(pairs))
+    for row, other, verdict in zip(rows, others, verdicts, strict=True):
         row |= {"preference": verdict.preference, "baseline_characters": len(other)}
 
 
 def add_grades(rows: Sequence[Row], answers: Sequence[Row], examples: Mapping[int, Row], grader: Grader) -> None:
-    """Put the grade into every row of a cell, None where the judge failed.
+    """Put the grade into every row of a cell, None where the judge failed; several processes as in add_preferences.
 
     Args:
         rows, answers, examples: as for add_preferences.
     """
     shown = [(_asked(examples[answer["id"]]), answer["answer"]) for answer in answers]
-    for row, grade in zip(rows, grader.grade(shown), strict=True):
+    for row, grade in zip(rows, _by_the_first(lambda: grader.grade(shown)), strict=True):
         row["grade"] = grade
+
+
+def _by_the_first(ask: Callable[[], list[T]]) -> list[T]:
+    """What the first process is told, in every process: a judge may want money for each answer."""
+    return processes.gather(ask() if processes.is_main() else [])[0]
 
 
 def _asked(example: Row) -> str:

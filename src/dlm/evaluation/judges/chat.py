@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat endpoint asked for one token at a time: many at once, patiently, nothing twice."""
+"""An OpenAI-compatible chat endpoint asked for verdicts: many at once, patiently, nothing twice."""
 
 import hashlib
 import json
@@ -6,20 +6,25 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from threading import Event, Lock
 from typing import TypeVar
 
 from dlm.errors import UserError
 from dlm.evaluation.judges.client import Client, Refusal, Usage
-from dlm.evaluation.judges.replies import Reply, ReplyCache
+from dlm.evaluation.judges.replies import Reply, ReplyCache, without_reasoning
 
 T = TypeVar("T")
 CACHE = Path(".cache/judge")
-REASKS = 2  # for a reply that is no verdict
-UNANSWERED = 8  # prompts in a row without any reply: the endpoint is down, not the prompt's fault
+# How a prompt is asked until there is a verdict: (room to reason, temperature). One token is enough for most models.
+# What greedy decoding got wrong it would get wrong again.
+REASONING = ((True, 0.0), (True, 1.0))
+AT_ONCE = ((False, 0.0), *REASONING)
+FAILED = 8  # prompts in a row without a verdict: the endpoint's fault, not the prompts'
 LONGEST_WAIT = 30.0  # seconds that the backoff grows to
-FATAL = {
+FATAL: dict[int | None, str] = {
     401: "the endpoint refuses the key; put a valid one into the environment variable {key_variable}",
     403: "the key in the environment variable {key_variable} may not use the model {model}; change either",
     404: "no model {model} there; mend the model's name or base_url (it usually ends in /v1)",
@@ -37,7 +42,7 @@ class ChatEndpoint:
         model: the endpoint's name for it.
         key_variable: the environment variable that holds the key. The key is in no message and no file.
         concurrency: requests at once.
-        timeout: seconds without a byte after which a request is given up.
+        timeout: seconds without a byte after which a request for one token is given up.
         retries: further tries after 408, 409, 429, 5xx, a timeout or a broken connection.
         backoff: seconds before the first retry, doubled for each further one; a server's Retry-After goes first.
         cache: folder of the replies.
@@ -74,22 +79,23 @@ class ChatEndpoint:
         self._cache = ReplyCache(Path(cache) / f"{hashlib.sha256(model.encode()).hexdigest()[:16]}.jsonl")
         self._lock = Lock()
         self._stop = Event()
-        self._unanswered = 0
+        self._reasons = False
+        self._failed = 0
 
     def ask(self, prompts: Sequence[str], read: Callable[[Reply], T | None]) -> list[T | None]:
         """What `read` makes of the reply to each prompt, in order; None where no reply or no readable one came.
 
         Args:
             prompts: equal ones are asked once.
-            read: gives None for a malformed reply, which is asked for again.
+            read: gives None for a malformed reply, which is asked for again, with room to reason before the verdict.
 
         Raises:
-            UserError: the endpoint refuses the key or does not know the model, or has left UNANSWERED prompts in a row
-                without a reply. What was answered until then is kept.
+            UserError: the endpoint refuses the key or does not know the model, or has given no verdict on FAILED
+                prompts in a row. What was answered until then is kept.
         """
         wanted = list(dict.fromkeys(prompts))
         self._stop.clear()
-        self._unanswered = 0
+        self._failed = 0
         pool = ThreadPoolExecutor(self._concurrency)
         try:
             values = dict(zip(wanted, pool.map(lambda prompt: self._value(prompt, read), wanted), strict=True))
@@ -105,52 +111,61 @@ class ChatEndpoint:
             with self._lock:
                 self.usage.cache_hits += 1
             return value
-        for attempt in range(1 + REASKS):
-            if self._stop.is_set():
+        told = ""
+        for room, temperature in REASONING if self._reasons else AT_ONCE:
+            outcome = self._outcome(prompt, temperature, room)
+            if outcome is None:
                 return None
-            # What greedy decoding got wrong it would get wrong again.
-            reply = self._reply(prompt, temperature=1.0 if attempt else 0.0)
-            if reply is None:
+            if isinstance(outcome, Refusal):
+                told = outcome.reason
                 break
-            if (value := read(reply)) is not None:
-                self._cache.put(key, reply)
+            if (value := read(outcome)) is not None:
+                with self._lock:
+                    self._failed = 0
+                    self._reasons |= room
+                self._cache.put(key, replace(outcome, text=without_reasoning(outcome.text)))
                 return value
-        if not self._stop.is_set():
-            with self._lock:
-                self.usage.failures += 1
+            told = f"the last reply: {shorten(outcome.text, 200)!r}"
+        self._fail(told)
         return None
 
-    def _reply(self, prompt: str, temperature: float) -> Reply | None:
+    def _outcome(self, prompt: str, temperature: float, room: bool) -> Reply | Refusal | None:
+        """The reply, or why there is none after all retries; None once the whole run has been given up.
+
+        Raises:
+            UserError: the endpoint will refuse all other prompts as well.
+        """
         for attempt in range(1 + self._retries):
+            if self._stop.is_set():
+                break
             with self._lock:
                 self.usage.requests += 1
-            outcome = self._client.send(prompt, temperature)
+            outcome = self._client.send(prompt, temperature, room)
             if not isinstance(outcome, Refusal):
                 with self._lock:
-                    self._unanswered = 0
                     self.usage.prompt_tokens += outcome.prompt_tokens
                     self.usage.completion_tokens += outcome.completion_tokens
                 return outcome.reply
+            if outcome.status in FATAL and not outcome.again:
+                self._stop.set()
+                told = FATAL[outcome.status].format(key_variable=self._key_variable, model=self._model)
+                raise UserError(f"{self._base_url}: {told} ({outcome.reason})")
             if not outcome.again or attempt == self._retries:
-                self._give_up_on(outcome)
-                return None
-            delay = outcome.wait or min(self._backoff * 2**attempt, LONGEST_WAIT)
+                return outcome
+            delay = min(self._backoff * 2**attempt, LONGEST_WAIT) if outcome.wait is None else outcome.wait
             # Never before Retry-After; spread out, so that the threads do not come back all at once.
-            if self._stop.wait(delay * random.uniform(1, 1.5)):
-                return None
+            self._stop.wait(delay * random.uniform(1, 1.5))
         return None
 
-    def _give_up_on(self, refusal: Refusal) -> None:
+    def _fail(self, told: str) -> None:
         with self._lock:
-            self._unanswered += 1
-            unanswered = self._unanswered
-        if refusal.status in FATAL:
-            self._stop.set()
-            told = FATAL[refusal.status].format(key_variable=self._key_variable, model=self._model)
-            raise UserError(f"{self._base_url}: {told} (status {refusal.status})")
-        if unanswered >= UNANSWERED:
+            self.usage.failures += 1
+            self._failed += 1
+            failed = self._failed
+        if failed >= FAILED:
             self._stop.set()
             raise UserError(
-                f"{self._base_url}: {unanswered} prompts in a row got no reply ({refusal.reason}); see that it runs "
-                "and that base_url and model are right, then run again: what was answered is kept"
+                f"{self._base_url}: {failed} prompts in a row got no verdict ({told}); see that it runs, that base_url "
+                "and model are right and that the model can answer with one letter or digit, then run again: what was "
+                "answered is kept"
             )

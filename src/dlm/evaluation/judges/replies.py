@@ -1,4 +1,4 @@
-"""One-token replies of a judge: their log-probabilities, and a file of them that survives being killed."""
+"""Short replies of a judge: their log-probabilities, and a file of them that survives being killed."""
 
 import json
 import math
@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+REASONING_ENDS = re.compile(r".*(</think(ing)?>|</reasoning>|\[/THINK\])", re.DOTALL)
+REASONING_BEGINS = re.compile(r"\s*(<think(ing)?>|<reasoning>|\[THINK\])")
 LEAST_MASS = 0.01  # labels that carry less of the probability together were not what the judge wanted to say
 
 
@@ -19,12 +21,19 @@ class Reply:
     """What a judge said.
 
     Attributes:
-        text: the reply.
-        top: the likeliest first tokens with their natural log-probabilities; empty where the server gives none.
+        text: the reply, with the reasoning that it may begin with.
+        top: the likeliest first tokens with their natural log-probabilities; empty where the server gives none and
+            where they belong to the reasoning.
     """
 
     text: str
     top: tuple[tuple[str, float], ...] = ()
+
+
+def without_reasoning(text: str) -> str:
+    """What stands behind the thoughts that a reply begins with; nothing where they do not end."""
+    rest = REASONING_ENDS.sub("", text, count=1)
+    return "" if REASONING_BEGINS.match(rest) else rest
 
 
 def label_shares(reply: Reply, labels: Sequence[str]) -> list[float] | None:
@@ -41,8 +50,8 @@ def label_shares(reply: Reply, labels: Sequence[str]) -> list[float] | None:
 
 
 def label_alone(reply: Reply, labels: Sequence[str]) -> str | None:
-    """The label that the text consists of, white space and punctuation around it aside; None for any other text."""
-    found = re.fullmatch(r"[\W_]*(\w+)[\W_]*", reply.text)
+    """The label that the text without its reasoning is, white space and punctuation aside; None for any other text."""
+    found = re.fullmatch(r"[\W_]*(\w+)[\W_]*", without_reasoning(reply.text))
     return found[1] if found and found[1] in labels else None
 
 
