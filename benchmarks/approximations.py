@@ -58,7 +58,7 @@ def main() -> None:
     params = load_params(arguments.params)
     gen_length = params.decode.gen_length
     families = {steps: check(params, arguments.families, steps, gen_length) for steps in arguments.steps}
-    corpus = load_corpus(arguments.build, params.data, params.evaluate, params.decode.batch_size)
+    corpus = load_corpus(arguments.build, params.data, params.evaluate)
     lm = DiffusionLM.load(arguments.build / "models" / arguments.checkpoint, arguments.device, params.decode.precision)
     rows: list[Row] = []
     for steps, checked in families.items():

@@ -43,7 +43,7 @@ from dlm.profiles import merge, render
 from dlm.schema import require
 
 ROOT = Path(__file__).parents[1]
-SIDE_BY_SIDE = ("decode", "evaluate", "ablation", "settings", "distance")  # of the stages with cells: none trains
+SIDE_BY_SIDE = ("select", "decode", "evaluate", "ablation", "settings", "distance")  # of the stages with cells: none trains
 CLOSING = ("evaluate_reference", "report")  # seconds, and what the run is for: they start whatever the time
 # Tracking, DVC, other machines and the hub; what torch for GPUs brings along.
 NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub", "datasets", "triton"}
@@ -200,7 +200,7 @@ class Runner:
             for stage in ("decode", "evaluate")
             for decoder in decoders
         ]
-        other = self.beside(name, changes, ["data", "models/base", "models/reference"], stages)
+        other = self.beside(name, changes, ["data", "models/base", "models/reference", "selection"], stages)
         rows = self.tables.setdefault("variants", self.cells("sft", decoders))
         rows += [{**row, "checkpoint": f"sft, {name}"} for row in other.cells("sft", decoders)]
 
@@ -208,7 +208,7 @@ class Runner:
         """The same checkpoints and decoders on other prompts."""
         wanted = ("decode@", "evaluate@")
         stages = [command for command in commands(ROOT / "dvc.yaml", self.params) if command[0].startswith(wanted)]
-        other = self.beside(name, changes, ["models"], [("prepare", ["stages/prepare.py"]), *stages])
+        other = self.beside(name, changes, ["models", "selection"], [("prepare", ["stages/prepare.py"]), *stages])
         decoders = self.params["report"]["decoders"]
         self.tables[name] = [row for checkpoint in ("sft", "r2ft") for row in other.cells(checkpoint, decoders)]
 
@@ -240,7 +240,7 @@ class Runner:
     def cells(self, checkpoint: str, decoders: Sequence[str]) -> list[dict[str, Any]]:
         """The figures of a checkpoint's cells, as far as they are there."""
         paths = [self.folder / "build" / "evaluation" / f"{checkpoint}-{decoder}.json" for decoder in decoders]
-        return [read_json(path) for path in paths if path.is_file()]
+        return [row for path in paths if path.is_file() for row in read_json(path)]
 
 
 def main() -> None:

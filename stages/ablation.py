@@ -1,12 +1,13 @@
-"""Evidence for claims 1, 3, 4 and 5: block and kernel size at few steps, more steps, and as many steps as tokens."""
+"""Evidence for claims 4 and 5: semi-AR and Conv with as many steps as tokens, without and with EOS-fill."""
 
-from typing import Any
+from pathlib import Path
 
 from dlm import cli, processes
 from dlm.api import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import run_script
 from dlm.evaluation.cell import load_corpus
+from dlm.evaluation.selection import chosen
 from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.params import Params, tracked
@@ -22,12 +23,14 @@ def main() -> None:
     with stage_run(
         "ablation", cell=arguments.checkpoint, params=tracked(params, "ablation", "decode", "decoding")
     ) as run:
-        corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
+        corpus = load_corpus(build, params.data, params.evaluate)
         weights = build / "models" / arguments.checkpoint
         lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
-        rows = []
-        for variant, options, prompts, steps in variants(params):
-            found = measure(lm, corpus, options, params, prompts=prompts, seeds=params.ablation.seeds, steps=steps)
+        rows, settings = [], params.ablation
+        for variant, options in variants(params, build):
+            found = measure(
+                lm, corpus, options, params, prompts=settings.prompts, seeds=settings.seeds, steps=settings.steps
+            )
             # semi-AR has an option `variant` of its own
             rows.append({**found, "checkpoint": arguments.checkpoint, "variant": variant})
         if not processes.is_main():
@@ -38,34 +41,17 @@ def main() -> None:
         run.outputs([out])
 
 
-def variants(params: Params) -> list[tuple[str, DecoderOptions, int, int]]:
-    """(name, options, prompts, steps) of every run: semi-AR over blocks and Conv over kernels at decode.steps; top_k
-    and Conv at more_steps; semi-AR at long_steps, and Conv with the cache: without and with EOS-fill, and over
-    low_confidence."""
-    settings, short = params.ablation, params.decode.steps
-    runs: list[tuple[str, DecoderOptions, int, int]] = []
-
-    def add(variant: str, decoder: str, prompts: int, steps: int, **changes: Any) -> None:
-        options = params.decoder(decoder, **changes)
-        options.check_lengths(params.decode.gen_length, steps, f"params.yaml: ablation ({decoder})")
-        runs.append((variant, options, prompts, steps))
-
-    for block_length in settings.blocks:
-        add("block", "semi_ar", settings.prompts, short, block_length=block_length)
-    for kernel_size in settings.kernels:
-        add("kernel", "conv", settings.prompts, short, kernel_size=kernel_size)
-    for steps in settings.more_steps:
-        add("steps top_k", "top_k", settings.prompts, steps)
-        for kernel_size in sorted({params.decoder("conv").kernel_size or 1, *settings.kernels[-1:]}):
-            add("steps conv", "conv", settings.prompts, steps, kernel_size=kernel_size)
-    for variant, changes in (
-        ("long", {"eos_fill": False}),
-        ("long eos_fill", {"eos_fill": True}),
-        ("long low_confidence", {"eos_fill": True, "rule": "low_confidence"}),
-    ):
-        add(variant, "conv", settings.long_prompts, settings.long_steps, cache=True, **changes)
-    add("long semi_ar", "semi_ar", settings.long_prompts, settings.long_steps)
-    return runs
+def variants(params: Params, build: Path) -> list[tuple[str, DecoderOptions]]:
+    """(name, options) of every run, with the settings chosen for the nearest budget: Conv with the cache, without and
+    with EOS-fill, and over low_confidence; semi-AR."""
+    conv, semi_ar = (chosen(build, params, name, params.ablation.steps) for name in ("conv", "semi_ar"))
+    cached = {**conv, "cache": True}
+    return [
+        ("plain", params.decoder("conv", **{**cached, "eos_fill": False})),
+        ("eos_fill", params.decoder("conv", **{**cached, "eos_fill": True})),
+        ("low_confidence", params.decoder("conv", **{**cached, "eos_fill": True, "rule": "low_confidence"})),
+        ("semi_ar", params.decoder("semi_ar", **semi_ar)),
+    ]
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def main() -> None:
         decoders = {}
         for decoder in params.report.decoders:
             answers = read_jsonl(build / "answers" / f"{checkpoint}-{decoder}.jsonl")
+            answers = [answer for answer in answers if answer["steps"] == params.decode.judged_steps]
             decoders[decoder] = written([a["id"] for a in answers], [a["tokens"] for a in answers])
         result = {
             "checkpoint": checkpoint,

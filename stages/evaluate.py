@@ -1,7 +1,10 @@
-"""Metrics of one cell's answers and its win rates against the reference, with intervals, as one JSON file."""
+"""Metrics of one cell's answers at each budget and win rates against the reference, with intervals, as a JSON list."""
+
+from typing import Any
 
 from dlm import cli
 from dlm.errors import run_script
+from dlm.evaluation.area import quality_area
 from dlm.evaluation.cell import check_complete, closeness, load_corpus, score_answers, summarise
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import add_grades, add_preferences, baseline_of, places, read_difficulty
@@ -21,31 +24,40 @@ def main() -> None:
     cell = f"{arguments.checkpoint}-{arguments.decoder}"
     source = build / "models/reference/answers.jsonl" if is_reference else build / "answers" / f"{cell}.jsonl"
     with stage_run("evaluate", cell=cell, params=tracked(params, "evaluate")) as run:
-        corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
-        answers = read_jsonl(source)
-        check_complete(answers, corpus, source)
-        rows = score_answers(answers, corpus, params.decode.batch_size)
+        corpus = load_corpus(build, params.data, params.evaluate)
         judge, grader = make_judges(params.evaluate.judge, params.data, params.seed)
-        difficulty = None
+        baseline = difficulty = None
         if judge is not None and not is_reference:
             baseline = baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))
-            add_preferences(rows, answers, corpus.examples, baseline, judge)
             if params.evaluate.judge.difficulty is not None:
                 difficulty = read_difficulty(params.evaluate.judge.difficulty, places(corpus.examples))
-        if grader is not None:
-            add_grades(rows, answers, corpus.examples, grader)
-        summary = summarise(rows, params.evaluate.bootstrap_samples, difficulty)
-        result = {
-            "checkpoint": arguments.checkpoint,
-            "decoder": arguments.decoder,
-            "steps": None if is_reference else params.decode.steps,
-            "gen_length": params.decode.gen_length,
-            **summary,
-            **closeness(answers, corpus, params.decode.batch_size, params.seed),
-        }
+        budgets: dict[int | None, list[dict[str, Any]]] = {}
+        for answer in read_jsonl(source):
+            budgets.setdefault(answer.get("steps"), []).append(answer)  # the reference's have none
+        results, scored = [], {}
+        for steps, answers in budgets.items():
+            check_complete(answers, corpus, source)
+            rows = score_answers(answers, corpus, params.decode.batch_size)
+            if judge is not None and baseline is not None:
+                add_preferences(rows, answers, corpus.examples, baseline, judge)
+            if grader is not None:
+                add_grades(rows, answers, corpus.examples, grader)
+            result = {
+                "checkpoint": arguments.checkpoint,
+                "decoder": arguments.decoder,
+                "steps": steps,
+                "gen_length": params.decode.gen_length,
+                **summarise(rows, params.evaluate.bootstrap_samples, difficulty),
+                **closeness(answers, corpus, params.decode.batch_size, params.seed),
+            }
+            run.metrics(result, step=steps)
+            results.append(result)
+            if steps is not None:
+                scored[steps] = rows
+        area = quality_area(scored, params.evaluate.bootstrap_samples)
+        run.metrics(area)
         out = build / "evaluation" / f"{cell}.json"
-        write_json(out, result)
-        run.metrics(result)
+        write_json(out, [{**result, **area} for result in results])
         if judge is not None:
             run.metrics({f"judge_{name}": count for name, count in judge.costs().items()})
         run.outputs([out])

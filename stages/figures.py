@@ -8,6 +8,7 @@ from dlm.analysis.sweeps import sweep_figures
 from dlm.analysis.weights import weights_data
 from dlm.data.splits import read_split
 from dlm.errors import run_script
+from dlm.evaluation.selection import chosen
 from dlm.files import read_json, read_jsonl, write_text
 from dlm.params import tracked
 from dlm.tracking import stage_run
@@ -23,13 +24,14 @@ def main() -> None:
     with stage_run("figures", params=tracked(params, "sweeps")) as run:
         shown = read_split(build / "data", "eval", ["id", "prompt_ids"])[0]
         answers = read_jsonl(build / "answers" / f"{CHECKPOINTS[-1]}-conv.jsonl")
-        conv, prompt_length = params.decoder("conv"), len(shown["prompt_ids"])
-        answer = next(answer for answer in answers if answer["id"] == shown["id"])
+        steps, prompt_length = params.decode.steps[0], len(shown["prompt_ids"])
+        conv = params.decoder("conv", **chosen(build, params, "conv", steps))
+        answer = next(answer for answer in answers if (answer["id"], answer["steps"]) == (shown["id"], steps))
         figures = sweep_figures(
             [row for c in CHECKPOINTS for row in read_json(sweeps / f"settings-{c}.json")],
             [read_json(sweeps / f"distance-{c}.json") for c in CHECKPOINTS],
             [read_json(sweeps / f"rejection-{name}.json") for name in params.sweeps.rejection.negatives],
-            weights_data(answer, prompt_length, conv, params.decode.steps),
+            weights_data(answer, prompt_length, conv, steps),
             params.sweeps.baseline,
         )
         write_figures(results / "figures", figures)

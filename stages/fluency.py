@@ -39,11 +39,15 @@ def main() -> None:
             cell: build / "answers" / f"{cell}.jsonl"
             for cell in map("-".join, itertools.product(CHECKPOINTS, params.report.decoders))
         }
-        answers = {"real answers": real} | {cell: read_jsonl(source) for cell, source in sources.items()}
+        steps = (None, params.decode.judged_steps)  # the reference's answers have none
+        answers = {"real answers": real} | {
+            cell: [answer for answer in read_jsonl(source) if answer.get("steps") in steps]
+            for cell, source in sources.items()
+        }
         values = {cell: perplexities(rows, examples, scorer) for cell, rows in answers.items()}
         rows = [summary(cell, answers[cell], values[cell], params) for cell in answers]
         for row, cell in zip(rows[1:], sources, strict=True):
-            found = read_json(build / "evaluation" / f"{cell}.json")
+            found = next(r for r in read_json(build / "evaluation" / f"{cell}.json") if r["steps"] in steps)
             row |= {f"reference_{name}": found[name] for name in ("perplexity", "perplexity_ci")}
         pairs = [pair for row in rows[1:] if None not in (pair := (row["perplexity"], row["reference_perplexity"]))]
         table = {

@@ -30,7 +30,7 @@ def main() -> None:
     settings = params.negatives_of(name)
     logged = {**tracked(params, "sweeps", "r2ft"), "negatives": asdict(settings)}
     with stage_run("rejection", cell=name, params=logged) as run:
-        corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
+        corpus = load_corpus(build, params.data, params.evaluate)
         vocabulary = read_json(data / "vocabulary.json")
         rule = make_rule(settings, vocabulary, params.evaluate.high_prior_tokens)
         rows = {}
@@ -50,7 +50,7 @@ def main() -> None:
                     params,
                     prompts=params.sweeps.prompts,
                     seeds=params.sweeps.seeds,
-                    steps=params.decode.steps,
+                    steps=params.decode.steps[0],
                 )
                 found.append({**summary, "decoder": decoder, "r2ft_steps": step})
 

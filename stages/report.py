@@ -7,9 +7,11 @@ from dlm import cli, times
 from dlm.analysis.claims import judge_claims
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
+from dlm.analysis.selection import selection_markdown
 from dlm.analysis.table import build_table, headline, long_runs, to_markdown
 from dlm.data.splits import read_split
 from dlm.errors import run_script
+from dlm.evaluation.selection import RULE, chosen
 from dlm.files import read_json, read_jsonl, write_json, write_text
 from dlm.params import tracked
 from dlm.tracking import Run, stage_run
@@ -26,27 +28,39 @@ def main() -> None:
     build, results = arguments.build, arguments.results or Path(params.report.results)
     with stage_run("report", params=tracked(params, "report")) as run:
         cells = [(checkpoint, decoder) for checkpoint in CHECKPOINTS for decoder in params.report.decoders]
+        budgets, judged = params.decode.steps, params.decode.judged_steps
+        settings = {(d, s): chosen(build, params, d, s) for d in params.report.decoders for s in budgets}
         rows = build_table(
-            [read_json(build / "evaluation" / f"{c}-{d}.json") for c, d in [("reference", "nucleus"), *cells]]
+            [
+                row
+                for c, d in [("reference", "nucleus"), *cells]
+                for row in read_json(build / "evaluation" / f"{c}-{d}.json")
+            ],
+            settings,
         )
+        grids = [build / "selection" / f"{decoder}-grid.json" for decoder in params.report.decoders]
+        grid = [row for path in grids if path.is_file() for row in read_json(path)]
         paths = [build / "ablation" / f"{checkpoint}.json" for checkpoint in CHECKPOINTS]
         # A run within a time budget may have come without them (benchmarks/pipeline.py); DVC runs them first.
         ablation = [row for path in paths if path.is_file() for row in read_json(path)]
         curves = {name: read_json(build / "models" / name / "curve.json") for name in TRAINED}
-        answers = {(c, d): read_jsonl(build / "answers" / f"{c}-{d}.jsonl") for c, d in cells}
+        answers = {
+            (c, d): [row for row in read_jsonl(build / "answers" / f"{c}-{d}.jsonl") if row["steps"] == judged]
+            for c, d in cells
+        }
         examples = read_split(build / "data", "eval", ["id", "instruction", "input", "output"])
         stats = read_json(build / "data" / "stats.json")
 
         traced = CHECKPOINTS[-1]
-        figures = report_figures(
-            rows, ablation, curves, traced, {decoder: answers[traced, decoder] for decoder in params.report.decoders}
-        )
+        traces = {decoder: answers[traced, decoder] for decoder in params.report.decoders}
+        figures = report_figures(rows, grid, judged, curves, traced, traces)
         markdown = to_markdown(rows, long_runs(ablation))
-        claims = judge_claims(rows, ablation)
+        claims = judge_claims(rows, grid, ablation, judged)
         drawn = write_figures(results / "figures", figures)
         page = render(
             title=params.report.title,
             rows=rows,
+            grid=grid,
             ablation=ablation,
             claims=claims,
             figures=drawn,
@@ -60,7 +74,8 @@ def main() -> None:
             setting={
                 "prompts": len(examples),
                 "seeds": len(params.decode.seeds),
-                "steps": params.decode.steps,
+                "budgets": budgets,
+                "judged_steps": judged,
                 "gen_length": params.decode.gen_length,
                 "train_examples": stats["examples"]["train"],
             },
@@ -70,6 +85,7 @@ def main() -> None:
         write_json(results / "table.json", rows)
         write_json(results / "metrics.json", headline(rows))
         write_text(results / "table.md", markdown)
+        write_text(results / "selection.md", selection_markdown(grid, RULE))
         write_text(results / "report.html", page)
         log(run, results, rows)
     print(markdown, end="")
@@ -80,7 +96,8 @@ def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:
     run.table("table", rows)
     run.artifact(results / "figures")
     run.artifact(results / "report.html")
-    run.outputs([results / name for name in ("table.json", "metrics.json", "table.md", "figures", "report.html")])
+    names = ("table.json", "metrics.json", "table.md", "selection.md", "figures", "report.html")
+    run.outputs([results / name for name in names])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Decoder settings one by one, for the figures: steps, block and kernel sizes at several steps, gains, candidates."""
 
+from pathlib import Path
 from typing import Any
 
 from dlm import cli, processes
@@ -9,6 +10,7 @@ from dlm.errors import run_script
 from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import baseline_of
+from dlm.evaluation.selection import chosen
 from dlm.evaluation.setting import measure
 from dlm.files import read_jsonl, write_json
 from dlm.params import Params, tracked
@@ -23,11 +25,12 @@ def main() -> None:
     arguments = parser.parse_args()
     params = cli.stage_params(arguments)
     build, checkpoint, sweeps = arguments.build, arguments.checkpoint, params.sweeps
-    runs = settings(params)
+    runs = settings(params, build)
     with stage_run("settings", cell=checkpoint, params=tracked(params, "sweeps", "decode", "decoding")) as run:
-        corpus = load_corpus(build, params.data, params.evaluate, params.decode.batch_size)
+        corpus = load_corpus(build, params.data, params.evaluate)
         judge, _ = make_judges(params.evaluate.judge, params.data, params.seed)
-        baseline = baseline_of(read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl"))
+        rivals = read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl")
+        baseline = baseline_of([answer for answer in rivals if answer["steps"] == params.decode.steps[0]])
         lm = DiffusionLM.load(
             build / "models" / checkpoint, processes.device(), params.decode.precision, params.decode.compile
         )
@@ -52,9 +55,12 @@ def main() -> None:
         run.outputs([out])
 
 
-def settings(params: Params) -> list[Setting]:
-    """({sweep, decoder, x}, options, steps) of every run; x is what its sweep goes through."""
-    sweeps, short = params.sweeps, params.decode.steps
+def settings(params: Params, build: Path) -> list[Setting]:
+    """({sweep, decoder, x}, options, steps) of every run; x is what its sweep goes through.
+
+    Over the steps each decoder has the settings chosen for the nearest budget, elsewhere the first candidates.
+    """
+    sweeps, short = params.sweeps, params.decode.steps[0]
     found: list[Setting] = []
 
     def add(sweep: str, decoder: str, x: int | str, steps: int, label: str = "", **changes: Any) -> None:
@@ -65,7 +71,7 @@ def settings(params: Params) -> list[Setting]:
 
     for steps in sweeps.steps:
         for decoder in params.report.decoders:
-            add("steps", decoder, steps, steps)
+            add("steps", decoder, steps, steps, **chosen(build, params, decoder, steps))
         add("steps", "conv", steps, steps, "conv over low_confidence", rule="low_confidence")
     for steps in sweeps.size_steps:
         for length in sweeps.blocks:

@@ -27,8 +27,15 @@ TINY = {
     "sft": {"training": {"steps": 3, "batch_size": 4}},
     "negatives": {"examples": 8},
     "r2ft": {"training": {"steps": 2, "batch_size": 4}},
-    "decode": {"seeds": [0, 1], "steps": 4, "gen_length": 64},
-    "ablation": {"prompts": 2, "blocks": [32], "kernels": [9], "more_steps": [8], "long_prompts": 2, "long_steps": 8},
+    "decode": {"seeds": [0, 1], "steps": [4, 8], "gen_length": 64},
+    "decoding": {
+        "top_k": {"top_k": [5, 1]},
+        "low_confidence": {"confidence": "probability", "temperature": 0.0},
+        "semi_ar": {"rule": "top_k", "block_length": 32},
+        "conv": {"rule": "top_k", "kernel_size": [9, 33]},
+    },
+    "select": {"prompts": 2},
+    "ablation": {"prompts": 2, "steps": 8},
     "infill": {"prompts": 2, "seeds": [0], "steps": [2]},
     "sweeps": {
         "prompts": 2,
@@ -117,6 +124,7 @@ STAGES = [
     ("sft", "--variant", "sft_answer"),
     ("negatives",),
     ("r2ft",),
+    *(("selection", "--decoder", name, "--checkpoints", "sft", "r2ft") for name in ("top_k", "conv", "semi_ar")),
     *(("decode", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
     *(("evaluate", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
     ("evaluate", "--checkpoint", "reference", "--decoder", "nucleus"),
@@ -138,7 +146,7 @@ class Small(Workspace):
         few = {
             "reference": {"training": {"steps": 1}},
             "r2ft": {"training": {"steps": 20, "save_every": 5, "eval_every": 10}},
-            "decode": {"seeds": list(range(4)), "steps": 16, "gen_length": 128},
+            "decode": {"seeds": list(range(4)), "steps": [16], "gen_length": 128},
             "evaluate": {"bootstrap_samples": 5000},
             "report": {"decoders": ["top_k"]},
         }

@@ -4,6 +4,7 @@
 in the file it stands.
 """
 
+import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from dlm.blocks import (
     TemplateParams,
     TokenizerParams,
 )
-from dlm.blocks_results import AblationParams, DecodeParams, EvaluateParams, InfillParams, ReportParams, SweepsParams
+from dlm.blocks_results import (
+    AblationParams,
+    DecodeParams,
+    EvaluateParams,
+    InfillParams,
+    ReportParams,
+    SelectParams,
+    SweepsParams,
+)
 from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.dialect import load_yaml
 from dlm.errors import UserError
@@ -43,6 +52,7 @@ class Params:
     r2ft: R2ftParams
     decode: DecodeParams
     decoding: dict[str, Any]
+    select: SelectParams
     ablation: AblationParams
     infill: InfillParams
     sweeps: SweepsParams
@@ -53,8 +63,9 @@ class Params:
         at_least(self, where, 0, ["seed"])
         require(self.seed <= LARGEST_SEED, dotted(where, "seed"), f"at most {LARGEST_SEED}", self.seed)
         for name, block in self.decoding.items():
-            options = decoder_options(name, block, f"{where}decoding.{name}")
-            options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}decoding.{name}")
+            for options in _each(name, block, f"{where}decoding.{name}"):
+                for steps in self.decode.steps:
+                    options.check_lengths(self.decode.gen_length, steps, f"{where}decoding.{name}")
         for block, names in (
             ("report", self.report.decoders),
             ("infill", self.infill.decoders),
@@ -67,12 +78,10 @@ class Params:
         require(same, f"{where}reference.init", "another than pretrain where base.rows is records", self.reference.init)
         for name in self.sweeps.rejection.negatives:
             self.negatives_of(name)
-        for length in self.ablation.blocks:
-            options = decoder_options("semi_ar", {"block_length": length}, f"{where}ablation.blocks")
-            options.check_lengths(self.decode.gen_length, self.decode.steps, f"{where}ablation.blocks")
         if "semi_ar" in self.decoding:
-            long = f"{where}ablation.long_steps (decoding.semi_ar)"
-            self.decoder("semi_ar").check_lengths(self.decode.gen_length, self.ablation.long_steps, long)
+            long = f"{where}ablation.steps (decoding.semi_ar)"
+            for options in _each("semi_ar", self.decoding["semi_ar"], f"{where}decoding.semi_ar"):
+                options.check_lengths(self.decode.gen_length, self.ablation.steps, long)
         if self.decode.gen_length > self.data.window:
             raise UserError(
                 f"{where}decode.gen_length must be at most data.window ({self.data.window}), "
@@ -94,12 +103,37 @@ class Params:
         return build(NegativesParams, {**asdict(self.negatives), **known[name]}, where)
 
     def decoder(self, name: str, **changes: Any) -> DecoderOptions:
-        """The options of `decoding.<name>`, some of them changed. Raises UserError for a name without a block."""
+        """The options of `decoding.<name>`, some of them changed; of a list of candidates the first.
+
+        Raises:
+            UserError: a name without a block.
+        """
+        first = {**self.candidates(name)[0], **changes}
+        return decoder_options(name, {**(self.decoding[name] or {}), **first}, f"params.yaml: decoding.{name}")
+
+    def candidates(self, name: str) -> list[dict[str, Any]]:
+        """What the lists of `decoding.<name>` leave to choose: every combination of their values, by option.
+
+        `kernel_size: [17, 9]` gives [{"kernel_size": 17}, {"kernel_size": 9}]; a block without lists gives [{}].
+
+        Raises:
+            UserError: a name without a block.
+        """
         if name not in self.decoding:
             raise UserError(f"params.yaml: decoding.{name} is missing; known: {', '.join(self.decoding)}")
-        block = self.decoding[name]
-        changed = {**(block or {}), **changes} if changes else block
-        return decoder_options(name, changed, f"params.yaml: decoding.{name}")
+        return _combinations(self.decoding[name])
+
+
+def _combinations(block: Any) -> list[dict[str, Any]]:
+    lists = {key: value for key, value in block.items() if isinstance(value, list)} if isinstance(block, dict) else {}
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+
+def _each(name: str, block: Any, where: str) -> list[DecoderOptions]:
+    """The checked options of a decoder's block, one for each of its candidates."""
+    found = _combinations(block)
+    require(bool(found), where, "without empty lists", block)
+    return [decoder_options(name, {**block, **chosen} if chosen else block, where) for chosen in found]
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

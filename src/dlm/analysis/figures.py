@@ -8,12 +8,13 @@ from typing import Any
 from dlm.analysis.curves import Curve, draw_losses, loss_data, r2ft_data
 from dlm.analysis.lines import draw_lines, line_of, metric_panel
 from dlm.analysis.panels import decoder_data, draw_decoders
-from dlm.analysis.table import COLUMNS, Column, Row, quality_axes
+from dlm.analysis.selection import sizes
+from dlm.analysis.table import COLUMNS, Column, Row, at_budget, is_reference, over_passes, quality_axes
 from dlm.analysis.unmasking import draw_unmasking, unmasking_data
 from dlm.files import atomic_directory, write_json
 
-# variant of the ablation's rows -> (the key of its size, its label)
-SIZES = {"block": ("block_length", "semi-AR over block length"), "kernel": ("kernel_size", "Conv over kernel size")}
+# decoder -> (the option that is its size, its label)
+SIZES = {"semi_ar": ("block_length", "semi-AR over block length"), "conv": ("kernel_size", "Conv over kernel size")}
 SIZE_LABEL = "block length or kernel size, tokens (log scale)"
 
 
@@ -38,47 +39,70 @@ class ReportFigure:
 
 def report_figures(
     rows: Sequence[Row],
-    ablation: Sequence[Row],
+    grid: Sequence[Row],
+    steps: int,
     curves: Mapping[str, Curve],
     traced: str,
     answers: Mapping[str, Sequence[dict[str, Any]]],
 ) -> list[ReportFigure]:
-    """All figures, in the order of the page; without ablations none of sizes.
+    """All figures, in the order of the page; none over passes with a single budget, none of sizes without candidates.
 
     Args:
         rows: of build_table.
-        ablation: the ablation stage's rows of all checkpoints.
+        grid: the select stage's rows of all decoders.
+        steps: the budget that the figures by decoder show.
         curves: curve.json by model.
         traced: the checkpoint whose unmasking order is shown.
         answers: its answers by decoder.
     """
     prompt = next(iter(answers.values()))[0]["id"]
-    sizes = ReportFigure(
-        "sizes",
-        "Block length and kernel size (the paper's Figs. 4 and 8)",
-        "Look for what each line loses from right to left: the claim is that semi-AR loses much with short blocks, "
-        "and Conv little with small kernels.",
-        size_data(ablation, quality_axes(ablation)),
-        draw_lines,
-    )
+    judged = at_budget(rows, steps)
+    size_lines = size_data(grid, quality_axes(grid))
     return [
+        *(
+            [
+                ReportFigure(
+                    "passes",
+                    "Quality over forward passes (the paper's Fig. 10)",
+                    "Look for the uppermost line at each number of passes, every decoder with the settings that suit "
+                    "that budget; the area in the table is what lies under a line.",
+                    passes_data(rows),
+                    draw_lines,
+                )
+            ]
+            if over_passes(rows)[0]
+            else []
+        ),
         ReportFigure(
             "quality",
-            "Quality by decoder",
+            f"Quality by decoder, S = {steps}",
             "Look for dots whose intervals do not overlap, since only those differ, and for how far all are from the "
             "reference.",
-            decoder_data(rows, quality_axes(rows)),
+            decoder_data(judged, quality_axes(rows)),
             draw_decoders,
         ),
         ReportFigure(
             "degeneration",
-            "Degeneration and length by decoder",
+            f"Degeneration and length by decoder, S = {steps}",
             "Look for dots that leave the reference: more repetition or more frequent words is degeneration, and a "
             "short answer has less room for either.",
-            decoder_data(rows, [COLUMNS[name] for name in ("repetition_4", "high_prior", "length")]),
+            decoder_data(judged, [COLUMNS[name] for name in ("repetition_4", "high_prior", "length")]),
             draw_decoders,
         ),
-        *([sizes] if ablation else []),
+        *(
+            [
+                ReportFigure(
+                    "sizes",
+                    "Block length and kernel size (the paper's Figs. 4 and 8)",
+                    "Look for what each line loses from right to left: the claim is that semi-AR loses much with short "
+                    "blocks, and Conv little with small kernels.",
+                    size_lines,
+                    draw_lines,
+                )
+            ]
+            if any(panel["lines"] for panel in size_lines["panels"])
+            else []
+        ),
         ReportFigure(
             "r2ft",
             "R2FT on held-out data (the paper's Fig. 12)",
@@ -106,25 +130,47 @@ def report_figures(
     ]
 
 
-def size_data(ablation: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
-    """The columns over block length and kernel size: a line for each plan and checkpoint."""
-    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in ablation))
+def passes_data(rows: Sequence[Row]) -> dict[str, Any]:
+    """Quality over forward passes: a panel for each checkpoint, a line for each decoder."""
+    diffusion = [row for row in rows if not is_reference(row)]
+    decoders = list(dict.fromkeys(row["decoder"] for row in diffusion))
+    panels = [
+        metric_panel(
+            COLUMNS["quality"],
+            "forward passes (log scale)",
+            [
+                line_of(
+                    decoder,
+                    [row for row in diffusion if (row["checkpoint"], row["decoder"]) == (checkpoint, decoder)],
+                    "nfe",
+                    COLUMNS["quality"],
+                    colour,
+                )
+                for colour, decoder in enumerate(decoders)
+            ],
+            where=f", {checkpoint}",
+            x_scale="log2",
+        )
+        for checkpoint in dict.fromkeys(row["checkpoint"] for row in diffusion)
+    ]
+    return {"columns": len(panels), "panels": panels}
+
+
+def size_data(grid: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
+    """The columns over block length and kernel size: a panel for each budget, a line for each plan and checkpoint."""
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in grid))
+    budgets = list(dict.fromkeys(row["steps"] for row in grid))
     panels = []
     for column in columns:
-        lines = [
-            line_of(
-                f"{name}, {checkpoint}",
-                [row for row in ablation if row["variant"] == variant and row["checkpoint"] == checkpoint],
-                size,
-                column,
-                2 + colour,
-                1 - dash,
-            )
-            for colour, (variant, (size, name)) in enumerate(SIZES.items())
-            for dash, checkpoint in enumerate(checkpoints)
-        ]
-        panels.append(metric_panel(column, SIZE_LABEL, lines, x_scale="log2"))
-    return {"columns": len(panels), "panels": panels}
+        for steps in budgets:
+            lines = []
+            for colour, (decoder, (size, name)) in enumerate(SIZES.items()):
+                for dash, checkpoint in enumerate(checkpoints):
+                    found = [row for row in grid if (row["checkpoint"], row["steps"]) == (checkpoint, steps)]
+                    if found := sizes(found, decoder, size):
+                        lines.append(line_of(f"{name}, {checkpoint}", found, size, column, 2 + colour, 1 - dash))
+            panels.append(metric_panel(column, SIZE_LABEL, lines, where=f", S = {steps}", x_scale="log2"))
+    return {"columns": max(len(budgets), 1), "panels": panels}
 
 
 def write_figures(folder: Path, figures: Sequence[ReportFigure]) -> list[tuple[ReportFigure, bytes]]:

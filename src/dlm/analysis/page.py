@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dlm.analysis import table
-from dlm.analysis.claims import RULE, Claim
+from dlm.analysis.claims import RULE, Claim, density_note
 from dlm.analysis.figures import ReportFigure
 from dlm.analysis.paper import TABLES, beside
+from dlm.analysis.selection import selection_rows
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "matplotlib", "mlflow", "dvc")
 Answers = Mapping[tuple[str, str], Sequence[dict[str, Any]]]
@@ -22,6 +23,7 @@ def render(
     *,
     title: str,
     rows: Sequence[table.Row],
+    grid: Sequence[table.Row],
     ablation: Sequence[table.Row],
     claims: Sequence[Claim],
     figures: Sequence[tuple[ReportFigure, bytes]],
@@ -35,11 +37,12 @@ def render(
     Args:
         title: of the page.
         rows: of build_table.
+        grid: the select stage's rows of all decoders.
         ablation: the ablation stage's rows of all checkpoints.
         claims: of judge_claims.
         figures: each with its PNG.
         samples: of side_by_side.
-        setting: prompts, seeds, steps, gen_length and train_examples, for the introduction.
+        setting: prompts, seeds, budgets, judged_steps, gen_length and train_examples, for the introduction.
         params_text: params.yaml as it is.
         paper: whose figures stand beside ours, a key of paper.TABLES.
     """
@@ -51,26 +54,27 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    long = table.long_runs(ablation)
     # Functions of the table, so that page and markdown print the same numbers.
-    environment.globals.update(number=table.number, interval=table.interval, is_best=table.is_best)
+    environment.globals.update(
+        number=table.number, interval=table.interval, is_best=table.is_best, name_of=table.name_of
+    )
+    judged = [*table.at_budget(rows, setting["judged_steps"]), *table.speed_rows(ablation)]
     return environment.get_template("report.html.j2").render(
         title=title,
         rows=rows,
-        groups=[
-            *((name, rows, table.used(rows, columns)) for name, columns in table.GROUPS.items()),
-            (table.LONG_TITLE, long, table.used(long, table.LONG_COLUMNS)),
-        ],
+        groups=table.groups(rows, table.long_runs(ablation)),
+        selection=selection_rows(grid),
         exact=table.quality_axes(rows)[0].name == "well_formed",
         bold=table.BOLD,
         claims=claims,
         rule=RULE,
+        density=density_note(setting["gen_length"], setting["budgets"], setting["judged_steps"]),
         figures=[(figure, base64.b64encode(png).decode("ascii")) for figure, png in figures],
         samples=samples,
         setting=setting,
         params_text=params_text,
         versions=versions(),
-        paper=[(published, beside(published, [*rows, *table.speed_rows(ablation)])) for published in TABLES[paper]],
+        paper=[(published, beside(published, judged)) for published in TABLES[paper]],
     )
 
 

@@ -42,9 +42,9 @@ class PaperTable:
 
 WIN_RATES = ("LC win rate, %", "win rate, %")
 RATES = ("lc_win_rate", "win_rate")
-# The ablation's runs at long_steps with the cache; without it a pass is made at every step, as many as S.
+# The ablation's runs with the cache; without it a pass is made at every step, as many as S.
 SPEED = ("without cache", "with cache", "with cache and EOS-fill")
-LONG = (None, ("r2ft", "long"), ("r2ft", "long eos_fill"))
+LONG = (None, ("r2ft", "plain"), ("r2ft", "eos_fill"))
 
 
 def _speed(setting: str, values: tuple[float, float, float]) -> PaperTable:

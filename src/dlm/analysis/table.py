@@ -1,6 +1,6 @@
-"""The results table: one row for each cell (checkpoint x decoder), every value with its 95% interval."""
+"""The results table: a row for each cell (checkpoint x decoder) and budget, every value with its 95% interval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -33,6 +33,12 @@ class Column:
 
 
 QUALITY = (
+    Column(
+        "quality",
+        "quality",
+        "mean of well-formed and 1 - slot errors; without an exact judge relevance, total",
+        "higher",
+    ),
     Column("well_formed", "well-formed", "share of sentences that the grammar derives", "higher"),
     Column(
         "slot_error_rate",
@@ -85,18 +91,18 @@ STRUCTURE = (
     Column("leftover_masks", "leftover", "positions still masked after the last step, filled greedily", "lower"),
 )
 GROUPS = {"Quality and speed": QUALITY, "Structure and degeneration": STRUCTURE}
-# The ablation's runs with more steps: variant -> what stands in the decoder's column.
+# The ablation's runs: variant -> what stands in the decoder's column.
 LONG_RUNS = {
-    "steps top_k": "top_k",
-    "steps conv": "conv, kernel {kernel_size}",
-    "long": "conv",
-    "long eos_fill": "conv, EOS-fill",
-    "long semi_ar": "semi_ar, block {block_length}",
-    "long low_confidence": "conv over low_confidence, EOS-fill",
+    "plain": "conv without EOS-fill",
+    "eos_fill": "conv",
+    "low_confidence": "conv over low_confidence",
+    "semi_ar": "semi_ar, block {block_length}",
 }
 STEPS = Column("steps", "S", "denoising steps", None, 0)
 LONG_COLUMNS = (STEPS, *(column for column in QUALITY if column.name != "tokens_per_step"))
-LONG_TITLE = "Quality with more steps"
+LONG_TITLE = "As many steps as tokens"
+AREA = Column("area", "area", "mean quality from the fewest steps to the most, over the log of the passes", "higher")
+OVER_PASSES_TITLE = "Quality over forward passes"
 COLUMNS = {column.name: column for group in GROUPS.values() for column in group}
 BOLD = (
     "Bold: the best diffusion value of a column. A column without an arrow has no good end: the reference is its mark."
@@ -107,14 +113,15 @@ PLUS_MINUS = (
 )
 
 
-def build_table(cells: Sequence[Row]) -> list[Row]:
-    """The rows of the table: the reference first, then checkpoint by checkpoint, both in the order they come in.
+def build_table(cells: Sequence[Row], settings: Mapping[tuple[str, int], Mapping[str, Any]] | None = None) -> list[Row]:
+    """The rows of the table: the reference first, then by checkpoint, by budget, and by decoder, in the order they
+    come in.
 
     Args:
         cells: the evaluate stage's results.
+        settings: what was chosen for a decoder and number of steps, for the row's `setting`.
     """
-    lengths = [cell["length"] for cell in cells if not is_reference(cell) and cell["length"] is not None]
-    shared_length = sum(lengths) / len(lengths) if lengths else None
+    shared_length = {steps: _mean_length(cells, steps) for steps in dict.fromkeys(cell["steps"] for cell in cells)}
     checkpoints = list(dict.fromkeys(cell["checkpoint"] for cell in cells))
     decoders = list(dict.fromkeys(cell["decoder"] for cell in cells))
     ordered = sorted(
@@ -122,14 +129,34 @@ def build_table(cells: Sequence[Row]) -> list[Row]:
         key=lambda cell: (
             not is_reference(cell),
             checkpoints.index(cell["checkpoint"]),
+            cell["steps"] or 0,
             decoders.index(cell["decoder"]),
         ),
     )
-    return [_row(cell, shared_length) for cell in ordered]
+    return [
+        {**_row(cell, shared_length[cell["steps"]]), "setting": setting_text(settings, cell["decoder"], cell["steps"])}
+        for cell in ordered
+    ]
+
+
+def _mean_length(cells: Sequence[Row], steps: int | None) -> float | None:
+    lengths = [
+        cell["length"]
+        for cell in cells
+        if not is_reference(cell) and cell["steps"] == steps and cell["length"] is not None
+    ]
+    return sum(lengths) / len(lengths) if lengths else None
+
+
+def setting_text(settings: Mapping[tuple[str, int], Mapping[str, Any]] | None, decoder: str, steps: int | None) -> str:
+    """'kernel_size 9, rule top_k', empty where nothing was chosen."""
+    chosen = (settings or {}).get((decoder, steps), {}) if steps is not None else {}
+    return ", ".join(f"{option} {value}" for option, value in chosen.items())
 
 
 def _row(cell: Row, shared_length: float | None) -> Row:
     row = {name: cell[name] for name in ("checkpoint", "decoder", "steps", "gen_length", "n")}
+    row |= {name: cell.get(name) for name in ("area", "area_ci")}
     speed = _tokens_per_step(cell, shared_length)
     for name in COLUMNS:
         source = speed if name == "tokens_per_step" else cell
@@ -139,13 +166,39 @@ def _row(cell: Row, shared_length: float | None) -> Row:
 
 
 def headline(rows: Sequence[Row]) -> Row:
-    """checkpoint -> decoder -> the quality axes, length and NFE: what `dvc metrics` and `dvc exp show` list."""
-    columns = [*quality_axes(rows), COLUMNS["length"], COLUMNS["nfe"]]
+    """checkpoint -> decoder -> budget -> quality, its axes, length and NFE, and the area over the budgets: what `dvc
+    metrics` and `dvc exp show` list."""
+    columns = [COLUMNS["quality"], *quality_axes(rows), COLUMNS["length"], COLUMNS["nfe"]]
     found: Row = {}
     for row in rows:
         values = {c.name: round(row[c.name], 4) for c in columns if row[c.name] is not None}
-        found.setdefault(row["checkpoint"], {})[row["decoder"]] = values
+        cell = found.setdefault(row["checkpoint"], {}).setdefault(row["decoder"], {})
+        cell |= values if is_reference(row) else {f"S{row['steps']}": values}
+        if row["area"] is not None:
+            cell["area"] = round(row["area"], 4)
     return found
+
+
+def over_passes(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
+    """A row for each cell, its quality and forward passes at every budget side by side and the area under them, and
+    the columns; none with a single budget."""
+    budgets = sorted({row["steps"] for row in rows if row["steps"] is not None})
+    if len(budgets) < 2:
+        return [], []
+    cells: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        cell = {"checkpoint": row["checkpoint"], "decoder": row["decoder"], "steps": None, "setting": ""}
+        found = cells.setdefault((row["checkpoint"], row["decoder"]), cell)
+        for steps in budgets if is_reference(row) else [row["steps"]]:
+            for name in ("quality", "nfe"):
+                found |= {f"{name}_{steps}": row[name], f"{name}_{steps}_ci": row[f"{name}_ci"]}
+        found |= {name: row[name] for name in ("area", "area_ci")}
+    columns = [
+        replace(COLUMNS[name], name=f"{name}_{steps}", heading=f"{COLUMNS[name].heading}, S = {steps}")
+        for steps in budgets
+        for name in ("quality", "nfe")
+    ]
+    return list(cells.values()), [*columns, AREA]
 
 
 def _tokens_per_step(cell: Row, shared_length: float | None) -> Row:
@@ -163,17 +216,16 @@ def _tokens_per_step(cell: Row, shared_length: float | None) -> Row:
 
 
 def long_runs(ablation: Sequence[Row]) -> list[Row]:
-    """The ablation's rows at more_steps and long_steps, as rows of a table of their own."""
+    """The ablation's rows, as rows of a table of their own."""
     return [
-        {**row, "decoder": LONG_RUNS[row["variant"]].format_map(row), "steps_ci": None}
+        {**row, "decoder": LONG_RUNS[row["variant"]].format_map(row), "steps_ci": None, "setting": ""}
         for row in ablation
-        if row["variant"] in LONG_RUNS
     ]
 
 
 def speed_rows(ablation: Sequence[Row]) -> list[Row]:
     """Tokens a step of the ablation's runs without and with EOS-fill, a variant in the decoder's place (Table 5)."""
-    found = [row for row in ablation if row["variant"] in ("long", "long eos_fill")]
+    found = [row for row in ablation if row["variant"] in ("plain", "eos_fill")]
     rows = []
     for row in found:
         lengths = [other["length"] for other in found if other["checkpoint"] == row["checkpoint"]]
@@ -184,6 +236,11 @@ def speed_rows(ablation: Sequence[Row]) -> list[Row]:
 
 def is_reference(row: Row) -> bool:
     return bool(row["checkpoint"] == "reference")
+
+
+def at_budget(rows: Sequence[Row], steps: int) -> list[Row]:
+    """The rows with so many steps, and the reference's."""
+    return [row for row in rows if is_reference(row) or row["steps"] == steps]
 
 
 def quality_axes(rows: Sequence[Row]) -> tuple[Column, Column]:
@@ -215,9 +272,10 @@ def interval(row: Row, column: Column) -> str:
 
 
 def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
-    """Whether the row's value is the best of the diffusion rows; rows that print the same share the honour,
-    and where all do there is none."""
-    values = [r[column.name] for r in rows if not is_reference(r) and r[column.name] is not None]
+    """Whether the row's value is the best of the diffusion rows with as many steps; rows that print the same share the
+    honour, and where all do there is none."""
+    rivals = [r for r in rows if not is_reference(r) and r["steps"] == row["steps"]]
+    values = [r[column.name] for r in rivals if r[column.name] is not None]
     if is_reference(row) or row[column.name] is None or column.better is None:
         return False
     printed = {number(value, column) for value in values}
@@ -226,22 +284,36 @@ def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
 
 
 def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
-    """Two tables (quality and speed; structure) with the footnotes that define their columns; `long` makes a third."""
+    """The tables (`groups`) with the footnotes that define their columns."""
     parts = []
-    for title, columns in GROUPS.items():
-        shown = used(rows, columns)
-        if shown:
-            parts += [f"**{title}**", _grid(rows, shown), "\n".join(f"- {c.heading}: {c.meaning}." for c in shown)]
-    if long:
-        parts += [f"**{LONG_TITLE}**", _grid(long, used(long, LONG_COLUMNS))]
+    for title, shown_rows, columns in groups(rows, long):
+        parts += [f"**{title}**", _grid(shown_rows, columns)]
+        if title in GROUPS:
+            parts.append("\n".join(f"- {c.heading}: {c.meaning}." for c in columns))
+        elif title == OVER_PASSES_TITLE:
+            parts.append(f"- {AREA.heading}: {AREA.meaning}.")
     settings = dict.fromkeys((r["steps"], r["gen_length"], r["n"]) for r in rows if not is_reference(r))
     counts = [f"{steps} steps for {length} tokens, {n} answers a row." for steps, length, n in settings]
     return "\n\n".join([*parts, " ".join([*counts, PLUS_MINUS, BOLD])]) + "\n"
 
 
+def groups(rows: Sequence[Row], long: Sequence[Row]) -> list[tuple[str, Sequence[Row], list[Column]]]:
+    """Title, rows and columns of every table: quality over passes, quality and speed, structure, and the ablation's."""
+    several = len({row["steps"] for row in rows if not is_reference(row)}) > 1
+    found: list[tuple[str, Sequence[Row], list[Column]]] = [(OVER_PASSES_TITLE, *over_passes(rows))]
+    found += [(title, rows, [*([STEPS] if several else []), *used(rows, columns)]) for title, columns in GROUPS.items()]
+    found.append((LONG_TITLE, long, used(long, LONG_COLUMNS)))
+    return [group for group in found if group[1]]
+
+
+def name_of(row: Row) -> str:
+    """What stands in the decoder's column: 'conv (kernel_size 9)'."""
+    return f"{row['decoder']} ({row['setting']})" if row["setting"] else str(row["decoder"])
+
+
 def _grid(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     lines = [["checkpoint", "decoder", *(column.heading + column.arrow for column in columns)]]
-    lines += [[row["checkpoint"], row["decoder"], *(_cell(row, rows, column) for column in columns)] for row in rows]
+    lines += [[row["checkpoint"], name_of(row), *(_cell(row, rows, column) for column in columns)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     # Names to the left, numbers to the right.
     lines.insert(1, ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
@@ -257,5 +329,5 @@ def _cell(row: Row, rows: Sequence[Row], column: Column) -> str:
     text = number(row[column.name], column)
     if is_best(row, rows, column):
         text = f"**{text}**"
-    ci = row[f"{column.name}_ci"]
+    ci = row.get(f"{column.name}_ci")
     return f"{text} ± {number((ci[1] - ci[0]) / 2, column)}" if ci else text

@@ -29,6 +29,7 @@ from dlm.models.backbone import load_checkpoint
 
 # Means over answers of a value each answer has; `perplexity` is the geometric mean.
 PER_ANSWER = (
+    "quality",
     "nfe",
     "leftover_masks",
     "length",
@@ -81,8 +82,8 @@ class Corpus:
     real: Sequence[Mapping[str, list[int]]]
 
 
-def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, batch_size: int) -> Corpus:
-    """Collect a corpus from the artefacts of prepare and reference."""
+def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, split: str = "eval") -> Corpus:
+    """Collect a corpus from the artefacts of prepare and reference; `split` has its prompts."""
     vocabulary = read_json(build / "data" / "vocabulary.json")
     frequent = most_frequent(vocabulary["token_counts"], evaluate.high_prior_tokens)
     reference = load_checkpoint(build / "models" / "reference", causal=True)[0]
@@ -92,7 +93,7 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, batch_s
     known = [p for p in perplexities if p is not None]
     columns = ["id", "instruction", "input", "prompt", "prompt_ids", "meta", "output"]
     return Corpus(
-        examples={row["id"]: row for row in read_split(build / "data", "eval", columns)},
+        examples={row["id"]: row for row in read_split(build / "data", split, columns)},
         high_prior=frozenset(frequent.tolist()),
         log_prior=log_prior(vocabulary["token_counts"]),
         inlier_bounds=metrics.inlier_bounds(known),
@@ -123,6 +124,9 @@ def check_complete(answers: Sequence[dict[str, Any]], corpus: Corpus, source: Pa
 def score_answers(answers: Sequence[dict[str, Any]], corpus: Corpus, batch_size: int) -> list[dict[str, Any]]:
     """One row of per-answer values (PER_ANSWER, None where a metric does not apply) for every answer.
 
+    `quality` is one number for an answer: the mean of its well-formed share and 1 - its slot errors where there is an
+    exact judge, elsewhere its relevance, total.
+
     Raises:
         UserError: an answer to a prompt that is not in the evaluation set.
     """
@@ -145,6 +149,7 @@ def _score(
         "id": answer["id"],
         "seed": answer["seed"],
         "tokens": tokens,
+        "quality": relevance.total,
         "nfe": answer["nfe"],
         "leftover_masks": answer["leftover_masks"],
         "length": len(tokens),
@@ -166,6 +171,7 @@ def _score(
     if corpus.judge is not None and "topic" in meta:
         report = corpus.judge.judge(answer["answer"], meta["topic"], meta["slots"])
         row |= {
+            "quality": (report.well_formed_share + 1 - report.slot_error_rate) / 2,
             "slot_error_rate": report.slot_error_rate,
             "well_formed": report.well_formed_share,
             "missing_slots": report.missing / report.requested,

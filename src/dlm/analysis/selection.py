@@ -1,0 +1,69 @@
+"""The grid that decoders' settings were chosen from: every candidate with its quality, the chosen ones marked."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlm.analysis.table import COLUMNS, Row, number
+
+QUALITY = COLUMNS["quality"]
+
+
+def selection_rows(grid: Sequence[Row]) -> list[Row]:
+    """{decoder, steps, candidate, quality, qualities, chosen} of every candidate and budget, in the grid's order.
+
+    `quality` is the mean over the checkpoints, which chooses; `qualities` has each checkpoint's with its interval.
+    """
+    places = dict.fromkeys((row["decoder"], row["steps"], _text(row["candidate"])) for row in grid)
+    found = []
+    for decoder, steps, candidate in places:
+        rows = [r for r in grid if (r["decoder"], r["steps"], _text(r["candidate"])) == (decoder, steps, candidate)]
+        found.append(
+            {
+                "decoder": decoder,
+                "steps": steps,
+                "candidate": candidate,
+                "quality": sum(row["quality"] for row in rows) / len(rows),
+                "qualities": {row["checkpoint"]: _with_interval(row) for row in rows},
+            }
+        )
+    for row in found:
+        rivals = [r["quality"] for r in found if (r["decoder"], r["steps"]) == (row["decoder"], row["steps"])]
+        row["chosen"] = row["quality"] == max(rivals)
+    return found
+
+
+def selection_markdown(grid: Sequence[Row], rule: str) -> str:
+    """The grid as a table, empty without one."""
+    rows = selection_rows(grid)
+    if not rows:
+        return ""
+    checkpoints = list(rows[0]["qualities"])
+    lines = [["decoder", "S", "candidate", "quality", *checkpoints], ["---"] * (4 + len(checkpoints))]
+    for row in rows:
+        quality = number(row["quality"], QUALITY)
+        shown = f"**{quality}**" if row["chosen"] else quality
+        lines.append([row["decoder"], str(row["steps"]), row["candidate"], shown, *row["qualities"].values()])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head = f"Settings chosen on validation prompts. Bold: {rule}. Behind it each checkpoint's, ± half a 95% interval."
+    return f"{head}\n\n{table}\n"
+
+
+def sizes(grid: Sequence[Row], decoder: str, size: str) -> list[Row]:
+    """A decoder's rows over one option, from the smallest to the largest, the other options as in its first candidate.
+
+    Args:
+        grid: of one checkpoint and number of steps.
+    """
+    rows = [row for row in grid if row["decoder"] == decoder and size in row["candidate"]]
+    others = [{key: value for key, value in row["candidate"].items() if key != size} for row in rows]
+    alike = [row for row, other in zip(rows, others, strict=True) if other == others[0]]
+    return sorted(alike, key=lambda row: int(row["candidate"][size]))
+
+
+def _text(candidate: Mapping[str, Any]) -> str:
+    return ", ".join(f"{option} {value}" for option, value in candidate.items())
+
+
+def _with_interval(row: Row) -> str:
+    text, ci = number(row["quality"], QUALITY), row["quality_ci"]
+    return f"{text} ± {number((ci[1] - ci[0]) / 2, QUALITY)}" if ci else text

@@ -1,0 +1,63 @@
+"""A decoder's settings for each number of steps, chosen among its candidates on prompts of valid.
+
+Candidates are the lists in the decoder's block of params.yaml; without lists there is nothing to decode.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dlm import cli, processes
+from dlm.api import DiffusionLM
+from dlm.errors import run_script
+from dlm.evaluation.cell import load_corpus
+from dlm.evaluation.selection import choose
+from dlm.evaluation.setting import measure
+from dlm.files import write_json
+from dlm.params import Params, tracked
+from dlm.tracking import stage_run
+
+
+def main() -> None:
+    parser = cli.stage_arguments(__doc__)
+    parser.add_argument("--decoder", required=True, help="a block of params.yaml: decoding.<name>")
+    parser.add_argument("--checkpoints", nargs="+", required=True, help="folders of build/models that share the choice")
+    arguments = parser.parse_args()
+    params = cli.stage_params(arguments)
+    name, candidates = arguments.decoder, params.candidates(arguments.decoder)
+    tracked_params = tracked(params, "select", "decode", f"decoding.{name}")
+    with stage_run("select", cell=name, params=tracked_params) as run:
+        grid = []
+        if len(candidates) > 1:
+            grid = measure_all(params, arguments.build, name, candidates, arguments.checkpoints)
+        if not processes.is_main():
+            return
+        choices = [{"steps": steps, "options": choose(candidates, grid, steps)} for steps in params.decode.steps]
+        outs = [arguments.build / "selection" / file for file in (f"{name}.json", f"{name}-grid.json")]
+        # Apart, so that other figures with the same choice leave what was decoded as it is.
+        for out, found in zip(outs, (choices, grid), strict=True):
+            write_json(out, found)
+        run.table("selection", grid)
+        run.outputs(outs)
+
+
+def measure_all(
+    params: Params, build: Path, name: str, candidates: list[dict[str, Any]], checkpoints: list[str]
+) -> list[dict[str, Any]]:
+    """A row of figures with intervals for each checkpoint, number of steps and candidate."""
+    corpus = load_corpus(build, params.data, params.evaluate, "valid")
+    rows = []
+    for checkpoint in checkpoints:
+        weights = build / "models" / checkpoint
+        lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
+        for steps in params.decode.steps:
+            for candidate in candidates:
+                options = params.decoder(name, **candidate)
+                found = measure(
+                    lm, corpus, options, params, prompts=params.select.prompts, seeds=params.select.seeds, steps=steps
+                )
+                rows.append({"checkpoint": checkpoint, "decoder": name, "candidate": candidate, **found})
+    return rows
+
+
+if __name__ == "__main__":
+    run_script(main)
