@@ -101,7 +101,7 @@ class Task:
         return [softmax(row) for row in logits]
 
     def window(self, canvas: list[int], i: int) -> float:
-        """s_i."""
+        """s_i; 1 for all where it would be 0 for all, as nothing stands on the canvas."""
         kernel, mult = self.option("kernel_size"), self.option("conv_mult", 1.0)
         if kernel is None:
             return 1.0
@@ -110,12 +110,13 @@ class Task:
         for j in range(i - reach, i + reach + 1):
             if 0 <= j < len(canvas) and canvas[j] != self.mask_id:
                 u += math.exp(-2 * abs(i - j) / reach) if self.option("kernel") == "exponential" else 1
-        return {
+        s = {
             "tanh": math.tanh(mult * u),
             "linear": min(1.0, mult * u / kernel),
             "sigmoid": 1 / (1 + math.exp(-mult * u)),
             "step": 1.0 if u > 0 else 0.0,
         }[self.option("gain", "tanh")]
+        return s or float(set(canvas) == {self.mask_id})
 
     def rates(self, step: int, total: int) -> tuple[float, float, float]:
         """Weights of a mask to move and to stay from t to s, and σ. The last step moves all that is left."""

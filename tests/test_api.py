@@ -11,7 +11,7 @@ from tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 from dlm.api import DiffusionLM, Generation, cut_at_eos
 from dlm.data.template import Template
-from dlm.decoding.options import TopKOptions
+from dlm.decoding.options import DECODERS, TopKOptions
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 
@@ -41,14 +41,25 @@ def rows(out: Generation) -> list[tuple]:
 # --- Prompts and seeds ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["categorical", "top_k", "conv"])
+@pytest.mark.parametrize("name", DECODERS)
 def test_an_empty_prompt(lm: DiffusionLM, name: str) -> None:
-    """Unconditional generation; conv's kernel finds no text to start from, so the one greedy pass fills everything."""
-    setting = {"decoder": name, "steps": 6, "gen_length": 12}
+    """Unconditional generation, step by step with every decoder; its batch mate's answer stays what it is."""
+    setting = {"decoder": name, "steps": 6, "gen_length": 12, **({"block_length": 4} if name == "semi_ar" else {})}
     out = lm.generate([[5, 9], []], **setting)
     assert (out.tokens[1] != lm.tokenizer.mask_token_id).all()
-    assert out.leftover_masks.tolist() == [0, 12 if name == "conv" else 0]
+    assert out.leftover_masks.tolist() == [0, 0] and len(set(out.commit_step[1].tolist())) > 2
     assert row(out, 0) == row(lm.generate([[5, 9]], **setting), 0)
+
+
+@pytest.mark.parametrize("gain", ["tanh", "linear", "step", "sigmoid"])
+def test_without_context_conv_starts_anywhere(lm: DiffusionLM, gain: str) -> None:
+    """A window that sees the whole canvas then weighs nothing: top_k's tokens, from nothing as from a prompt."""
+    setting: dict[str, Any] = {"steps": 6, "gen_length": 12, "top_k": 5}
+    conv = [lm.generate([[], []], "conv", **setting, gain=gain, kernel_size=33, seed=seed) for seed in range(3)]
+    top_k = [lm.generate([[], []], "top_k", **setting, seed=seed) for seed in range(3)]
+    assert [rows(out) for out in conv] == [rows(out) for out in top_k]
+    filled = lm.infill([[lm.tokenizer.mask_token_id] * 12], "conv", steps=12, top_k=5, kernel_size=5, gain=gain)
+    assert filled.leftover_masks.tolist() == [0] and len(set(filled.commit_step[0].tolist())) > 4
 
 
 @pytest.mark.parametrize("name", ["categorical", "top_k", "conv", "semi_ar"])

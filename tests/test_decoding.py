@@ -197,12 +197,15 @@ WINDOWS_BY_HAND: dict[tuple[int, Any, float], list[float]] = {
 
 @pytest.mark.parametrize("setting", WINDOWS_BY_HAND, ids=str)
 def test_conv_window_by_hand(setting: tuple[int, Any, float]) -> None:
-    """s_i = g(unmasked positions within the kernel), zero padding at both ends; a row sees nothing of its mates."""
+    """s_i = g(unmasked positions within the kernel), zero padding at both ends; a row sees nothing of its mates.
+
+    Where nothing is committed all positions weigh alike, as there is nowhere to start from.
+    """
     committed = torch.tensor([[1, 1, 0, 0, 1, 0, 0], [0] * 7, [0, 0, 1, 0, 0, 1, 1]]).bool()
     log_s = windows.conv(*setting)(committed)
     assert log_s[0].exp().tolist() == pytest.approx(WINDOWS_BY_HAND[setting])
     assert log_s[2].exp().tolist() == pytest.approx(WINDOWS_BY_HAND[setting][::-1])
-    nothing = 0.5 if setting[1] == "sigmoid" else 0.0
+    nothing = 0.5 if setting[1] == "sigmoid" else 1.0
     assert log_s[1].exp().tolist() == [nothing] * 7
 
 

@@ -174,8 +174,8 @@ DECODED: list[tuple[str, dict[str, Any], int, list[int], list[int]]] = [
     ("top_k", {"top_k": 1, "eos": "last"}, 1, [0, 2, 0, 3], [0, 0, 0, 0]),
     # EOS-fill: the first end stands at the left, and what had committed behind it goes.
     ("low_confidence", {"eos": "last", "eos_fill": True}, 4, [0, 0, 0, 0], [2, -1, -1, -1]),
-    # No context and a kernel: nothing can commit, and the leftover masks are filled without EOS.
-    ("conv", {"kernel_size": 3, "eos": "never"}, 1, [2, 2, 3, 3], [1, 1, 1, 1]),
+    # A kernel without reach: nothing can commit after the first, and the leftover masks are filled without EOS.
+    ("conv", {"kernel_size": 1, "rule": "low_confidence", "eos": "never"}, 4, [2, 2, 3, 3], [0, 4, 4, 4]),
 ]
 
 

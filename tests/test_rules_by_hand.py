@@ -261,6 +261,7 @@ def test_the_exponential_kernel() -> None:
     assert found.exp().tolist() == pytest.approx([value / 7 for value in u])
     # Kernel 1 has no reach: itself alone.
     assert windows.conv(1, "step", 1.0, "exponential")(committed)[0].exp().tolist() == [1, 0, 0, 1, 0, 0]
+    assert windows.conv(5, "tanh", 0.7, "exponential")(torch.zeros(1, 6).bool())[0].exp().tolist() == [1] * 6
 
 
 def test_sliding() -> None:

@@ -25,7 +25,8 @@ def conv(kernel_size: int, gain: Gain, conv_mult: float, kernel: Kernel = "box")
     for `linear`:
         tanh(conv_mult·u), the paper's; min(1, conv_mult·u / kernel_size); sigmoid(conv_mult·u), which leaves 1/2 where
         there is no context; step, 1 where there is any.
-    Returns log s: -inf where s = 0, a position that cannot commit yet.
+    Returns log s: -inf where s = 0, a position that cannot commit yet. A row where nothing is committed at all, which
+    has no place to start from, weighs all its positions alike.
     """
     reach = kernel_size // 2
     gains: dict[str, Callable[[Tensor], Tensor]] = {
@@ -37,7 +38,8 @@ def conv(kernel_size: int, gain: Gain, conv_mult: float, kernel: Kernel = "box")
     apply = gains[gain]
 
     def window(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
-        return apply({"box": _box, "exponential": _exponential}[kernel](committed, reach)).log()
+        log_s = apply({"box": _box, "exponential": _exponential}[kernel](committed, reach)).log()
+        return log_s.masked_fill(log_s.isneginf() & ~committed.any(-1, keepdim=True), 0.0)
 
     return window
 
