@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlm.decoding.options import TopKOptions
+from dlm.decoding.options import LowConfidenceOptions, TopKOptions
 from dlm.dialect import dump_yaml, load_yaml
 from dlm.errors import UserError
 from dlm.params import Params, load_params, tracked
@@ -62,19 +63,53 @@ def test_values_arrive_as_written() -> None:
     assert params.data.max_records is None
     assert params.base.training.learning_rate == 1e-2
     assert params.r2ft.training.lr_schedule == "constant"
-    assert params.decode.seeds == (0, 1, 2)
+    assert params.decode.seeds == (0,)
+    assert params.decode.steps == (16, 64)
     assert params.decoder("conv") == TopKOptions(top_k=5, kernel_size=33, eos_fill=True)
     assert params.decoder("semi_ar") == TopKOptions(top_k=5, block_length=32, eos_fill=True)
     assert tracked(params, "seed", "decoding.conv", "decode") == {
         "seed": 42,
         "decoding.conv": RAW["decoding"]["conv"],
-        "decode": {**RAW["decode"], "seeds": (0, 1, 2)},
+        "decode": {**RAW["decode"], "seeds": (0,), "steps": (16, 64)},
     }
 
 
 def test_a_decoder_without_a_block_is_named() -> None:
-    with pytest.raises(UserError, match=r"decoding\.duo is missing; known: categorical, top_k"):
-        load_params(SHIPPED).decoder("duo")
+    for read in load_params(SHIPPED).decoder, load_params(SHIPPED).candidates:
+        with pytest.raises(UserError, match=r"decoding\.duo is missing; known: categorical, top_k"):
+            read("duo")
+
+
+def test_candidates_are_all_combinations_in_order(tmp_path: Path) -> None:
+    """The last list goes round fastest; a plain value is none of the choice; what stands first is what is taken."""
+    edits = {"decoding.conv": {"rule": ["top_k", "low_confidence"], "top_k": 5, "kernel_size": [33, 9]}}
+    params = load(tmp_path, dump_yaml(edited(edits)))
+    assert params.candidates("conv") == [
+        {"rule": "top_k", "kernel_size": 33},
+        {"rule": "top_k", "kernel_size": 9},
+        {"rule": "low_confidence", "kernel_size": 33},
+        {"rule": "low_confidence", "kernel_size": 9},
+    ]
+    assert params.decoder("conv") == TopKOptions(top_k=5, kernel_size=33)
+    last = params.decoder("conv", **params.candidates("conv")[-1], top_k=7)
+    assert last == LowConfidenceOptions(kernel_size=9)
+    assert params.candidates("categorical") == params.candidates("remdm") == [{}]
+
+
+@pytest.mark.parametrize("block", [None, {}])
+def test_a_block_without_options_has_one_candidate(tmp_path: Path, block: dict[str, Any] | None) -> None:
+    assert load(tmp_path, dump_yaml(edited({"decoding.categorical": block}))).candidates("categorical") == [{}]
+
+
+@pytest.mark.parametrize(
+    ("steps", "judged"),
+    [([128], 128), ([16, 64], 64), ([64, 257], 64), ([64, 255], 255), ([8, 16], 16), ([512, 1024], 512)],
+)
+def test_claims_are_judged_at_the_budget_nearest_to_the_papers(steps: list[int], judged: int) -> None:
+    """By ratio: 64 is half of 128, 255 less than twice as much, 257 more. Of equals (64, 256) the smaller."""
+    decode = load_params(SHIPPED).decode
+    assert replace(decode, steps=tuple(steps)).judged_steps == judged
+    assert replace(decode, steps=(64, 256)).judged_steps == 64
 
 
 GOOD: list[dict[str, Any]] = [
@@ -94,6 +129,10 @@ GOOD: list[dict[str, Any]] = [
     {"decoding.categorical": None},
     {"decoding.conv.kernel_size": 1},
     {"decoding.semi_ar.block_length": 8},  # 16 blocks of one step each
+    {"decoding.semi_ar.block_length": [8, 128]},
+    {"decoding.conv.kernel_size": [33]},
+    {"decoding.x": {"decoder": ["top_k", "low_confidence"], "eos_fill": [True, False]}},
+    {"decode.steps": [8]},
     {"decoding.top_k.kernel_size": 3},
     {"decoding.conv": {"rule": "categorical", "kernel": "exponential", "top_k": 5}},
     {"decoding.conv.suffix": "none"},
@@ -128,17 +167,21 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"decoding.top_k.eta": 0.1}, "params.yaml: decoding.top_k.eta ", "", "is not a known key"),
     ({"decoding.convolution": {}}, "params.yaml: decoding.convolution", "'convolution'", "known: categorical"),
     ({"decoding.x": {"decoder": "y"}}, "params.yaml: decoding.x", "'y'", "known: categorical"),
-    ({"decoding.x": {"decoder": ["conv"]}}, "params.yaml: decoding.x", "['conv']", "known: categorical"),
+    ({"decoding.x": {"decoder": ["conv", "y"]}}, "params.yaml: decoding.x", "'y'", "known: categorical"),
+    ({"decoding.x": {"decoder": [["conv"]]}}, "params.yaml: decoding.x", "['conv']", "known: categorical"),
     ({"decoding.x": {"decoder": {"a": 1}}}, "params.yaml: decoding.x", "{'a': 1}", "known: categorical"),
     ({"data.window": GONE}, "params.yaml: data.window ", "", "is missing; add it (a whole number)"),
     ({"r2ft": GONE}, "params.yaml: r2ft ", "", "is missing; add it (a block of keys)"),
     ({"report.title": GONE}, "params.yaml: report.title ", "", "is missing; add it (text)"),
     # Types.
     ({"data": 3}, "params.yaml: data ", "3", "a block of keys"),
-    ({"decode.steps": "16"}, "params.yaml: decode.steps ", "'16'", "a whole number"),
-    ({"decode.steps": 16.0}, "params.yaml: decode.steps ", "16.0", "a whole number"),
-    ({"decode.steps": True}, "params.yaml: decode.steps ", "True", "a whole number"),
-    ({"decode.steps": None}, "params.yaml: decode.steps ", "None", "a whole number"),
+    ({"decode.steps": 16}, "params.yaml: decode.steps ", "16", "a list"),
+    ({"decode.steps": None}, "params.yaml: decode.steps ", "None", "a list"),
+    ({"decode.steps": ["16"]}, "params.yaml: decode.steps[0] ", "'16'", "a whole number"),
+    ({"decode.steps": [16, 64.0]}, "params.yaml: decode.steps[1] ", "64.0", "a whole number"),
+    ({"decode.steps": [True, 64]}, "params.yaml: decode.steps[0] ", "True", "a whole number"),
+    ({"decode.steps": [16, None]}, "params.yaml: decode.steps[1] ", "None", "a whole number"),
+    ({"ablation.steps": "16"}, "params.yaml: ablation.steps ", "'16'", "a whole number"),
     ({"data.max_records": True}, "params.yaml: data.max_records ", "True", "a whole number"),
     ({"r2ft.gamma": True}, "params.yaml: r2ft.gamma ", "True", "a number"),
     ({"r2ft.gamma": float("nan")}, "params.yaml: r2ft.gamma ", "nan", "a number"),
@@ -182,7 +225,13 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"negatives.g_max": 0}, "params.yaml: negatives.g_max ", "0", "at least 1"),
     ({"negatives.eos_probability": -0.1}, "params.yaml: negatives.eos_probability ", "-0.1", "between 0 and 1"),
     ({"r2ft.beta_w": -1}, "params.yaml: r2ft.beta_w ", "-1.0", "at least 0"),
-    ({"decode.steps": 0}, "params.yaml: decode.steps ", "0", "at least 1"),
+    ({"decode.steps": [0, 16]}, "params.yaml: decode.steps ", "(0, 16)", "a list of numbers from 1"),
+    ({"decode.steps": []}, "params.yaml: decode.steps ", "()", "a list of numbers from 1"),
+    ({"decode.steps": [64, 16]}, "params.yaml: decode.steps ", "(64, 16)", "each above the one before"),
+    ({"decode.steps": [16, 16]}, "params.yaml: decode.steps ", "(16, 16)", "each above the one before"),
+    ({"ablation.steps": 0}, "params.yaml: ablation.steps ", "0", "at least 1"),
+    ({"select.prompts": 0}, "params.yaml: select.prompts ", "0", "at least 1"),
+    ({"select.seeds": [2, 2]}, "params.yaml: select.seeds ", "(2, 2)", "a list of different numbers"),
     ({"decode.seeds": []}, "params.yaml: decode.seeds ", "()", "a list of different numbers"),
     ({"decode.seeds": [1, 1]}, "params.yaml: decode.seeds ", "(1, 1)", "a list of different numbers"),
     ({"ablation.seeds": []}, "params.yaml: ablation.seeds ", "()", "a list of different numbers"),
@@ -245,9 +294,16 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"decoding.conv.kernel_size": 128}, "params.yaml: decoding.conv.kernel_size ", "128", "odd and at least 1"),
     ({"decoding.conv.kernel_size": -1}, "params.yaml: decoding.conv.kernel_size ", "-1", "odd and at least 1"),
     ({"decoding.semi_ar.block_length": 48}, "decoding.semi_ar.block_length ", "48", "must divide gen_length (128)"),
-    ({"decode.steps": 6}, "params.yaml: decoding.semi_ar", "6", "a multiple of the 4 blocks"),
-    ({"ablation.kernels": [65, 32]}, "params.yaml: ablation", "32", "odd and at least 1"),
-    ({"ablation.blocks": [48]}, "params.yaml: ablation", "48", "must divide gen_length (128)"),
+    # Of candidates each one, at each number of steps.
+    ({"decoding.conv.kernel_size": [65, 32]}, "params.yaml: decoding.conv.kernel_size ", "32", "odd and at least 1"),
+    ({"decoding.conv.rule": ["top_k", "hop"]}, "params.yaml: decoding.conv.rule ", "'hop'", "one of categorical"),
+    ({"decoding.conv.kernel_size": [[9]]}, "params.yaml: decoding.conv.kernel_size ", "[9]", "a whole number"),
+    ({"decoding.conv.kernel_size": []}, "params.yaml: decoding.conv ", "'kernel_size': []", "without empty lists"),
+    ({"decoding.semi_ar.block_length": [32, 48]}, "semi_ar.block_length ", "48", "must divide gen_length (128)"),
+    ({"decoding.semi_ar.block_length": [32, 4]}, "params.yaml: decoding.semi_ar", "16", "a multiple of the 32 blocks"),
+    ({"decode.steps": [6, 16]}, "params.yaml: decoding.semi_ar", "6", "a multiple of the 4 blocks"),
+    ({"decode.steps": [16, 66]}, "params.yaml: decoding.semi_ar", "66", "a multiple of the 4 blocks"),
+    ({"ablation.steps": 12}, "params.yaml: ablation.steps (decoding.semi_ar)", "12", "a multiple of the 8 blocks"),
 ]
 
 

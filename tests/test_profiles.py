@@ -89,7 +89,7 @@ def folder(tmp_path: Path) -> Path:
     """Profiles of a test's own: the shipped default, and one small overlay."""
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles" / f"{DEFAULT}.yaml").write_bytes((PROFILES / f"{DEFAULT}.yaml").read_bytes())
-    (tmp_path / "profiles" / "fast.yaml").write_text("decode: {steps: 8, seeds: [5]}\n")
+    (tmp_path / "profiles" / "fast.yaml").write_text("decode: {steps: [8], seeds: [5]}\n")
     (tmp_path / "params.yaml").write_bytes((PROFILES / f"{DEFAULT}.yaml").read_bytes())
     return tmp_path
 
@@ -105,11 +105,11 @@ def test_switching_there_and_back(
 ) -> None:
     before = (folder / "params.yaml").read_bytes()
     switch(folder, monkeypatch, "fast")
-    assert load_params(folder / "params.yaml").decode.steps == 8
+    assert load_params(folder / "params.yaml").decode.steps == (8,)
     assert load_params(folder / "params.yaml").decode.seeds == (5,)
     shown = capsys.readouterr().out
-    assert "\n-  steps: 16 " in shown
-    assert "\n+  steps: 8 " in shown
+    assert "\n-  steps: [16, 64] " in shown
+    assert "\n+  steps: [8] " in shown
     assert "params.yaml is now the profile fast" in shown
     switch(folder, monkeypatch)
     assert (folder / "params.yaml").read_bytes() == before
@@ -119,7 +119,7 @@ def test_switching_there_and_back(
 @pytest.mark.parametrize(
     ("overlay", "says"),
     [
-        ("decode: {steps: 0}", "decode.steps must be at least 1, got 0"),
+        ("decode: {batch_size: 0}", "decode.batch_size must be at least 1, got 0"),
         ("decode: {stps: 8}", "decode.stps is not a known key; did you mean steps?"),
         ("decode: {steps: 8", "fast.yaml: not valid YAML"),
         ("decode: [8]", "decode must be a block of keys"),
