@@ -1,4 +1,4 @@
-"""Published checkpoints: the logits of an independent forward pass, round trips, refusals; other masked LMs."""
+"""Published checkpoints: the logits of an independent forward pass, round trips, refusals."""
 
 import json
 import shutil
@@ -11,16 +11,7 @@ import pytest
 import torch
 from tiny import tiny_tokenizer
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    BertConfig,
-    BertForMaskedLM,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM
 
 from dlm.api import DiffusionLM
 from dlm.command.main import main
@@ -180,57 +171,6 @@ def test_an_autoregressive_model_as_a_denoiser(tmp_path: Path) -> None:
     assert torch.equal(logits(denoisers[0], ids, None), logits(denoisers[1], ids, None))
 
 
-def bert(folder: Path) -> None:
-    config = BertConfig(
-        vocab_size=300,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        pad_token_id=0,
-    )
-    _masked_lm(folder, BertForMaskedLM(config))
-
-
-def distil_bert(folder: Path) -> None:
-    """Other names for the same numbers in its configuration."""
-    config = DistilBertConfig(
-        vocab_size=300, dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=64, pad_token_id=0
-    )
-    _masked_lm(folder, DistilBertForMaskedLM(config))
-
-
-def modern_bert(folder: Path) -> None:
-    config = ModernBertConfig(
-        vocab_size=300,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        cls_token_id=0,
-        sep_token_id=0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    _masked_lm(folder, ModernBertForMaskedLM(config))
-
-
-def _masked_lm(folder: Path, model: Any) -> None:
-    """Scaled up, so that the context matters; a separator instead of an end of text."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(0.3 / parameter.std())
-    model.save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=published.bpe(["[SEP]", "[MASK]"]), sep_token="[SEP]", mask_token="[MASK]"
-    )
-    tokenizer.save_pretrained(folder)
-
-
 def test_an_autoregressive_model_without_a_mask(tmp_path: Path) -> None:
     """GPT-2 has no entry for a mask: as a scorer it needs none."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -241,30 +181,6 @@ def test_an_autoregressive_model_without_a_mask(tmp_path: Path) -> None:
     assert model.config.vocab_size == 299 and tokenizer.eos_token_id == 0
     with pytest.raises(UserError, match="a masked diffusion model"):
         load_checkpoint(tmp_path / "model", causal=False)
-
-
-@pytest.mark.parametrize("write", [bert, distil_bert, modern_bert])
-def test_any_masked_lm(write: Callable[[Path], None], tmp_path: Path) -> None:
-    """The class's own logits at some positions; a padded row; and decoding with every part that goes with it."""
-    torch.manual_seed(0)
-    write(tmp_path / "model")
-    model, tokenizer = load_checkpoint(tmp_path / "model", causal=False)
-    assert (tokenizer.eos_token, tokenizer.mask_token_id) == ("[SEP]", 1)
-    denoiser = Denoiser(model, 1)
-    ids = torch.randint(2, 290, (2, 12), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        forward: Any = model
-        expected, short = forward(ids).logits, forward(ids[1:, :9]).logits[0]
-    expected[..., 1], short[:, 1] = -torch.inf, -torch.inf
-    same(logits(denoiser, ids, None), expected)
-    visible = torch.ones(2, 12, dtype=torch.bool)
-    visible[1, 9:] = False
-    same(logits(denoiser, ids, visible)[1, :9], short)
-    lm = DiffusionLM.load(tmp_path / "model")
-    out = lm.generate([[5, 6, 7], [9]], "conv", steps=4, gen_length=8, kernel_size=5, suffix="none")
-    assert out.tokens.shape == (2, 8) and (out.tokens != 1).all()
-    with pytest.raises(UserError, match="kv_cache goes with Llama-like"):
-        lm.generate([[5]], "semi_ar", steps=4, gen_length=8, block_length=4, variant="restrict", kv_cache="dual")
 
 
 def test_dream_has_no_kv_cache(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dlm.errors import UserError
-from dlm.models.interface import is_masked_lm, know_tokens, states
+from dlm.models.interface import is_masked_lm, know_tokens
+from dlm.models.probe import check_sees_ahead
 
 
 @torch.no_grad()
@@ -46,8 +47,5 @@ def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, logits_
     config.is_causal, config.use_cache = False, False
     config.logits_shift, config.mask_token_id = logits_shift, mask_id
     know_tokens(model, tokenizer)
-    ids = torch.tensor([[0, 1], [0, 2]], device=model.device)
-    first, second = states(model.eval(), ids)[:, 0]
-    if torch.equal(first, second):
-        raise UserError(f"{type(model).__name__}: its first position does not see the second; it cannot be adapted")
+    check_sees_ahead(model.eval(), "it cannot be adapted")
     return model

@@ -18,6 +18,7 @@ from dlm.files import check_checkpoint, is_gguf
 from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
 from dlm.models.interface import know_tokens
 from dlm.models.layouts import LAYOUTS, Layout, detect, load_gguf, load_layout, published_config
+from dlm.models.probe import check_sees_ahead
 
 GPT2 = "openai-community/gpt2"  # MDLM's tokenizer, which its repository does not hold
 transformers_logging.set_verbosity_error()
@@ -122,6 +123,8 @@ def load_checkpoint(
     if denoises == causal:
         wanted = "an autoregressive model" if causal else "a masked diffusion model (config.is_causal: false)"
         raise UserError(f"{path}: {wanted} is needed here; give the path of one")
+    if denoises and kind in ("causal_lm", "masked_lm"):  # with the others it is ours to say how a class attends
+        check_sees_ahead(model, f"{path} is no denoiser, name another")
     default = GPT2 if kind == "mdlm" and not (folder / "tokenizer_config.json").is_file() else path
     found = load_tokenizer(tokenizer or default, mask_token)
     mask_id = getattr(model.config, "mask_token_id", found.mask_token_id)

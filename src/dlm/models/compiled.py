@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dlm.errors import UserError
-from dlm.models.interface import backbone, inputs
+from dlm.models.interface import backbone, inputs, max_length
 
 MODES = ("default", "cuda_graphs")
 LENGTHS = 64  # canvases are padded to a multiple of it
@@ -53,7 +53,7 @@ class Compiled:
     ) -> Float[Tensor, "batch length width"]:
         """The backbone's final hidden states, in memory of their own: a graph's is written again by its next run."""
         batch, length = tokens.shape
-        rows, columns = static_shape(batch, length, self._model.config.max_position_embeddings)
+        rows, columns = static_shape(batch, length, max_length(self._model))
         if shown is None and columns > length:
             shown = torch.ones_like(tokens, dtype=torch.bool)
         padding = (0, columns - length, 0, rows - batch)
@@ -138,8 +138,9 @@ def capture(run: Any, given: dict[str, Any], pool: Any) -> Graph:
     return Graph(graph, own, states)
 
 
-def static_shape(batch: int, length: int, max_length: int) -> tuple[int, int]:
+def static_shape(batch: int, length: int, limit: int | None) -> tuple[int, int]:
     """The padded numbers of rows and positions."""
     power = 1 << (batch - 1).bit_length()
     rows = power * 3 // 4 if power >= 4 and batch <= power * 3 // 4 else power
-    return rows, max(min(-(-length // LENGTHS) * LENGTHS, max_length), length)
+    columns = -(-length // LENGTHS) * LENGTHS
+    return rows, columns if limit is None else max(min(columns, limit), length)

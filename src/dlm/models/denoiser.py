@@ -1,6 +1,7 @@
 """The denoiser that the decode loop sees: hidden states of a canvas, and the head only where it is asked for."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dlm.errors import UserError
 from dlm.models.compiled import Compiled
-from dlm.models.interface import backbone, head, inputs, is_masked_lm, logits_shift, shifted, token_count
+from dlm.models.interface import backbone, head, inputs, is_masked_lm, logits_shift, max_length, shifted, token_count
 from dlm.models.memory import keep_freed_memory
+from dlm.models.probe import Habits, habits
 
 ACTIVATION = 2**21  # numbers in a CPU's widest activation, of so many rows at a time
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, [batch, heads, length, head width], positions already rotated
@@ -46,18 +48,45 @@ class Denoiser:
     def vocab_size(self) -> int:
         return token_count(self.model)
 
+    @property
+    def max_length(self) -> int | None:
+        """How many places a canvas can have, if there is a limit."""
+        return max_length(self.model)
+
+    @cached_property
+    def habits(self) -> Habits:
+        """What may be left out of a canvas; tried out when it is first asked for."""
+        return habits(self.model)
+
     def hidden(
         self, canvas: Int[Tensor, "batch length"], shown: Bool[Tensor, "batch length"] | None
     ) -> Float[Tensor, "batch length width"]:
         """Final hidden states. Right padding, what is not `shown` (None: all is), does not exist for the model and gets
-        states of no meaning."""
-        return self._in_pieces(canvas, shown, None)
+        states of no meaning. Where padding would change the others' states, rows of one length go together."""
+        if shown is None or self.habits.padding:
+            return self._in_pieces(canvas, shown, None)
+        lengths = shown.sum(-1)
+        states = torch.zeros(*canvas.shape, self.width, device=canvas.device)
+        for length in set(lengths.tolist()):
+            rows = lengths == length
+            states[rows, :length] = self._in_pieces(canvas[rows, :length], None, None).to(states.dtype)
+        return states
 
     def hidden_of_visible(
         self, canvas: Int[Tensor, "batch length"], visible: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, "batch length width"]:
         """`hidden` where what is not `visible` (padding, or masks left out) costs nothing beyond the fullest row's
-        count either. The others keep their position ids."""
+        count either. The others keep their position ids. A backbone with whom distances go by the order, too, sees the
+        whole canvas, what is not `visible` behind its attention mask.
+
+        Raises:
+            UserError: a backbone from which nothing can be left out.
+        """
+        if self.habits.gaps == "none":
+            raise UserError(f"suffix must be full for {type(self.model).__name__}: what is left out moves the others")
+        if self.habits.gaps == "hidden":
+            places = None if is_masked_lm(self.model) else torch.arange(canvas.shape[1], device=canvas.device)
+            return self._in_pieces(canvas, visible, None if places is None else places.expand_as(canvas))
         # The visible positions of each row in order, then others up to the fullest row's count.
         places = torch.argsort(~visible, dim=-1, stable=True)
         place = torch.arange(canvas.shape[1], device=canvas.device)
@@ -80,9 +109,10 @@ class Denoiser:
         """Final hidden states of a whole canvas, and every layer's keys and values.
 
         Raises:
-            UserError: a backbone that keeps none, or whose states predict the next position.
+            UserError: a backbone that keeps none, one that tells distances by the order of what it sees, or one whose
+                states predict the next position.
         """
-        if is_masked_lm(self.model) or logits_shift(self.model):
+        if is_masked_lm(self.model) or logits_shift(self.model) or self.habits.gaps != "closed":
             raise UserError("kv_cache goes with Llama-like backbones that predict a position at itself; use none here")
         cache = DynamicCache()
         hidden = self._run(canvas, None if valid.all() else valid, None, cache)

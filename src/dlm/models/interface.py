@@ -39,15 +39,32 @@ def inputs(
 
     Args:
         shown: what exists for the model, of what is cached and of `tokens`; None for all of it.
-        positions: position ids; None for 0, 1, 2, ...
+        positions: places on the canvas; None for 0, 1, 2, ...
         cache: keys and values that are read and added to; decoder-only classes alone have one.
     """
     given: dict[str, Any] = {"input_ids": tokens, "attention_mask": None if shown is None else shown.long()}
+    first = first_position(model)
+    if positions is None and first:
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     if positions is not None:
-        given["position_ids"] = positions
+        given["position_ids"] = positions + first
     if not is_masked_lm(model):
         given |= {"past_key_values": cache, "use_cache": cache is not None}
     return given
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """The position id of a canvas's first place. RoBERTa and its kin count from behind their padding id, and would
+    count the tokens that are no padding: whatever stands on a canvas is none."""
+    embeddings: Any = getattr(model.base_model, "embeddings", None)
+    counts = hasattr(embeddings, "create_position_ids_from_inputs_embeds")
+    return int(embeddings.padding_idx) + 1 if counts else 0
+
+
+def max_length(model: PreTrainedModel) -> int | None:
+    """How many places a canvas can have; None where the model's configuration sets no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None else limit - first_position(model)
 
 
 def shifted(model: PreTrainedModel, hidden: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
@@ -104,14 +121,13 @@ def _whole_head(model: PreTrainedModel) -> Head:
         # What holds an adapter, or a part of the weights (FSDP), is left to itself.
         plain = type(projection) is nn.Linear and not hasattr(projection.weight, "placements")
         return Aligned(projection) if plain and projection.weight.is_cuda else projection
-    # The class's own forward around hidden states that are given: every masked LM calls its head's parts differently.
-    given = _Given()
-    rest = copy.copy(model)
-    rest.__dict__.pop("forward", None)  # training puts its own there
-    rest._modules = {**model._modules, model.base_model_prefix: given}
 
     def run(hidden: Tensor) -> Tensor:
-        given.hidden = hidden[None]
+        # The class's own forward around states that are given: every masked LM calls its head's parts differently.
+        # Each call has a model of its own for it: others may run at the same time.
+        rest = copy.copy(model)
+        rest.__dict__.pop("forward", None)  # training puts its own there
+        rest._modules = {**model._modules, model.base_model_prefix: _Given(hidden[None])}
         logits: Tensor = rest(input_ids=torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)).logits
         return logits[0]
 
@@ -138,8 +154,9 @@ class Aligned:
         kind = weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, dtype)
-        if self._padded is not None and self._padded[0] == state and not torch.is_grad_enabled():
-            return self._padded[1:]
+        kept = self._padded  # read once: another thread may put its own there
+        if kept is not None and kept[0] == state and not torch.is_grad_enabled():
+            return kept[1:]
         missing = -len(weight) % ALIGNED
         padded = F.pad(weight.to(dtype), (0, 0, 0, missing)) if missing else weight.to(dtype)
         shift = F.pad(bias.to(dtype), (0, missing)) if bias is not None else None
@@ -151,7 +168,17 @@ class Aligned:
 class _Given(nn.Module):
     """A backbone whose final hidden states are known already."""
 
-    hidden: Tensor
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=self.hidden)  # type: ignore[arg-type]
+        return _States(last_hidden_state=self.hidden)  # type: ignore[arg-type]
+
+
+class _States(BaseModelOutput):
+    """Final hidden states; whatever else a class's backbone gives (Longformer's attentions) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)

@@ -1,0 +1,104 @@
+"""What a backbone does, tried out on a few tokens: its configuration may promise what its class does not keep.
+
+Tried are the calls that decoding makes: without an attention mask, beside padding, and with places left out.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dlm.errors import UserError
+from dlm.models.interface import backbone, inputs, is_masked_lm
+
+Gaps = Literal["closed", "hidden", "none"]
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What may be done to a canvas without changing the states of the places that are shown.
+
+    Attributes:
+        padding: padding on the right that is not shown.
+        gaps: how places in the middle are left out: "closed", where position ids alone say how far apart two places
+            are; "hidden" behind the attention mask, where their order does, too; "none", where either changes states.
+    """
+
+    padding: bool
+    gaps: Gaps
+
+
+def check_sees_ahead(model: PreTrainedModel, otherwise: str) -> None:
+    """Two passes: the first position's state must change with the last token, alone and beside padding.
+
+    Args:
+        otherwise: what becomes of a model that fails, for its line.
+
+    Raises:
+        UserError: a model that goes on reading from left to right, always or in some batches, or cannot be run at all.
+    """
+    name = type(model).__name__
+    ids = _tokens(model, 5)
+    ids = torch.cat([ids, ids])
+    ids[1, 2] = ids[0, 3]
+    shown = torch.tensor([[True, True, True, False, False]] * 2, device=model.device)
+    try:
+        alone, padded = _states(model, ids[:, :3]), _states(model, ids, shown)
+    except Exception as error:  # whatever a class raises that wants other inputs
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: cannot be run ({type(error).__name__}: {told}); {otherwise}") from None
+    blind = [torch.equal(*states[:, 0]) for states in (alone, padded)]
+    if any(blind):
+        where = "" if all(blind) else " where there is no padding" if blind[0] else " beside padding"
+        raise UserError(f"{name}: its first position does not see the second{where}; {otherwise}")
+
+
+def habits(model: PreTrainedModel) -> Habits:
+    """Up to five passes over seven tokens."""
+    ids = _tokens(model, 7)
+    place = torch.arange(7, device=model.device)[None]
+    front, visible = place < 5, (place < 2) | (place > 3)
+    padding = _same(_states(model, ids, front)[:, :5], _states(model, ids[:, :5]))
+    if is_masked_lm(model):
+        others = torch.where(visible, ids, ids.flip(1))
+        hidden = _same(_states(model, ids, visible)[visible], _states(model, others, visible)[visible])
+        return Habits(padding, "hidden" if hidden else "none")
+    kept = place[visible][None]
+    closed, squeezed = _states(model, ids[:, kept[0]], None, kept), _states(model, ids[:, kept[0]], None, place[:, :5])
+    # One that does not read position ids counts what it is shown, and is wrong about it either way.
+    if torch.equal(closed, squeezed) or not _same(_states(model, ids, visible, place)[visible], closed[0]):
+        return Habits(padding, "none")
+    return Habits(padding, "hidden" if _has_windows(model.config) else "closed")
+
+
+def _has_windows(config: Any) -> bool:
+    """Whether some layer attends to near places alone, which it tells by their order."""
+    other = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    return bool(other or getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None))
+
+
+def _tokens(model: PreTrainedModel, count: int) -> Int[Tensor, "1 count"]:
+    """The vocabulary's first ids; some classes know padding by its id."""
+    padding = getattr(model.config, "pad_token_id", None)
+    return torch.tensor([[i for i in range(count + 1) if i != padding][:count]], device=model.device)
+
+
+@torch.no_grad()
+def _states(
+    model: PreTrainedModel,
+    ids: Int[Tensor, "batch length"],
+    shown: Bool[Tensor, "batch length"] | None = None,
+    positions: Int[Tensor, "batch length"] | None = None,
+) -> Float[Tensor, "batch length width"]:
+    # The method itself: hooks on the module count the passes of decoding.
+    states: Tensor = backbone(model).forward(**inputs(model, ids, shown, positions)).last_hidden_state
+    return states
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Up to rounding in the states' type."""
+    tolerance = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max()
+    return bool(((found - expected).abs() <= tolerance).all())
