@@ -11,6 +11,7 @@ from tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 from dlm.api import DiffusionLM, Generation, cut_at_eos
 from dlm.data.template import Template
+from dlm.data.tokenizer import encode
 from dlm.decoding.options import DECODERS, TopKOptions
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint, save_checkpoint
@@ -132,7 +133,7 @@ def test_cut_at_eos_by_hand() -> None:
 def test_text_prompts(lm: DiffusionLM) -> None:
     """A text, a list of texts and the text's ids are the same prompt; tokens spelt out in a text are text."""
     text = "The harbour <|mask|> of Velmora<|endoftext|>"
-    ids = lm.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    [ids] = encode(lm.tokenizer, [text])
     assert not {lm.tokenizer.mask_token_id, lm.tokenizer.eos_token_id} & set(ids)
     one = rows(lm.generate(text, steps=4, gen_length=8))
     assert one == rows(lm.generate([text], steps=4, gen_length=8)) == rows(lm.generate([ids], steps=4, gen_length=8))
@@ -143,6 +144,40 @@ def test_ids_are_the_same_prompt_in_any_container(lm: DiffusionLM) -> None:
     plain = rows(lm.generate(PROMPTS, steps=6, gen_length=12))
     assert plain == rows(lm.generate([torch.tensor(p, dtype=torch.long) for p in PROMPTS], steps=6, gen_length=12))
     assert plain == rows(lm.generate([np.array(p, dtype=np.int32) for p in PROMPTS], steps=6, gen_length=12))
+
+
+def test_prompts_in_any_order_keeping_container(lm: DiffusionLM) -> None:
+    setting = {"steps": 4, "gen_length": 8}
+    two = rows(lm.generate([[5, 9], [7, 7]], **setting))
+    for prompts in (
+        ([5, 9], [7, 7]),
+        torch.tensor([[5, 9], [7, 7]]),
+        np.array([[5, 9], [7, 7]]),
+        [(5, np.int64(9)), [torch.tensor(7), 7]],
+        (prompt for prompt in ([5, 9], [7, 7])),
+    ):
+        assert rows(lm.generate(prompts, **setting)) == two
+    assert rows(lm.generate(np.array(["The fog"]), **setting)) == rows(lm.generate("The fog", **setting))
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, torch.tensor])
+def test_whole_numbers_of_other_kinds(lm: DiffusionLM, number: Any) -> None:
+    """The same numbers give the same tokens: noise is a function of the seed's value."""
+    plain = rows(lm.generate(PROMPTS, "top_k", steps=4, gen_length=8, seed=3, batch_size=2, top_k=5))
+    sizes = {"steps": number(4), "gen_length": number(8), "seed": number(3), "batch_size": number(2)}
+    assert rows(lm.generate(PROMPTS, "top_k", **sizes, top_k=np.int32(5))) == plain
+    gap = [[5, 1, 1, 9]]
+    infilled = lm.infill(gap, "top_k", steps=number(2), seed=number(3)).tokens[0].tolist()
+    assert infilled == lm.infill(gap, "top_k", steps=2, seed=3).tokens[0].tolist()
+
+
+def test_the_tokenizer_s_other_users_change_no_answer(lm: DiffusionLM) -> None:
+    """transformers sets the tokenizer anew at each call: special tokens are read again, and texts cut."""
+    prompts = ["Say <|endoftext|> or <|mask|><|mask|> now", "The harbour of Velmora opens"]
+    before = rows(lm.generate(prompts, steps=4, gen_length=8))
+    lm.tokenizer("anything")
+    lm.tokenizer(["anything", "a"], truncation=True, max_length=1, padding=True)
+    assert rows(lm.generate(prompts, steps=4, gen_length=8)) == before
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -189,6 +224,35 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "negative id": ({"prompts": [[-1]]}, ["prompt 0", "vocabulary"]),
     "ids without a list": ({"prompts": [5, 9]}, ["list of token ids", "5"]),
     "ids that are numbers with a point": ({"prompts": [[5.0]]}, ["list of token ids", "5.0"]),
+    "a batch of a tokenizer": (
+        {"prompts": tiny_tokenizer()(["The fog", "a"])},
+        ["prompts must be a list", "BatchEncoding", "pass its input_ids"],
+    ),
+    "a mapping": ({"prompts": {"The fog": 1}}, ["prompts must be a list", "dict"]),
+    "a mapping as a prompt": ({"prompts": [{5: 9}]}, ["prompt 0", "list of token ids", "dict"]),
+    "a set": ({"prompts": {"The fog"}}, ["prompts must be a list", "set"]),
+    "a set as a prompt": ({"prompts": ["a", {5, 9}]}, ["prompt 1", "list of token ids", "set"]),
+    "bytes": ({"prompts": [b"The fog"]}, ["prompt 0", "list of token ids", "bytes"]),
+    "no prompts at all": ({"prompts": None}, ["prompts must be a list", "None"]),
+    "a number": ({"prompts": torch.tensor(5)}, ["prompts must be a list", "Tensor"]),
+    "a prompt that is none": ({"prompts": ["a", None]}, ["prompt 1", "list of token ids", "None"]),
+    "truth values": ({"prompts": [[True, 5]]}, ["prompt 0", "list of token ids", "True"]),
+    "truth values in an array": ({"prompts": [np.array([True])]}, ["prompt 0", "list of token ids", "True"]),
+    "numbers with a point in an array": ({"prompts": [torch.tensor([5.0])]}, ["prompt 0", "list of token ids", "5."]),
+    "texts in a prompt": ({"prompts": [["The", "fog"]]}, ["prompt 0", "list of token ids", "'fog'"]),
+    "half a pair": ({"prompts": ["a", "b\ud83d"]}, ["prompt 1", "not valid Unicode", "character 1"]),
+    "a seed that is true": ({"seed": True}, ["seed must be a whole number", "True"]),
+    "a seed that is numpy's true": ({"seed": np.True_}, ["seed must be a whole number", "True"]),
+    "no seed": ({"seed": None}, ["seed must be a whole number", "None"]),
+    "a seed with a point": ({"seed": 1.0}, ["seed must be a whole number", "1.0"]),
+    "a length with a point": ({"gen_length": 12.0}, ["gen_length must be a whole number", "12.0"]),
+    "no length": ({"gen_length": None}, ["gen_length must be a whole number", "None"]),
+    "steps with a point": ({"steps": np.float32(6)}, ["steps must be a whole number", "6.0"]),
+    "a text as a size": ({"batch_size": "8"}, ["batch_size must be a whole number", "'8'"]),
+    "trace": ({"trace": "no"}, ["trace must be true or false", "'no'"]),
+    "watch": ({"watch": True}, ["watch must be a function or None", "True"]),
+    "no decoder": ({"decoder": None}, ["decoder must be a decoder's name or its options", "None"]),
+    "a class of options": ({"decoder": TopKOptions}, ["decoder must be a decoder's name or its options"]),
     "unchecked options": ({"decoder": TopKOptions(kernel_size=4)}, ["decoder.kernel_size", "odd", "4"]),
     "options beside options": ({"decoder": TopKOptions(kernel_size=33), "kernel_size": 5}, ["kernel_size"]),
 }
@@ -256,6 +320,15 @@ def test_the_template_travels_with_the_checkpoint(saved: Path, tmp_path: Path) -
     again = DiffusionLM.load(tmp_path, device="cpu")
     assert again.prompt("Describe {input}.") == again._ids("Q: Describe {input}.\nA:")
     assert again.prompt("Describe it.", "Velmora") == again._ids("Q: Describe it.\nI: Velmora\nA:")
+    assert again.prompt("It.", None) == again.prompt("It.")
+    for arguments, told in (
+        ((None,), "instruction must be text, got NoneType"),
+        ((["It."],), "instruction must be text, got list"),
+        (("It.", 3), "input must be text, got int"),
+        (("It.\ud800",), "instruction: not valid Unicode"),
+    ):
+        with pytest.raises(UserError, match=told):
+            again.prompt(*arguments)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

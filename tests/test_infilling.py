@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 import torch
 from slow import PROMPTS, Task, network_of_model, slow_fill
-from tiny import tiny_lm
+from test_tokenizer import metaspace
+from tiny import SHAPE, tiny_lm
 
 from dlm.api import DiffusionLM, Infilling, cut_at_eos
+from dlm.data.tokenizer import encode
 from dlm.decoding.noise import row_keys
 from dlm.errors import UserError
+from dlm.models.backbone import new_backbone
 
 M = 1  # the mask's id
 CANVASES = [
@@ -168,6 +171,21 @@ def test_the_texts(lm: DiffusionLM) -> None:
     assert "�" in joined or out.texts[0] == joined
 
 
+def test_no_space_is_invented_behind_a_gap() -> None:
+    """With tokenizers in SentencePiece's manner, which put one before every text. A gap's text has its own space."""
+    tokenizer = metaspace("bpe")
+    lm = DiffusionLM(new_backbone(SHAPE, tokenizer, 0, causal=False), tokenizer)
+    text = "The harbour[MASK:2]s of[MASK:3] fog"
+    (start,), (end,) = encode(tokenizer, ["The harbour"]), encode(tokenizer, ["fog"])
+    middle = lm._canvas(text)[len(start) + 2 : -len(end) - 3]
+    assert tokenizer.convert_ids_to_tokens(middle)[0] == "s" and tokenizer.decode(middle) == "s of"
+    mask = tokenizer.mask_token_id
+    assert lm._canvas(text) == [*start, mask, mask, *middle, mask, mask, mask, *end]
+    out = lm.infill([text], steps=2)
+    assert out.texts[0] == f"The harbour{out.gaps[0][0]}s of{out.gaps[0][1]} fog"
+    assert out.texts == [tokenizer.decode(out.tokens[0].tolist(), skip_special_tokens=True)]
+
+
 def test_a_gap_is_its_own_run_of_masks(lm: DiffusionLM) -> None:
     """Two gaps with nothing between are one; text that only looks like a gap is text."""
     assert [len(row) for row in lm.infill(["a[MASK:2][MASK:3]b"], steps=2).gaps] == [1]
@@ -196,12 +214,17 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "no gap": ([[5, M], [5, 6]], {}, ["canvas 1", "[MASK:8]", "[5, 6]"]),
     "a text without a gap": ("The fog", {}, ["canvas 0", "[MASK:8]", "'The fog'"]),
     "an empty text": ("", {}, ["canvas 0", "''"]),
-    "a gap of nothing": ("a [MASK:0] b", {}, ["canvas 0", "[MASK:8]"]),
+    "a gap of nothing": ("a [MASK:0] b[MASK]", {}, ["canvas 0: a gap", "at least one token", "[MASK:0]"]),
+    "an endless gap": ("a [MASK:99999999999]", {}, ["canvas 0", "a gap of 99999999999 tokens", "64"]),
+    "more digits than Python reads": ("a [MASK:" + "9" * 5000 + "]", {}, ["canvas 0", "a gap of 999", "64"]),
     "no canvas": ([], {}, ["pass at least one"]),
-    "too long": (["a [MASK:99]"], {}, ["prompt 0", "64 positions"]),
+    "too long": (["a [MASK]", "a [MASK:40] b [MASK:40]"], {}, ["canvas 1 has", "exceeds the model's 64", "shorten it"]),
     "steps": ([[5, M]], {"steps": 0}, ["steps", "at least 1"]),
-    "a large id": ([[300, M]], {}, ["prompt 0", "vocabulary"]),
-    "ids without a list": ([5, M], {}, ["list of token ids"]),
+    "a large id": ([[300, M]], {}, ["canvas 0", "vocabulary"]),
+    "ids without a list": ([5, M], {}, ["canvas 0", "list of token ids"]),
+    "a mapping": ({"text": "[MASK]"}, {}, ["canvases must be a list", "got dict"]),
+    "half a pair": (["[MASK]", "a\ud800[MASK]"], {}, ["canvas 1", "not valid Unicode", "character 1"]),
+    "a truth value": ([[5, M]], {"seed": True}, ["seed must be a whole number", "True"]),
     "an unknown option": ([[5, M]], {"gen_length": 4}, ["conv.gen_length", "not a known key"]),
 }
 

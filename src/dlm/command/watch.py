@@ -46,7 +46,7 @@ class View:
     def _kind(self, position: int, token: int) -> str:
         if token == self.lm.denoiser.mask_id:
             return "mask"
-        if token == self.lm.tokenizer.eos_token_id:
+        if token in self.lm.ends:
             return "end"
         return "old" if token == self.before[position] else "fresh"
 

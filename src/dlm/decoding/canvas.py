@@ -48,6 +48,7 @@ class Canvas:
         eos_id: int,
         options: DecoderOptions,
         *,
+        ends: Sequence[int] = (),
         tracing: bool = False,
     ) -> None:
         device = denoiser.device
@@ -55,6 +56,7 @@ class Canvas:
         size = (len(rows), max(self.lengths))
         place, lengths = torch.arange(size[1]), torch.tensor(self.lengths)
         self.denoiser, self.options, self.eos_id = denoiser, options, eos_id
+        self.ends = torch.tensor([eos_id, *ends], device=device)
         self.keys = keys.to(device)
         self.offset: Int[Tensor, "batch length"] = (place - torch.tensor(starts)[:, None]).to(device)
         self.valid: Bool[Tensor, "batch length"] = (place < lengths[:, None]).to(device)
@@ -92,8 +94,12 @@ class Canvas:
         """Committed response positions of the phase; with EOS-fill an end, and what follows it, is final."""
         committed = self.response & ~self.masked & (self.offset >= phase.start) & (self.offset < phase.end)
         if self.options.eos_fill:
-            committed &= (self.response & (self.tokens == self.eos_id)).cumsum(-1) == 0
+            committed &= (self.response & self.is_end(self.tokens)).cumsum(-1) == 0
         return committed
+
+    def is_end(self, tokens: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+        """Which tokens end an answer."""
+        return (tokens[..., None] == self.ends).any(-1)
 
     def stale(self, needed: Bool[Tensor, "batch length"]) -> Bool[Tensor, " batch"]:
         """Rows with a position that is needed now, whose hidden states are not of what stands there."""
@@ -254,7 +260,7 @@ class Canvas:
     def _fill_after_eos(self) -> None:
         if not self.options.eos_fill:
             return
-        ended = self.response & (self.tokens == self.eos_id)
+        ended = self.response & self.is_end(self.tokens)
         after = ((ended.cumsum(-1) - ended.long()) > 0) & self.response
         changed = after & (self.tokens != self.eos_id)
         self.tokens.masked_fill_(after, self.eos_id)

@@ -52,12 +52,14 @@ def decode(
     steps: int,
     keys: Int[Tensor, " batch"],
     eos_id: int,
+    ends: Sequence[int] = (),
     trace: bool = False,
     watch: Watch | None = None,
 ) -> Decoded:
     """Fill `gen_length` masks after each prompt in `steps` steps.
 
     Row b's tokens depend on its prompt and its noise key (noise.row_keys) alone, not on its batch mates (float32).
+    `ends` end an answer as EOS does.
     """
     rows = [[*prompt, *[denoiser.mask_id] * gen_length] for prompt in prompts]
     starts = torch.tensor([len(prompt) for prompt in prompts])
@@ -75,6 +77,7 @@ def decode(
         steps=steps,
         keys=keys,
         eos_id=eos_id,
+        ends=ends,
         starts=starts.tolist(),
         trace=trace,
         watch=None if watch is None else shown,
@@ -93,6 +96,7 @@ def fill(
     steps: int,
     keys: Int[Tensor, " batch"],
     eos_id: int,
+    ends: Sequence[int] = (),
     starts: Sequence[int] | None = None,
     trace: bool = False,
     watch: Watch | None = None,
@@ -105,7 +109,8 @@ def fill(
         starts: where each row's response begins (0 unless given): masks before it are context.
         watch: called after every step.
     """
-    canvas = Canvas(denoiser, canvases, starts or [0] * len(canvases), keys, eos_id, decoder.options, tracing=trace)
+    starts = starts or [0] * len(canvases)
+    canvas = Canvas(denoiser, canvases, starts, keys, eos_id, decoder.options, ends=ends, tracing=trace)
     clock = 0
     for phase in decoder.rule.plan(gen_length, steps):
         canvas.start_phase()
@@ -153,7 +158,7 @@ def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock:
     candidates = decoder.rule.propose(_source(canvas, row, position, clock))
     late = torch.zeros_like(must)
     if canvas.options.eos == "last" and candidates.best is not None:
-        late = ends_last(row, candidates.best == canvas.eos_id, ~must, rates, len(in_phase))
+        late = ends_last(row, canvas.is_end(candidates.best), ~must, rates, len(in_phase))
     flat = Open(
         batch=len(in_phase),
         row=row,
