@@ -11,13 +11,24 @@ from typing import Any
 
 import pytest
 
-from dlm.analysis.claims import Claim, combine, judge_claims
+from dlm.analysis.claims import Claim, combine, density_note, judge_claims
 from dlm.analysis.comparisons import relation
-from dlm.analysis.figures import ReportFigure, report_figures
+from dlm.analysis.figures import ReportFigure, passes_data, report_figures, size_data
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.panels import decoder_data, draw_decoders
 from dlm.analysis.paper import TABLES, beside
-from dlm.analysis.table import COLUMNS, build_table, headline, is_best, long_runs, quality_axes, speed_rows, to_markdown
+from dlm.analysis.table import (
+    COLUMNS,
+    build_table,
+    headline,
+    is_best,
+    long_runs,
+    name_of,
+    over_passes,
+    quality_axes,
+    speed_rows,
+    to_markdown,
+)
 from dlm.data.records import Record
 from dlm.data.splits import Example, write_examples
 from dlm.evaluation.cell import PER_ANSWER
@@ -29,6 +40,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 Row = dict[str, Any]
 # What an ordinary cell measures; tests say what differs.
 USUAL = {
+    "quality": 0.75,
     "nfe": 16.0,
     "leftover_masks": 0.0,
     "length": 64.0,
@@ -57,9 +69,11 @@ USUAL = {
 }
 
 
-def cell(checkpoint: str, decoder: str, *, spread: float = 0.01, **values: Any) -> Row:
+def cell(checkpoint: str, decoder: str, *, steps: int = 16, spread: float = 0.01, **values: Any) -> Row:
     """A cell whose intervals reach `spread` to both sides; a metric given as None has neither value nor interval."""
-    row: Row = {"checkpoint": checkpoint, "decoder": decoder, "steps": 16, "gen_length": 128, "n": 600, "prompts": 200}
+    budget = None if checkpoint == "reference" else steps
+    row: Row = {"checkpoint": checkpoint, "decoder": decoder, "steps": budget, "gen_length": 128}
+    row |= {"n": 600, "prompts": 200}
     for name, value in {**USUAL, **values}.items():
         row[name] = value
         row[f"{name}_ci"] = None if value is None else [value - spread, value + spread]
@@ -72,28 +86,39 @@ def cells(well_formed: dict[str, float], **values: Any) -> list[Row]:
     return [cell("reference", "nucleus", nfe=65.0, **values), *found]
 
 
-def sizes(blocks: dict[int, float], kernels: dict[int, float], checkpoint: str = "sft") -> list[Row]:
-    """Ablation rows: well_formed by block length and by kernel size."""
-    by_block = [
-        {**cell(checkpoint, "", well_formed=share), "variant": "block", "block_length": size}
-        for size, share in blocks.items()
+def sizes(
+    blocks: dict[int, float],
+    kernels: dict[int, float],
+    checkpoint: str = "sft",
+    *,
+    rule: str = "top_k",
+    steps: int = 16,
+) -> list[Row]:
+    """Rows of a grid: well_formed by block length and by kernel size."""
+    lists = (("semi_ar", "block_length", blocks), ("conv", "kernel_size", kernels))
+    return [
+        tried(cell(checkpoint, decoder, steps=steps, well_formed=share), {"rule": rule, option: size})
+        for decoder, option, shares in lists
+        for size, share in shares.items()
     ]
-    by_kernel = [
-        {**cell(checkpoint, "", well_formed=share), "variant": "kernel", "kernel_size": size}
-        for size, share in kernels.items()
-    ]
-    return by_block + by_kernel
+
+
+def tried(row: Row, candidate: Row) -> Row:
+    """A row of a grid: the candidate apart, and its options among all others."""
+    return {**row, "candidate": candidate, **candidate}
 
 
 def slow_runs(without: float, with_fill: float, **values: Any) -> list[Row]:
     return [
-        {**cell("sft", "", nfe=without), "variant": "long"},
-        {**cell("sft", "", nfe=with_fill, **values), "variant": "long eos_fill"},
+        {**cell("sft", "", nfe=without, steps=128), "variant": "plain"},
+        {**cell("sft", "", nfe=with_fill, steps=128, **values), "variant": "eos_fill"},
     ]
 
 
-def claim(number: int, rows: Iterable[Row] = (), ablation: Iterable[Row] = ()) -> Claim:
-    return judge_claims(build_table(list(rows)), list(ablation))[number - 1]
+def claim(
+    number: int, rows: Iterable[Row] = (), grid: Iterable[Row] = (), ablation: Iterable[Row] = (), steps: int = 16
+) -> Claim:
+    return judge_claims(build_table(list(rows)), list(grid), list(ablation), steps)[number - 1]
 
 
 ORDERED = {"categorical": 0.2, "top_k": 0.5, "low_confidence": 0.3, "conv": 0.8}
@@ -109,10 +134,33 @@ def test_tokens_per_step_by_hand() -> None:
     assert (reference["tokens_per_step"], reference["tokens_per_step_ci"]) == (1.0, None)
 
 
+def test_tokens_per_step_share_the_length_of_their_budget() -> None:
+    """S = 16: (60 + 20) / 2 = 40 tokens in 16 passes; S = 64: (100 + 80) / 2 = 90 in 45."""
+    rows = [
+        cell("sft", "conv", length=60.0),
+        cell("sft", "top_k", length=20.0),
+        cell("sft", "conv", steps=64, length=100.0, nfe=45.0),
+        cell("sft", "top_k", steps=64, length=80.0, nfe=45.0),
+    ]
+    assert [row["tokens_per_step"] for row in build_table(rows)] == [2.5, 2.5, 2.0, 2.0]
+
+
 def test_headline_is_a_tree_of_numbers() -> None:
-    found = headline(build_table([cell("reference", "nucleus", nfe=65.0), cell("sft", "conv", length=60.12344)]))
-    assert found["sft"] == {"conv": {"well_formed": 0.8, "slot_error_rate": 0.3, "length": 60.1234, "nfe": 16.0}}
-    assert list(found) == ["reference", "sft"]
+    rows = [
+        cell("reference", "nucleus", nfe=65.0),
+        cell("sft", "conv", length=60.12344, area=0.70004),
+        cell("sft", "conv", steps=64, nfe=40.0, quality=0.8, area=0.70004),
+        cell("sft", "top_k"),
+    ]
+    found = headline(build_table(rows))
+    few = {"quality": 0.75, "well_formed": 0.8, "slot_error_rate": 0.3, "length": 60.1234, "nfe": 16.0}
+    assert found == {
+        "reference": {"nucleus": {**few, "length": 64.0, "nfe": 65.0}},
+        "sft": {
+            "conv": {"S16": few, "S64": {**few, "quality": 0.8, "length": 64.0, "nfe": 40.0}, "area": 0.7},
+            "top_k": {"S16": {**few, "length": 64.0}},
+        },
+    }
 
 
 def test_rows_keep_the_order_and_the_keys() -> None:
@@ -121,16 +169,69 @@ def test_rows_keep_the_order_and_the_keys() -> None:
             cell("sft", "top_k"),
             cell("r2ft", "top_k"),
             cell("sft", "conv"),
+            cell("sft", "conv", steps=8),
+            cell("sft", "top_k", steps=8),
             cell("r2ft", "conv"),
             cell("reference", "nucleus"),
         ]
     )
-    assert [(row["checkpoint"], row["decoder"]) for row in found] == [
-        ("reference", "nucleus"), ("sft", "top_k"), ("sft", "conv"), ("r2ft", "top_k"), ("r2ft", "conv"),
+    assert [(row["checkpoint"], row["steps"], row["decoder"]) for row in found] == [
+        ("reference", None, "nucleus"), ("sft", 8, "top_k"), ("sft", 8, "conv"), ("sft", 16, "top_k"),
+        ("sft", 16, "conv"), ("r2ft", 16, "top_k"), ("r2ft", 16, "conv"),
     ]  # fmt: skip
     metrics = {*PER_ANSWER, "distinct_2", "tokens_per_step", "win_rate", "lc_win_rate", "judge_failed", "mauve"}
-    expected = {"checkpoint", "decoder", "steps", "gen_length", "n", *metrics, *(f"{name}_ci" for name in metrics)}
+    metrics.add("area")
+    expected = {"checkpoint", "decoder", "steps", "gen_length", "n", "setting"}
+    expected |= {*metrics, *(f"{name}_ci" for name in metrics)}
     assert all(set(row) == expected for row in found)
+
+
+def test_a_row_is_named_after_its_setting() -> None:
+    """That of its own number of steps; the reference has none, whatever a decoder of its name has."""
+    settings = {("conv", 16): {"kernel_size": 9, "rule": "top_k"}, ("conv", 64): {"kernel_size": 33}, ("top_k", 16): {}}
+    rows = [cell("reference", "conv"), cell("sft", "conv"), cell("sft", "top_k"), cell("sft", "conv", steps=64)]
+    found = [name_of(row) for row in build_table(rows, settings)]
+    assert found == ["conv", "conv (kernel_size 9, rule top_k)", "top_k", "conv (kernel_size 33)"]
+    assert [name_of(row) for row in build_table(rows)] == ["conv", "conv", "top_k", "conv"]
+
+
+def budgets() -> list[Row]:
+    """Two decoders at two numbers of steps, and a reference."""
+    return [
+        cell("reference", "nucleus", quality=0.9, nfe=65.0),
+        cell("sft", "top_k", quality=0.5, nfe=16.0, area=0.62),
+        cell("sft", "conv", quality=0.4, nfe=12.0, area=0.6),
+        cell("sft", "top_k", steps=64, quality=0.7, nfe=50.0, area=0.62),
+        cell("sft", "conv", steps=64, quality=0.8, nfe=40.0, area=0.6, spread=0.02),
+    ]
+
+
+def test_quality_over_passes_by_hand() -> None:
+    """A row for each cell, its budgets side by side; the reference, which has none, stands at both."""
+    (reference, top_k, conv), columns = over_passes(build_table(budgets()))
+    assert [column.heading for column in columns] == [
+        "quality, S = 16", "NFE, S = 16", "quality, S = 64", "NFE, S = 64", "area",
+    ]  # fmt: skip
+    values = [[row[column.name] for column in columns] for row in (reference, top_k, conv)]
+    assert values == [[0.9, 65.0, 0.9, 65.0, None], [0.5, 16.0, 0.7, 50.0, 0.62], [0.4, 12.0, 0.8, 40.0, 0.6]]
+    assert conv["quality_64_ci"] == pytest.approx([0.78, 0.82]) and conv["quality_16_ci"] == pytest.approx([0.39, 0.41])
+    assert over_passes(build_table(budgets()[:3])) == ([], [])
+
+
+def test_markdown_of_several_budgets() -> None:
+    """The first table has them side by side; in the others bold is the best among as many steps."""
+    text = to_markdown(build_table(budgets(), {("conv", 16): {"kernel_size": 9}}))
+    first, second = text[: text.index("**Quality and speed**")], text[text.index("**Quality and speed**") :]
+    assert first.startswith("**Quality over forward passes**")
+    shown = [re.sub(" +", " ", line) for line in text.splitlines()]
+    assert "| sft | top_k | **0.50** ± 0.01 | 16.0 ± 0.0 | 0.70 ± 0.01 | 50.0 ± 0.0 | **0.62** ± 0.01 |" in shown
+    assert "| sft | conv | 0.40 ± 0.01 | **12.0** ± 0.0 | **0.80** ± 0.02 | **40.0** ± 0.0 | 0.60 ± 0.02 |" in shown
+    assert "| reference | nucleus | 0.90 ± 0.01 | 65.0 ± 0.0 | 0.90 ± 0.01 | 65.0 ± 0.0 | – |" in shown
+    assert re.search(r"\| sft +\| top_k +\| +16 \| +\*\*0.50\*\* ± 0.01 \|", second)
+    assert re.search(r"\| sft +\| conv \(kernel_size 9\) +\| +16 \| +0.40 ± 0.01 \|", second)
+    assert re.search(r"\| sft +\| conv +\| +64 \| +\*\*0.80\*\* ± 0.02 \|", second)
+    assert "16 steps for 128 tokens, 600 answers a row. 64 steps for 128 tokens, 600 answers a row." in second
+    assert "- area: " in first and "- area: " not in second
 
 
 def test_markdown() -> None:
@@ -146,9 +247,10 @@ def test_markdown() -> None:
     assert [is_best(row, rows, COLUMNS["well_formed"]) for row in rows] == [False, False, True, True]
     text = to_markdown(rows)
     header, rule, reference, top_k, conv, _ = text.splitlines()[2:8]
-    assert [part.strip() for part in header.split("|")][1:5] == [
+    assert [part.strip() for part in header.split("|")][1:6] == [
         "checkpoint",
         "decoder",
+        "quality ↑",
         "well-formed ↑",
         "slot errors ↓",
     ]
@@ -160,18 +262,20 @@ def test_markdown() -> None:
 
 
 def test_markdown_of_the_long_runs() -> None:
-    """One line a run, named by its decoder, with its steps; the ablation's other rows stay out."""
-    more = {**cell("sft", "", well_formed=0.7), "variant": "steps conv", "kernel_size": 17, "steps": 32}
-    ablation = [more, *slow_runs(81.0, 40.0, well_formed=0.9), *sizes({64: 0.5}, {33: 0.5})]
-    long = long_runs(ablation)
-    assert [(row["decoder"], row["steps"]) for row in long] == [
-        ("conv, kernel 17", 32),
-        ("conv", 16),
-        ("conv, EOS-fill", 16),
+    """One line a run, named by its decoder, with its steps."""
+    ablation = [
+        *slow_runs(81.0, 40.0, well_formed=0.9),
+        {**cell("sft", "", steps=128), "variant": "low_confidence"},
+        {**cell("sft", "", steps=128), "variant": "semi_ar", "block_length": 64},
     ]
+    long = long_runs(ablation)
+    assert [row["decoder"] for row in long] == [
+        "conv without EOS-fill", "conv", "conv over low_confidence", "semi_ar, block 64",
+    ]  # fmt: skip
     text = to_markdown(build_table(cells(ORDERED)), long)
-    third = text[text.index("**Quality with more steps**") :]
-    assert re.search(r"\| sft +\| conv, EOS-fill +\| +16 \| +\*\*0.90\*\* ± 0.01 \|", third)
+    third = text[text.index("**As many steps as tokens**") :]
+    assert re.search(r"\| sft +\| conv +\| +128 \| +0.75 ± 0.01 \| +\*\*0.90\*\* ± 0.01 \|", third)
+    assert "**As many steps as tokens**" not in to_markdown(build_table(cells(ORDERED)))
 
 
 def test_a_column_of_failures_appears_where_something_failed() -> None:
@@ -185,7 +289,8 @@ def test_markdown_leaves_out_what_no_row_has() -> None:
     rows = build_table(cells(ORDERED, slot_error_rate=None, missing_slots=None, wrong_slots=None, repeated_slots=None))
     for row in rows:
         row["well_formed"] = row["well_formed_ci"] = None
-    assert "slot errors" not in to_markdown(rows) and "well-formed" not in to_markdown(rows)
+    text = to_markdown(rows).replace(COLUMNS["quality"].meaning, "")
+    assert "slot errors" not in text and "well-formed" not in text
     axes = quality_axes(rows)
     assert [(axis.name, axis.better) for axis in axes] == [("relevance_total", "higher"), ("perplexity", "lower")]
 
@@ -288,13 +393,17 @@ def test_claim_2_asks_for_degeneration_first(repetition: float, frequent: float,
     ],
 )
 def test_claim_3(blocks: dict[int, float], kernels: dict[int, float], verdict: str) -> None:
-    assert claim(3, ablation=sizes(blocks, kernels)).verdict == verdict
+    """Judged at one budget, the other options as in the first candidate: no other steps count, and no other rule."""
+    others = sizes({64: 0.8, 16: 0.8}, {65: 0.8, 17: 0.1}, rule="low_confidence")
+    others += sizes({64: 0.1, 16: 0.8}, {65: 0.8, 17: 0.1}, steps=64)
+    assert claim(3, grid=[*sizes(blocks, kernels), *others]).verdict == verdict
 
 
 def test_claim_3_gives_its_figures_and_needs_both_checkpoints() -> None:
     contrast = sizes({64: 0.8, 16: 0.3}, {65: 0.8, 17: 0.8})
-    found = claim(3, ablation=[*contrast, *sizes({64: 0.8, 16: 0.8}, {65: 0.8, 17: 0.3}, "r2ft")])
+    found = claim(3, grid=[*contrast, *sizes({64: 0.8, 16: 0.8}, {65: 0.8, 17: 0.3}, "r2ft")])
     assert found.verdict == "mixed"
+    assert found.evidence.startswith("16 steps, prompts of valid. Judged by well-formed, largest against smallest")
     assert (
         "semi-AR, block 64 to 16: well-formed 0.80 [0.79, 0.81] to 0.30 [0.29, 0.31] (worse by 0.50), a "
         in found.evidence
@@ -316,8 +425,8 @@ def test_claims_without_an_exact_judge() -> None:
 @pytest.mark.parametrize(("slow", "verdict"), [(0.5, "seen"), (0.8, "mixed"), (0.95, "not seen")])
 def test_claim_4(slow: float, verdict: str) -> None:
     """Conv + R2FT has 0.8; "at least" is not shown where the intervals overlap."""
-    long = {**cell("sft", "", well_formed=slow), "variant": "long semi_ar", "block_length": 32, "steps": 128}
-    found = claim(4, cells(ORDERED), [long])
+    long = slow_semi_ar(slow)
+    found = claim(4, cells(ORDERED), ablation=[long])
     assert found.verdict == verdict
     assert f"semi-AR, sft, block 32, 128 steps: well-formed {slow:.2f}" in found.evidence
     assert claim(4, cells(ORDERED)).verdict == claim(4, ablation=[long]).verdict == "not tested"
@@ -346,6 +455,37 @@ def test_claim_5_gives_its_figures() -> None:
     assert claim(5, ablation=slow_runs(120.0, 40.0)[:1]).verdict == "not tested"
 
 
+def test_claims_are_judged_at_one_budget_and_the_others_stand_beside() -> None:
+    """With 16 steps the order is the claim's, with 64 all are alike."""
+    alike = [{**row, "steps": 64} for row in cells(dict.fromkeys(ORDERED, 0.5))[1:]]
+    rows = [*cells(ORDERED), *alike]
+    few, many = claim(1, rows, steps=16), claim(1, rows, steps=64)
+    assert (few.verdict, many.verdict) == ("seen", "not seen")
+    *first, beside = many.evidence.splitlines()
+    assert [line[:30] for line in first] == ["sft, 64 steps for 128 tokens: ", "r2ft, 64 steps for 128 tokens:"]
+    assert beside.startswith("Beside it, at S = 16 (seen): sft, 16 steps for 128 tokens: conv well-formed 0.80 [0.79, ")
+    assert "\nBeside it, at S = 64 (not seen): sft, 64 steps" in few.evidence
+    beside_it = [found.number for found in judge_claims(rows, [], [], 64) if "Beside it, at S = 16" in found.evidence]
+    assert beside_it == [1, 2, 6]
+    assert "Beside it" not in claim(1, cells(ORDERED)).evidence
+    assert "r2ft conv, 64 steps: " in claim(4, rows, ablation=[slow_semi_ar(0.5)], steps=64).evidence
+
+
+def slow_semi_ar(well_formed: float) -> Row:
+    return {**cell("sft", "", steps=128, well_formed=well_formed), "variant": "semi_ar", "block_length": 32}
+
+
+def test_density_by_hand() -> None:
+    """A kernel of a quarter of 128 reaches 16 to a side: 8 tokens a step are half of that, 2 an eighth. The paper's own
+    numbers give the paper's share."""
+    note = density_note(128, [16, 64], 64)
+    assert "would reach 16, and a step commits 8 at S = 16 (0.50 of that reach), 2 at S = 64 (0.12 of that" in note
+    assert note.endswith("judged at S = 64.")
+    paper = density_note(1024, [128], 128)
+    assert "reaches 128 tokens: 0.06 of its reach" in paper
+    assert "would reach 128, and a step commits 8 at S = 128 (0.06 of that reach)" in paper
+
+
 # ------------------------------------------------------------------------------------- a small build, and what it makes
 
 
@@ -361,16 +501,28 @@ def curve(*names: str) -> list[dict[str, float]]:
 
 def build_folder(folder: Path, params: Params) -> None:
     """Everything the report reads, for every decoder of params.yaml; one answer is an attack on the page."""
-    length, decoders = params.decode.gen_length, list(params.report.decoders)
-    rows = [cell(c, d, well_formed=0.5 + i / 20) for c in ("sft", "r2ft") for i, d in enumerate(decoders)]
-    for row in [cell("reference", "nucleus", nfe=65.0), *rows]:
-        write_json(folder / "evaluation" / f"{row['checkpoint']}-{row['decoder']}.json", row)
+    length, decoders, steps = params.decode.gen_length, list(params.report.decoders), params.decode.steps
+    write_json(folder / "evaluation" / "reference-nucleus.json", [cell("reference", "nucleus", nfe=65.0)])
     for checkpoint in ("sft", "r2ft"):
-        runs = sizes({64: 0.8, 32: 0.6, 16: 0.4}, {65: 0.8, 33: 0.8, 17: 0.8}, checkpoint)
-        runs += [{**run, "checkpoint": checkpoint} for run in slow_runs(118.0, 50.0)]
+        runs = [{**run, "checkpoint": checkpoint} for run in [*slow_runs(118.0, 50.0), slow_semi_ar(0.6)]]
         write_json(folder / "ablation" / f"{checkpoint}.json", runs)
-        for decoder in decoders:
-            write_jsonl(folder / "answers" / f"{checkpoint}-{decoder}.jsonl", answers(length))
+        for i, decoder in enumerate(decoders):
+            changes = {"well_formed": 0.5 + i / 20, "area": 0.6}
+            rows = [cell(checkpoint, decoder, steps=budget, nfe=float(budget), **changes) for budget in steps]
+            write_json(folder / "evaluation" / f"{checkpoint}-{decoder}.json", rows)
+            written = [{**answer, "steps": budget} for budget in steps for answer in answers(length)]
+            write_jsonl(folder / "answers" / f"{checkpoint}-{decoder}.jsonl", written)
+    for decoder in decoders:
+        candidates = params.candidates(decoder)
+        chosen = [{"steps": budget, "options": candidates[-1]} for budget in steps]
+        write_json(folder / "selection" / f"{decoder}.json", chosen)
+        grid = [
+            tried(cell(checkpoint, decoder, steps=budget, quality=0.5 + i / 100), candidate)
+            for checkpoint in ("sft", "r2ft")
+            for budget in steps
+            for i, candidate in enumerate(candidates if len(candidates) > 1 else [])
+        ]
+        write_json(folder / "selection" / f"{decoder}-grid.json", grid)
     reference = [{key: row[key] for key in row if key != "commit_step"} for row in answers(length)]
     write_jsonl(folder / "models" / "reference" / "answers.jsonl", reference)
     for name in ("sft", "sft_answer", "reference"):
@@ -408,11 +560,48 @@ def answers(length: int) -> list[Row]:
 
 @pytest.fixture
 def figures() -> list[ReportFigure]:
-    ablation = [*sizes({64: 0.8, 16: 0.4}, {65: 0.8, 17: 0.8}), *slow_runs(118.0, 50.0)]
+    grid = [*sizes({64: 0.8, 16: 0.4}, {65: 0.8, 17: 0.8}), *sizes({64: 0.8, 16: 0.7}, {65: 0.8, 17: 0.8}, steps=64)]
+    rows = build_table([*cells(ORDERED), *({**row, "steps": 64, "nfe": 50.0} for row in cells(ORDERED)[1:])])
     names = ("loss", "eval_loss", "eval_log_p_chosen", "eval_log_p_rejected", "eval_mean_log_prior")
     curves = {name: curve(*names) for name in ("sft", "sft_answer", "r2ft", "reference")}
     traces = {name: answers(32) for name in ORDERED}
-    return report_figures(build_table(cells(ORDERED)), ablation, curves, "r2ft", traces)
+    return report_figures(rows, grid, 16, curves, "r2ft", traces)
+
+
+def test_figures_are_of_the_judged_budget(figures: list[ReportFigure]) -> None:
+    """Those over passes and sizes have all; without other budgets or candidates they are not there."""
+    assert [figure.name for figure in figures][:4] == ["passes", "quality", "degeneration", "sizes"]
+    assert all(figure.title.endswith(", S = 16") for figure in figures[1:3])
+    curves = {name: curve("loss", "eval_loss") for name in ("sft", "sft_answer", "r2ft", "reference")}
+    curves["r2ft"] = curve("loss", "eval_loss", "eval_log_p_chosen", "eval_log_p_rejected", "eval_mean_log_prior")
+    unchosen = [tried(cell("sft", "top_k"), {"top_k": k}) for k in (1, 5)]
+    for grid in ([], unchosen):
+        made = report_figures(build_table(cells(ORDERED)), grid, 16, curves, "r2ft", {"conv": answers(32)})
+        assert [figure.name for figure in made] == ["quality", "degeneration", "r2ft", "losses", "unmasking"]
+
+
+def test_lines_over_passes_by_hand() -> None:
+    """A panel for each checkpoint, a line for each decoder from few passes to many; the reference is none of them."""
+    found = passes_data(build_table([*budgets(), cell("r2ft", "conv", quality=0.3, nfe=15.0)]))
+    assert [panel["title"] for panel in found["panels"]] == ["quality, sft", "quality, r2ft"]
+    sft, r2ft = ({line["label"]: (line["x"], line["value"]) for line in panel["lines"]} for panel in found["panels"])
+    assert sft == {"top_k": ([16.0, 50.0], [0.5, 0.7]), "conv": ([12.0, 40.0], [0.4, 0.8])}
+    assert r2ft == {"top_k": ([], []), "conv": ([15.0], [0.3])}
+
+
+def test_lines_over_sizes_by_hand() -> None:
+    """A panel for each budget; the first candidate's rule alone."""
+    grid = [
+        *sizes({64: 0.8, 16: 0.4}, {65: 0.7, 17: 0.6}),
+        *sizes({64: 0.1, 16: 0.1}, {65: 0.1, 17: 0.1}, rule="low_confidence"),
+        *sizes({64: 0.9, 16: 0.5}, {65: 0.95}, steps=64),
+    ]
+    found = size_data(grid, [COLUMNS["well_formed"]])
+    assert [panel["title"] for panel in found["panels"]] == ["well-formed, S = 16", "well-formed, S = 64"]
+    few, many = ({line["label"]: (line["x"], line["value"]) for line in panel["lines"]} for panel in found["panels"])
+    block, kernel = "semi-AR over block length, sft", "Conv over kernel size, sft"
+    assert few == {block: ([16, 64], [0.4, 0.8]), kernel: ([17, 65], [0.6, 0.7])}
+    assert many == {block: ([16, 64], [0.5, 0.9]), kernel: ([65], [0.95])}
 
 
 def test_figures_repeat_byte_for_byte(figures: list[ReportFigure], tmp_path: Path) -> None:
@@ -451,11 +640,19 @@ def page(**changes: Any) -> str:
     values: dict[str, Any] = {
         "title": "A & B",
         "rows": rows,
+        "grid": sizes({64: 0.8, 16: 0.4}, {65: 0.8, 17: 0.8}),
         "ablation": [{**row, "checkpoint": "r2ft"} for row in slow_runs(80.0, 40.0)],
-        "claims": judge_claims(rows, []),
+        "claims": judge_claims(rows, [], [], 16),
         "figures": [],
         "samples": side_by_side([example], {("sft", "conv"): answers(8)}, answers(8), 0, 3),
-        "setting": {"prompts": 2, "seeds": 1, "steps": 16, "gen_length": 128, "train_examples": 20000},
+        "setting": {
+            "prompts": 2,
+            "seeds": 1,
+            "budgets": [16, 64],
+            "judged_steps": 16,
+            "gen_length": 128,
+            "train_examples": 20000,
+        },
         "params_text": 'prompt: "<unk> & {instruction}"\n',
         "paper": "small",
     }
@@ -468,6 +665,9 @@ def test_page_escapes_and_repeats() -> None:
     assert "<script" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "Say &lt;b&gt;hello&lt;/b&gt;" in text and "&lt;unk&gt; &amp; {instruction}" in text
     assert "<title>A &amp; B</title>" in text and "20,000 examples" in text and "1 random seed," in text
+    assert "tokens in 16 or 64 steps" in text and density_note(128, [16, 64], 16) in text
+    assert "rule top_k, kernel_size 17" in text and 'href="#selection"' in text
+    assert 'id="selection"' not in page(grid=[]) and 'href="#selection"' not in page(grid=[])
 
 
 def test_page_without_an_exact_judge() -> None:
@@ -475,13 +675,14 @@ def test_page_without_an_exact_judge() -> None:
     rows = [
         {**row, **{f"{name}{ci}": None for name in exact for ci in ("", "_ci")}} for row in build_table(cells(ORDERED))
     ]
-    text = page(rows=rows, ablation=[], claims=judge_claims(rows, []))
+    text = page(rows=rows, ablation=[], claims=judge_claims(rows, [], [], 16))
+    text = text.replace(COLUMNS["quality"].meaning, "")
     assert "slot errors" not in text and "no exact judge" in text
 
 
 @pytest.mark.parametrize("size", TABLES)
 def test_every_line_of_the_papers_tables_has_its_values(size: str) -> None:
-    decoders = {*load_params(ROOT / "params.yaml").decoding, "long", "long eos_fill"}
+    decoders = {*load_params(ROOT / "params.yaml").decoding, "plain", "eos_fill"}
     for table in TABLES[size]:
         assert len(table.measured) == len(table.columns)
         assert len({line.names for line in table.lines}) == len(table.lines)
@@ -528,14 +729,18 @@ def test_stage_end_to_end(tmp_path: Path, params: Params) -> None:
     done = run_stage(tmp_path, "--results", "results")
     assert (done.returncode, done.stderr) == (0, "")
     made = contents(tmp_path / "results")
-    names = ("quality", "degeneration", "sizes", "r2ft", "losses", "unmasking")
+    names = ("passes", "quality", "degeneration", "sizes", "r2ft", "losses", "unmasking")
     files = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg", "json")}
-    assert set(made) == {*files, "table.json", "metrics.json", "table.md", "report.html"}
+    assert set(made) == {*files, "table.json", "metrics.json", "table.md", "selection.md", "report.html"}
     assert done.stdout.encode() == made["table.md"]
-    assert [row["checkpoint"] for row in json.loads(made["table.json"])][:2] == ["reference", "sft"]
+    table = json.loads(made["table.json"])
+    assert [row["checkpoint"] for row in table][:2] == ["reference", "sft"]
+    chosen = {(row["steps"], row["setting"]) for row in table if row["decoder"] == "conv"}
+    assert chosen == {(steps, "rule low_confidence, kernel_size 9") for steps in params.decode.steps}
+    assert made["selection.md"].count(b"**") == 2 * 4 * len(params.decode.steps)  # of four decoders one at each budget
     assert made["report.html"].count(b"data:image/png;base64,") == len(names)
     assert str(tmp_path).encode() not in b"".join(made.values())
-    assert run_stage(tmp_path, "--results", "results").returncode == 0
+    assert untested(tmp_path) == []
     assert contents(tmp_path / "results") == made
 
 
@@ -553,9 +758,22 @@ def test_what_the_ablations_would_say_is_not_tested_without_them(tmp_path: Path,
     build_folder(tmp_path / "build", params)
     for path in (tmp_path / "build" / "ablation").glob("*.json"):
         path.unlink()
-    assert run_stage(tmp_path, "--results", "results").returncode == 0
-    page = (tmp_path / "results" / "report.html").read_text("utf-8")
-    assert page.count("not tested") >= 3
+    assert untested(tmp_path) == ["4", "5"]
+
+
+def untested(folder: Path) -> list[str]:
+    """The claims that the page says are not tested."""
+    assert run_stage(folder, "--results", "results").returncode == 0
+    page = (folder / "results" / "report.html").read_text("utf-8")
+    return re.findall(r'<th scope="row">(\d)\. [^<]*</th><td class="verdict not-tested">not tested<', page)
+
+
+def test_claims_about_sizes_are_not_tested_without_the_grids(tmp_path: Path, params: Params) -> None:
+    build_folder(tmp_path / "build", params)
+    for path in (tmp_path / "build" / "selection").glob("*-grid.json"):
+        path.unlink()
+    assert untested(tmp_path) == ["3"]
+    assert (tmp_path / "results" / "selection.md").read_text() == ""
 
 
 def test_r2ft_rescues_low_confidence() -> None:
