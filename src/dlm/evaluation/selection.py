@@ -10,7 +10,7 @@ from dlm.files import read_json
 from dlm.params import Params
 
 Candidate = dict[str, Any]
-RULE = "the highest quality on prompts of valid, the mean over the checkpoints; of equals the first in params.yaml"
+RULE = "the highest quality, of equals the first in params.yaml"
 
 
 def choose(candidates: Sequence[Candidate], grid: Sequence[dict[str, Any]], steps: int) -> Candidate:
