@@ -3,8 +3,9 @@
 peft takes a second to import, so it is imported where an adapter is at work.
 """
 
-import json
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from transformers import PreTrainedModel
 
 from dlm.blocks import LoraParams
 from dlm.errors import UserError
-from dlm.files import write_json
+from dlm.files import read_json, write_json
+from dlm.models.layouts import llama_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every name in an adapter
 
 
 def is_adapter(folder: Path | str) -> bool:
@@ -26,7 +29,7 @@ def is_adapter(folder: Path | str) -> bool:
 
 def base_of(folder: Path | str) -> str:
     """Where the adapter's base is: a folder or a hub name. Raises UserError where the adapter does not say."""
-    base = json.loads((Path(folder) / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+    base = read_json(Path(folder) / CONFIG).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{folder}: {CONFIG} names no base_model_name_or_path; write the base checkpoint's place there")
     return str(base)
@@ -61,13 +64,67 @@ def new_adapter(model: PreTrainedModel, lora: LoraParams, base: Path | str, seed
 
 
 def read_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool) -> Any:
-    """`model` in a peft wrapper with a saved adapter. Raises UserError for a broken one."""
-    from peft import PeftModel
+    """`model` in a peft wrapper with a saved adapter, in its own names or in LLaDA's.
 
+    Raises:
+        UserError: an adapter of another kind than LoRA, a broken one, or one with weights that the model has no place
+            for, or without some that it wants.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    folder = Path(folder)
+    kind = read_json(folder / CONFIG).get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{folder}: an adapter of type {kind}, only LORA can be read; merge it, give the whole model")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder}: no {WEIGHTS} there; save the adapter as safetensors")
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        config: Any = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = not trainable
+        published = load_file(folder / WEIGHTS)
+        weights = {PREFIX + llama_name(name.removeprefix(PREFIX)): value for name, value in published.items()}
+        if weights.keys() != published.keys():
+            _rename(config, published)
+        wrapped = PeftModel(model, config)
+        wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
+        told = [f"{what}: {_some(names)}" for what, names in _differences(weights.keys(), wanted) if names]
+        if not told:
+            set_peft_model_state_dict(wrapped, weights)
+            return wrapped.train(model.training)
     except Exception as error:  # safetensors raises its own, undocumented type for a truncated file
         raise UserError(f"{folder}: no adapter could be loaded: {' '.join(str(error).split())[:300]}") from None
+    raise UserError(f"{folder}: the adapter's weights are not those of its config and base, {'; '.join(told)}")
+
+
+def _rename(config: Any, published: Iterable[str]) -> None:
+    """A LoraConfig in LLaDA's names, in Llama's, in place: whatever has weights, by its full name."""
+    from peft.utils.other import get_pattern_key
+
+    names = [name.removeprefix(PREFIX).rpartition(".weight")[0] or name for name in published]
+    targets = sorted({name.partition(".lora_")[0] for name in names if ".lora_" in name})
+    config.target_modules = {_module(name) for name in targets}
+    whole = sorted({_module(name).rpartition(".")[2] for name in names if ".lora_" not in name})
+    config.modules_to_save = whole or None
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    for pattern in (config.rank_pattern, config.alpha_pattern):
+        told = dict(pattern)
+        pattern.clear()
+        for name in targets:
+            if (value := told.get(get_pattern_key(list(told), name))) is not None:
+                pattern[re.escape(_module(name))] = value
+
+
+def _module(name: str) -> str:
+    return llama_name(f"{name}.").removesuffix(".")
+
+
+def _differences(given: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, list[str]]]:
+    given, wanted = set(given), set(wanted)
+    return [("missing", sorted(wanted - given)), ("left over", sorted(given - wanted))]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def is_wrapped(model: Any) -> bool:
@@ -92,7 +149,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     """The adapters of a wrapped model alone, the same bytes every time."""
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    config = read_json(folder / CONFIG)
     config["target_modules"] = sorted(config["target_modules"])  # peft writes a set in the order of its hashes
     write_json(folder / CONFIG, config)
 

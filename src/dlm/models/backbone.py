@@ -90,9 +90,8 @@ def load_checkpoint(
     check_checkpoint(path)
     folder = Path(path)
     if is_adapter(folder):
-        own = folder if (folder / "tokenizer_config.json").is_file() else None
         model, found = load_checkpoint(
-            base_of(folder), causal=causal, layout=layout, tokenizer=tokenizer or own, dtype=dtype
+            base_of(folder), causal=causal, layout=layout, tokenizer=tokenizer or _own_tokenizer(folder), dtype=dtype
         )
         return merged(read_adapter(model, folder, trainable=False)), found
     if folder.exists() and not (is_gguf(path) or (folder / "config.json").is_file()):
@@ -151,10 +150,17 @@ def load_trainable(path: Path | str, lora: LoraParams, seed: int) -> tuple[nn.Mo
         UserError: as `load_checkpoint`; targets that are no part of the model.
     """
     if is_adapter(path):
-        model, _ = load_checkpoint(base_of(path), causal=False, dtype="auto")
-        return read_adapter(model, path, trainable=True), load_tokenizer(path)
+        model, tokenizer = load_checkpoint(
+            base_of(path), causal=False, tokenizer=_own_tokenizer(Path(path)), dtype="auto"
+        )
+        return read_adapter(model, path, trainable=True), tokenizer
     model, tokenizer = load_checkpoint(path, causal=False, dtype="auto" if lora.rank else torch.float32)
     return new_adapter(model, lora, path, seed) if lora.rank else model, tokenizer
+
+
+def _own_tokenizer(adapter: Path) -> Path | None:
+    """An adapter's folder where it holds a tokenizer, too."""
+    return adapter if (adapter / "tokenizer_config.json").is_file() else None
 
 
 def _check_keys(path: Path | str, info: Mapping[str, Any]) -> None:

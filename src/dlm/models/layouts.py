@@ -4,6 +4,7 @@ Names are mapped while transformers loads, shard by shard: no second copy of the
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,13 @@ LLADA_MUST = {
     "include_bias": False,
     "include_qkv_bias": False,
 }
+
+
+def llama_name(name: str) -> str:
+    """A name of LLaDA's weights in a Llama; any other as it is."""
+    for pattern, replacement in LLADA_NAMES.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def published_config(path: Path | str) -> dict[str, Any]:
