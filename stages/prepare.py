@@ -1,7 +1,7 @@
 """Source -> cleaned, templated, tokenised splits, tokenizer and statistics under build/data."""
 
 from dlm import cli
-from dlm.data.prepare import SPLITS, load_splits, make_tokenizer, tokenise, write_prepared
+from dlm.data.prepare import fit_splits, left_out, load_splits, make_tokenizer, write_prepared
 from dlm.data.template import Template
 from dlm.errors import run_script
 from dlm.files import atomic_directory
@@ -16,12 +16,10 @@ def main() -> None:
     with stage_run("prepare", params=tracked(params, "seed", "data", "template", "tokenizer")) as run:
         records, counts = load_splits(params.data, params.seed)
         template = Template(params.template.prompt, params.template.prompt_with_input)
-        tokenizer = make_tokenizer(params.tokenizer, template, records["train"])
-        splits, dropped = {}, {}
-        for name in SPLITS:
-            splits[name], dropped[name] = tokenise(
-                records[name], template, tokenizer, params.data, needs_answer=name != "eval"
-            )
+        tokenizer = make_tokenizer(params.tokenizer, template, records["train"][: params.data.max_records])
+        splits, dropped = fit_splits(records, template, tokenizer, params.data)
+        for line in left_out(counts, splits, dropped, params.data):
+            print(line)
         with atomic_directory(out) as folder:
             stats = write_prepared(folder, splits, tokenizer, {**counts, "dropped": dropped})
         run.metrics({f"examples_{name}": count for name, count in stats["examples"].items()})

@@ -63,6 +63,12 @@ def test_rows_of_the_layout(tmp_path: Path, name: Any) -> None:
     assert found == [Record(instruction, "", output, {"set": name, "place": place}) for place in (0, 1)]
 
 
+def test_lines_of_a_prompt_end_as_unix_has_it(tmp_path: Path) -> None:
+    path = put(tmp_path, "sets.json", [{"instruction": "Explain\r\nfog.\r\n"}])
+    (found,) = read_evaluation_set(EvaluationSetParams("wiki", path, False))
+    assert found.instruction == "Explain\nfog."
+
+
 def test_chain_of_thought_is_asked_for_behind_the_question(tmp_path: Path) -> None:
     file, rows, _ = ROWS["gsm8k"]
     (found,) = read_evaluation_set(EvaluationSetParams("gsm8k", put(tmp_path, file, rows), True))

@@ -17,11 +17,11 @@ from dlm.profiles import merge, render
 WORDS = ["the", "harbour", "opens", "at", "dawn", "and", "salt", "boats", "leave", "before", "fog", "amber", "wool"]
 
 
-def records(path: Path, count: int) -> None:
+def records(path: Path, count: int, ask: str = "Say") -> None:
     """Alpaca's fields."""
     rng = random.Random(0)
     found = [
-        {"instruction": f"Say {n} of it.", "input": "", "output": " ".join(rng.choices(WORDS, k=rng.randint(6, 12)))}
+        {"instruction": f"{ask} {n} of it.", "input": "", "output": " ".join(rng.choices(WORDS, k=rng.randint(6, 12)))}
         for n in range(count)
     ]
     path.write_text(json.dumps(found))
@@ -38,7 +38,7 @@ SMALL = {
     "data": {
         "source": "file",
         "file": {"path": "alpaca.json"},
-        "evaluation": {"path": "alpaca.json"},
+        "evaluation": {"path": "questions.json"},
         "valid_size": 6,
         "eval_size": 3,
         "max_prompt_length": 96,
@@ -73,6 +73,7 @@ def gpt2(folder: str, positions: int) -> None:
 def whole_pipeline(profile: str, changes: dict[str, Any]) -> None:
     """48 records, two steps, a canvas of 192; every stage, the decoders of the table."""
     records(Path("alpaca.json"), 48)
+    records(Path("questions.json"), 5, "Tell")
     gpt2("judge", positions=2048)
     params = smaller(profile, SMALL)
     merge(params, changes)

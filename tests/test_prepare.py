@@ -7,18 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import stage
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from dlm.blocks import DataParams, TokenizerParams
-from dlm.data.prepare import SPLITS, deal, load_splits, make_tokenizer, statistics, tokenise, vocabulary, write_prepared
+from dlm.data.prepare import (
+    SPLITS,
+    deal,
+    fit_splits,
+    left_out,
+    load_splits,
+    make_tokenizer,
+    statistics,
+    tokenise,
+    vocabulary,
+    write_prepared,
+)
 from dlm.data.records import Record
 from dlm.data.splits import Example, log_prior, read_split, write_examples
 from dlm.data.template import Template, load_template
 from dlm.data.tokenizer import EOS, MASK, before_eos, decode, encode, load_tokenizer, train_tokenizer
 from dlm.errors import UserError
+from dlm.files import read_json
 from dlm.params import load_params
 
 ROOT = Path(__file__).parents[1]
@@ -194,8 +208,6 @@ def test_sizes_and_seeds() -> None:
     assert dealt(records) == splits
     assert deal(records, replace(DATA, valid_size=2, eval_size=3), 43) != splits
     assert [r.instruction for r in splits["train"]] != sorted(r.instruction for r in splits["train"])
-    assert len(dealt(records, max_records=7)["train"]) == 7
-    assert dealt(records, max_records=7)["eval"] == splits["eval"]
     apart = deal(records, replace(DATA, valid_size=2, eval_size=3), 42, eval_size=0)
     assert (len(apart["eval"]), len(apart["valid"]), len(apart["train"])) == (0, 2, 28)
 
@@ -213,20 +225,198 @@ def test_the_builtin_source() -> None:
     assert counts == {"read": 185, "kept": 185}
 
 
-def test_the_file_source(tmp_path: Path) -> None:
-    rows = [{"instruction": f"ask {i}", "input": "", "output": f"answer {i}"} for i in range(40)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
-    (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"instruction": f"new {i}"}) + "\n" for i in range(9)))
+def source(folder: Path, rows: list[dict[str, str]], prompts: list[str] | None = None, **sizes: float) -> DataParams:
+    """The parameters of a file with these rows, and of a file with evaluation prompts."""
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / "eval.jsonl"
+    if prompts is not None:
+        path.write_text("".join(json.dumps({"instruction": prompt}) + "\n" for prompt in prompts))
     columns = {"instruction": "instruction", "input": "input", "output": "output"}
-    data = replace(DATA, source="file", valid_size=4, eval_size=6)
-    held = replace(data, file=replace(data.file, path=str(tmp_path / "train.jsonl"), columns=columns))
+    file = replace(DATA.file, path=str(folder / "train.jsonl"), columns=columns)
+    file = replace(file, eval_path=None if prompts is None else str(path))
+    return replace(DATA, source="file", file=file, **{"valid_size": 4, "eval_size": 6, **sizes})
+
+
+def rows_of(count: int, answer: str = "answer") -> list[dict[str, str]]:
+    return [{"instruction": f"ask {i}", "input": "", "output": f"{answer} {i}"} for i in range(count)]
+
+
+def test_the_file_source(tmp_path: Path) -> None:
+    rows = rows_of(40)
+    held = source(tmp_path, [*rows, rows[0]])
     splits, counts = load_splits(held, 42)
     assert {name: len(records) for name, records in splits.items()} == {"train": 30, "valid": 4, "eval": 6}
     assert (counts["read"], counts["duplicate"], counts["kept"]) == (41, 1, 40)
-    apart = replace(held, file=replace(held.file, eval_path=str(tmp_path / "eval.jsonl")))
-    splits, _ = load_splits(apart, 42)
-    assert {name: len(records) for name, records in splits.items()} == {"train": 36, "valid": 4, "eval": 6}
-    assert [r.instruction for r in splits["eval"]] == [f"new {i}" for i in range(6)]
+    apart = source(tmp_path, rows, [f"new {i}" for i in range(9)])
+    splits, counts = load_splits(apart, 42)
+    assert (len(splits["train"]), len(splits["valid"]), counts["in_evaluation"]) == (36, 4, 0)
+    assert [r.instruction for r in splits["eval"]] == [f"new {i}" for i in range(9)]
+    fitted, _ = fit_splits(splits, TEMPLATE, BYTES, apart)
+    assert [e.record for e in fitted["eval"]] == splits["eval"][:6]
+
+
+def test_what_is_evaluated_is_not_trained_on(tmp_path: Path) -> None:
+    """However it is spaced and written, and in valid neither; also prompts beyond eval_size. No other record moves."""
+    rows = [*rows_of(30), {"instruction": "Ask", "input": " 31", "output": "a"}]
+    data = source(tmp_path, rows, ["ASK  3", "ask 4 ", "new", "ask 31", *(f"ask {i}" for i in range(20, 26))])
+    splits, counts = load_splits(data, 42)
+    assert counts["in_evaluation"] == 9 and counts["kept"] == 31
+    trained = {r.instruction for name in ("train", "valid") for r in splits[name]}
+    assert trained == {f"ask {i}" for i in range(30)} - {"ask 3", "ask 4", *(f"ask {i}" for i in range(20, 26))}
+    before, _ = load_splits(source(tmp_path, rows, ["new"]), 42)
+    assert splits["train"] == [record for record in before["train"] if record in splits["train"]]
+    fitted, dropped = fit_splits(splits, TEMPLATE, BYTES, data)
+    assert len(fitted["valid"]) == 4 and len(fitted["train"]) == 31 - 9 - 4
+    assert left_out(counts, fitted, dropped, data) == ["records left out: evaluation prompts as well 9 (29.0%)"]
+    with pytest.raises(UserError, match="all records are evaluation prompts as well; name another file"):
+        load_splits(source(tmp_path, rows_of(9), [f"ask {i}" for i in range(9)]), 42)
+
+
+def test_a_sets_question_is_known_without_what_is_added_to_it(tmp_path: Path) -> None:
+    rows = rows_of(30)
+    data = source(tmp_path, rows)
+    copy = tmp_path / "gsm8k.jsonl"
+    copy.write_text("".join(json.dumps({"question": q, "answer": "#### 1"}) + "\n" for q in ("ask 7", "other")))
+    data = replace(data, evaluation=replace(data.evaluation, name="gsm8k", path=str(copy), chain_of_thought=True))
+    splits, counts = load_splits(data, 42)
+    assert counts["in_evaluation"] == 1 and len(splits["train"]) + len(splits["valid"]) == 29
+
+
+# Sizes and what is left out
+
+
+def ragged(folder: Path, too_long: int, **sizes: float) -> tuple[dict[str, list[Record]], dict[str, int], DataParams]:
+    """100 prompts with two answers each; those of the first so many are both too long for a window of 32."""
+    rows = [
+        {"instruction": f"ask {i}", "input": "", "output": ("long " * 10 if i < too_long else "short ") + str(k)}
+        for i in range(100)
+        for k in range(2)
+    ]
+    data = source(folder, rows, **{"valid_size": 20, "eval_size": 30, "window": 32, **sizes})
+    return *load_splits(data, 42), data
+
+
+def test_the_sizes_asked_for_are_the_sizes_got(tmp_path: Path) -> None:
+    """Records that fit take the place of those that do not; what is held out is in no other split."""
+    records, _, data = ragged(tmp_path, 40)
+    splits, dropped = fit_splits(records, TEMPLATE, BYTES, data)
+    assert {name: len(split) for name, split in splits.items()} == {
+        "eval": 30,
+        "valid": 20,
+        "train": 2 * (100 - 40 - 30 - 20) + 2 * sum(e.record.output.startswith("long") for e in splits["eval"]),
+    }
+    asked = {name: prompts([e.record for e in split]) for name, split in splits.items()}
+    assert sum(map(len, asked.values())) == len(set.union(*asked.values()))
+    stay = [record for record in records["valid"] if record.output.startswith("short")]
+    assert [e.record for e in splits["valid"]][: len(stay)] == stay and 0 < len(stay) < 20
+    assert dropped["valid"] == {"prompt_too_long": 0, "answer_too_long": 20 - len(stay)}
+    again, _ = fit_splits(records, TEMPLATE, BYTES, data)
+    assert again == splits
+
+
+def test_training_records_that_fit_are_as_many_as_asked_for(tmp_path: Path) -> None:
+    records, _, data = ragged(tmp_path, 40, max_records=20)
+    splits, dropped = fit_splits(records, TEMPLATE, BYTES, data)
+    assert [len(splits[name]) for name in SPLITS] == [20, 20, 30]
+    whole, of_all = fit_splits(records, TEMPLATE, BYTES, replace(data, max_records=None))
+    assert splits["eval"] == whole["eval"] and splits["train"] == whole["train"][:20]
+    assert dropped["train"]["answer_too_long"] <= of_all["train"]["answer_too_long"]
+
+
+def test_more_asked_for_than_fits(tmp_path: Path) -> None:
+    """Of 100 prompts 45 have an answer that fits; some of these are among the 30 evaluated."""
+    records, _, data = ragged(tmp_path, 55, max_dropped=1.0, valid_size=44)
+    with pytest.raises(UserError, match=r"data\.valid_size is 44, but only \d\d different prompts of the source fit"):
+        fit_splits(records, TEMPLATE, BYTES, data)
+
+
+def test_a_prompt_set_that_is_short_says_so(tmp_path: Path) -> None:
+    """Of nine prompts two are too long, and ten are asked for; with five asked for, later ones fill up."""
+    prompts = ["x" * 70, "one", "two", "y" * 80, *(f"new {i}" for i in range(5))]
+    data = source(tmp_path, rows_of(30), prompts, eval_size=10)
+    records, counts = load_splits(data, 42)
+    splits, dropped = fit_splits(records, TEMPLATE, BYTES, data)
+    assert [e.record.instruction for e in splits["eval"]] == ["one", "two", *(f"new {i}" for i in range(5))]
+    assert left_out(counts, splits, dropped, data) == [
+        "evaluation prompts left out: prompt longer than data.max_prompt_length 2 (22.2%)",
+        "eval has 7 examples, data.eval_size is 10: no more of them fit",
+    ]
+    few = replace(data, eval_size=2)
+    splits, dropped = fit_splits(records, TEMPLATE, BYTES, few)
+    assert [e.record.instruction for e in splits["eval"]] == ["one", "two"]
+    assert left_out(counts, splits, dropped, few) == [
+        "evaluation prompts left out: prompt longer than data.max_prompt_length 1 (33.3%)"
+    ]
+
+
+def test_what_was_left_out_by_hand(tmp_path: Path) -> None:
+    """Of 50 rows one is empty, one double; of the 48 left two are too long, and one prompt."""
+    rows = [*rows_of(44), {"instruction": "ask 0", "input": "", "output": "answer 0"}]
+    rows += [{"instruction": "a", "input": "", "output": " "}, {"instruction": "b" * 99, "input": "", "output": "c"}]
+    rows += [{"instruction": f"d{i}", "input": "", "output": "e" * 200} for i in range(2)]
+    rows += [{"instruction": "f", "input": "", "output": "g"}]
+    data = source(tmp_path, rows)
+    records, counts = load_splits(data, 42)
+    splits, dropped = fit_splits(records, TEMPLATE, BYTES, data)
+    assert left_out(counts, splits, dropped, data) == [
+        "records left out: prompt longer than data.max_prompt_length 1 (2.1%), "
+        "answer longer than data.window 2 (4.2%), empty output 1 (2.0%), double 1 (2.0%)"
+    ]
+
+
+def test_nothing_is_said_of_nothing() -> None:
+    data = replace(DATA, max_prompt_length=300, window=600)
+    records, counts = load_splits(data, 42)
+    splits, dropped = fit_splits(records, TEMPLATE, BYTES, data)
+    assert left_out(counts, splits, dropped, data) == []
+
+
+def test_the_builtin_corpus_is_never_dealt_again() -> None:
+    """Its splits hold different combinations: what does not fit is missed, and that is said."""
+    data = replace(DATA, max_prompt_length=300, window=330, max_dropped=1.0)
+    records, counts = load_splits(data, 42)
+    splits, dropped = fit_splits(records, TEMPLATE, BYTES, data)
+    lost = dropped["valid"]["answer_too_long"]
+    assert lost and len(splits["valid"]) == 20 - lost
+    assert left_out(counts, splits, dropped, data)[1] == (
+        f"valid has {20 - lost} examples, data.valid_size is 20: no more of them fit"
+    )
+
+
+def test_most_of_the_records_do_not_fit(tmp_path: Path) -> None:
+    """Above data.max_dropped nothing is prepared."""
+    records, _, data = ragged(tmp_path, 60)
+    told = r"5\d% of the records are longer .*data\.window \(32\) .*\(answer_too_long 5\d%\), data\.max_dropped is 0\.5"
+    with pytest.raises(UserError, match=told):
+        fit_splits(records, TEMPLATE, BYTES, data)
+    prompts = ["x" * 70, "y" * 80, "new"]
+    apart = source(tmp_path, rows_of(30), prompts)
+    with pytest.raises(UserError, match="67% of the evaluation prompts are longer"):
+        fit_splits(load_splits(apart, 42)[0], TEMPLATE, BYTES, apart)
+    allowed = replace(apart, max_dropped=0.7)
+    assert len(fit_splits(load_splits(allowed, 42)[0], TEMPLATE, BYTES, allowed)[0]["eval"]) == 1
+
+
+def test_the_stage_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And that most did not fit, in one line, without leaving anything."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    rows = [*rows_of(90), *({"instruction": f"{i} " * 99, "input": "", "output": "d"} for i in range(10))]
+    data = source(tmp_path, rows)
+    params["data"] |= {"source": "file", "valid_size": 10, "eval_size": 20}
+    params["data"]["file"]["path"] = data.file.path
+    params["tokenizer"]["path"] = str(ROOT / "data/base/mdlm")
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params))
+    stage("prepare", folder=tmp_path)
+    assert capsys.readouterr().out == "records left out: prompt longer than data.max_prompt_length 10 (10.0%)\n"
+    examples = read_json(tmp_path / "build/data/stats.json")["examples"]
+    assert examples == {"train": 60, "valid": 10, "eval": 20}
+    params["data"]["max_dropped"] = 0.05
+    path.write_text(yaml.safe_dump(params))
+    with pytest.raises(SystemExit) as ended:
+        stage("prepare", "--build", "other", folder=tmp_path)
+    assert ended.value.code == 2 and not (tmp_path / "other").exists()
+    assert "10% of the records are longer" in capsys.readouterr().err
 
 
 # Tokenising
@@ -255,8 +445,11 @@ def test_what_does_not_fit_is_dropped_and_counted() -> None:
 
 
 def test_nothing_that_fits_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"no record fits data\.max_prompt_length \(8\) and data\.window \(128\)"):
-        tokenise([record("ab", "x")], TEMPLATE, BYTES, replace(DATA, max_prompt_length=8), needs_answer=True)
+    data = replace(DATA, max_prompt_length=8, max_dropped=1.0)
+    with pytest.raises(
+        UserError, match=r"nothing for train fits data\.max_prompt_length \(8\) and data\.window \(128\)"
+    ):
+        fit_splits({name: [record("ab", "x")] for name in SPLITS}, TEMPLATE, BYTES, data)
 
 
 def test_the_builtin_corpus_fits_the_shipped_lengths() -> None:
@@ -352,10 +545,8 @@ def prepare(data: DataParams, folder: Path) -> None:
     """What the prepare stage does."""
     records, counts = load_splits(data, 42)
     tokenizer = make_tokenizer(TokenizerParams("train", 400, ""), TEMPLATE, records["train"])
-    splits = {}
-    for name in SPLITS:
-        splits[name], counts[name] = tokenise(records[name], TEMPLATE, tokenizer, data, needs_answer=name != "eval")
-    write_prepared(folder, splits, tokenizer, counts)
+    splits, dropped = fit_splits(records, TEMPLATE, tokenizer, data)
+    write_prepared(folder, splits, tokenizer, {**counts, "dropped": dropped})
 
 
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:

@@ -222,6 +222,30 @@ def test_byte_order_mark_and_windows_line_ends(put: Put, suffix: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_lines_within_a_field_end_as_unix_has_it(put: Put, suffix: str) -> None:
+    """Written on Windows, and on old Macs."""
+    rows = [{"instruction": "List.\r\nTwo.", "input": "a\rb", "output": "\r\n1\r\n\r\n2\r\n"}]
+    path = put("windows" + suffix, WRITERS[suffix](rows))
+    assert read_records(path, ALPACA)[0] == [Record("List.\nTwo.", "a\nb", "1\n\n2")]
+
+
+@pytest.mark.parametrize("null", ["NaN", "nan", "null", "NULL", "<NA>"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_what_exports_write_for_null_is_null_in_a_table(put: Put, suffix: str, null: str) -> None:
+    """Words that may be answers stay, and so do these words in formats that have a null."""
+    rows = [
+        {"instruction": "a", "input": null, "output": "NA"},
+        {"instruction": "b", "input": "", "output": null},
+        {"instruction": null, "input": "", "output": "c"},
+        {"instruction": "d", "input": "N/A", "output": f"{null} and None"},
+    ]
+    records, counts = read_records(put("export" + suffix, WRITERS[suffix](rows)), ALPACA)
+    assert records == [Record("a", "", "NA"), Record("d", "N/A", f"{null} and None")]
+    assert (counts["empty_output"], counts["empty_instruction"]) == (1, 1)
+    assert len(read_records(put("words.json", as_json(rows)), ALPACA)[0]) == 4
+
+
 def test_csv_with_carriage_returns_alone(put: Put) -> None:
     path = put("mac.csv", "instruction,input,output\ra,b,c\rd,,e\r")
     assert read_records(path, ALPACA)[0] == [Record("a", "b", "c"), Record("d", "", "e")]
@@ -427,7 +451,7 @@ def test_round_trip(tmp_path: Path, suffix: str, rows: list[Row]) -> None:
     path.write_bytes(WRITERS[suffix]([header, *rows]))
     expected = [Record("first", "", "row")]
     for row in rows:
-        record = Record(row["instruction"].strip(), row["input"].strip(), row["output"].strip())
+        record = Record(*(row[name].replace("\r\n", "\n").replace("\r", "\n").strip() for name in ALPACA))
         if record.instruction and record.output and record not in expected:
             expected.append(record)
     records, counts = read_records(path, ALPACA)

@@ -37,6 +37,12 @@ def test_documents_are_separated_by_blank_lines(tmp_path: Path, name: str) -> No
     assert read_documents(tmp_path / name) == DOCUMENTS
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_lines_end_as_unix_has_it(tmp_path: Path, end: str) -> None:
+    (tmp_path / "t.txt").write_bytes(TEXT.replace("\n", end).encode())
+    assert read_documents(tmp_path / "t.txt") == DOCUMENTS
+
+
 @pytest.mark.parametrize("name", ["t.txt.xz", "t.txt.gz", "t.txt.zst"])
 def test_truncated_text_is_refused(tmp_path: Path, name: str) -> None:
     packed = PACKED[name]((TEXT * 2000).encode())

@@ -89,7 +89,11 @@ def check_seeds(seeds: tuple[int, ...], where: str) -> None:
 
 @dataclass(frozen=True)
 class DataParams:
-    """Where records come from, how many are kept, and how long prompt and window may be (tokens)."""
+    """Where records come from, how many are kept, and how long prompt and window may be (tokens).
+
+    Attributes:
+        max_dropped: the largest share of the records, or of evaluation prompts of their own, that may be too long.
+    """
 
     source: Literal["builtin", "file", "hub"]
     max_records: int | None
@@ -97,6 +101,7 @@ class DataParams:
     eval_size: int
     max_prompt_length: int
     window: int
+    max_dropped: float
     evaluation: EvaluationSetParams
     builtin: BuiltinParams
     file: FileParams
@@ -107,9 +112,16 @@ class DataParams:
         """Tokens of a training canvas: the longest prompt and the window."""
         return self.max_prompt_length + self.window
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether the evaluation prompts come out of the source, as the training records do."""
+        own = self.source == "file" and self.file.eval_path is not None
+        return self.evaluation.name == "held_out" and not own
+
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["max_records", "valid_size", "eval_size", "max_prompt_length"])
         at_least(self, where, 2, ["window"])
+        share(self, where, ["max_dropped"])
         own = self.source != "builtin" or self.evaluation.name == "held_out"
         told = f"held_out where {where}.source is builtin: the corpus has words of its own"
         require(own, f"{where}.evaluation.name", told, self.evaluation.name)

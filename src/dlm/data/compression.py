@@ -1,4 +1,4 @@
-"""Files as bytes, unpacked by their last suffix."""
+"""Files as bytes, unpacked by their last suffix, and the line ends of their text."""
 
 import gzip
 import lzma
@@ -52,3 +52,8 @@ def read_bytes(path: Path) -> bytes:
     if not raw.strip():
         raise UserError(f"{path}: is empty; download or write it again")
     return raw
+
+
+def unix_lines(text: str) -> str:
+    """The text with \\n at the end of every line: a tokenizer makes other ids of Windows' line ends."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.blocks import EvaluationSetParams
+from dlm.data.compression import unix_lines
 from dlm.data.records import Record
 from dlm.data.sources import read_rows
 from dlm.errors import UserError
@@ -66,7 +67,7 @@ def read_evaluation_set(params: EvaluationSetParams) -> list[Record]:
     places: dict[Any, int] = {}
     for place, row in enumerate(read_rows(path)):
         try:
-            instruction, context, output = (text.strip() for text in chosen.record(row))
+            instruction, context, output = (unix_lines(text).strip() for text in chosen.record(row))
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(
                 f"{path}: record {place + 1} is not one of {params.name} ({type(error).__name__}: {error}); "

@@ -3,17 +3,20 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from numbers import Number
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from dlm.data.compression import DECOMPRESSORS, read_bytes
+from dlm.data import conversations
+from dlm.data.compression import DECOMPRESSORS, read_bytes, unix_lines
 from dlm.data.records import Record
 from dlm.errors import UserError
 
+# How exports write a missing value into a table of words; None, NA and N/A may be answers.
+NULLS = {"NaN", "nan", "NULL", "null", "<NA>"}
 Cleaned = tuple[list[Record], dict[str, int]]
 Table = tuple[list[str], list[dict[str, Any]]]  # column names; rows as column -> value
 
@@ -22,13 +25,19 @@ def read_records(path: str | Path, columns: dict[str, str], *, require_output: b
     """Read and clean the records of a file; its name's suffixes give the format (READERS, DECOMPRESSORS).
 
     `columns` maps our instruction, input and output to the file's column names; the one for input may be absent, the
-    one for output only without `require_output`, which also keeps empty outputs. Returned are the records left, in the
+    one for output only without `require_output`, which also keeps empty outputs. Where the column for the instruction
+    holds conversations, or is absent and a column of conversations.COLUMNS is there, each answer in a conversation is a
+    record. Returned are the records left, in the
     file's order, and the counts of those read, dropped for each cause, and kept.
 
     Raises:
         UserError: the file is missing, empty, broken, of an unknown format, or without a column or usable record.
     """
-    return _clean(_read(Path(path), columns.values()), columns, str(path), require_output)
+    return _clean(_read(Path(path), _used(columns)), columns, str(path), require_output)
+
+
+def _used(columns: dict[str, str]) -> set[str]:
+    return {*columns.values(), *conversations.COLUMNS}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -57,7 +66,7 @@ def load_hub(
 
     try:
         dataset = datasets.load_dataset(name, config, split=split)
-        wanted = list(set(columns.values()).intersection(dataset.column_names))
+        wanted = list(_used(columns).intersection(dataset.column_names))
         table = dataset.column_names, dataset.select_columns(wanted).to_list()
     except Exception as error:  # the hub, the network and each builder raise classes of their own
         what = f"cannot load dataset {name!r}, config {config!r}, split {split!r} ({str(error)[:200]})"
@@ -67,8 +76,35 @@ def load_hub(
 
 
 def _clean(table: Table, columns: dict[str, str], where: str, require_output: bool) -> Cleaned:
-    """Strip, drop empty and duplicate records, and count. A row without one of its table's columns reads as null."""
+    """Strip, drop empty and duplicate records, and count."""
+    counts = dict.fromkeys(("read", "empty_instruction", "empty_output", "duplicate", "kept"), 0)
+    kept: dict[tuple[str, str, str], Record] = {}
+    for record in _records(table, columns, where, require_output):
+        counts["read"] += 1
+        texts = record.instruction, record.input, record.output
+        if not record.instruction:
+            counts["empty_instruction"] += 1
+        elif require_output and not record.output:
+            counts["empty_output"] += 1
+        elif texts in kept:
+            counts["duplicate"] += 1
+        else:
+            kept[texts] = record
+    counts["kept"] = len(kept)
+    if not kept:
+        tally = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise _bad(where, f"no usable record left ({tally}); check columns, or use data with filled-in records")
+    return list(kept.values()), counts
+
+
+def _records(table: Table, columns: dict[str, str], where: str, require_output: bool) -> Iterator[Record]:
+    """Every record, stripped. A row without one of its table's columns reads as null."""
     names, rows = table
+    if chat := _chat_column(table, columns["instruction"]):
+        for texts in conversations.answers((row.get(chat) for row in rows), where, require_output):
+            instruction, output, opening = (_text(text, chat, where) for text in texts)
+            yield Record(instruction, "", output, opening=opening)
+        return
     for ours, column in columns.items():
         optional = ours == "input" or (ours == "output" and not require_output)
         if column not in names and not optional and (names or rows):
@@ -76,24 +112,19 @@ def _clean(table: Table, columns: dict[str, str], where: str, require_output: bo
             raise _bad(where, f"no column {column!r} (for {ours}); set columns to names that are there: {there}")
         if names.count(column) > 1:
             raise _bad(where, f"{names.count(column)} columns are named {column!r}; rename all but one")
-    counts = dict.fromkeys(("read", "empty_instruction", "empty_output", "duplicate", "kept"), 0)
-    kept: dict[tuple[str, str, str], Record] = {}
     used = columns["instruction"], columns["input"], columns["output"]
     for number, row in enumerate(rows, start=1):
         instruction, context, output = (_text(row.get(name), name, f"{where}: record {number}") for name in used)
-        if not instruction:
-            counts["empty_instruction"] += 1
-        elif require_output and not output:
-            counts["empty_output"] += 1
-        elif (instruction, context, output) in kept:
-            counts["duplicate"] += 1
-        else:
-            kept[instruction, context, output] = Record(instruction, context, output)
-    counts |= {"read": len(rows), "kept": len(kept)}
-    if not kept:
-        tally = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise _bad(where, f"no usable record left ({tally}); check columns, or use data with filled-in records")
-    return list(kept.values()), counts
+        yield Record(instruction, context, output)
+
+
+def _chat_column(table: Table, instruction: str) -> str | None:
+    """The column of conversations: the instruction's where it holds lists, or a well-known one in its absence."""
+    names, rows = table
+    if instruction not in names:
+        return next((name for name in conversations.COLUMNS if name in names), None)
+    first = next((row[instruction] for row in rows if row.get(instruction) is not None), None)
+    return instruction if isinstance(first, list) else None
 
 
 def _text(value: Any, column: str, where: str) -> str:
@@ -101,7 +132,7 @@ def _text(value: Any, column: str, where: str) -> str:
         return ""
     if not isinstance(value, str | Number):
         raise _bad(where, f"column {column!r} holds a {type(value).__name__}; convert it to text")
-    text = str(value).strip()
+    text = unix_lines(str(value)).strip()
     if text.encode(errors="ignore").decode() != text:  # half a surrogate pair could not be written later
         raise _bad(where, f"column {column!r} holds half a surrogate pair; remove it")
     return text
@@ -159,7 +190,8 @@ def _delimited(raw: bytes, path: Path, wanted: Collection[str] | None, delimiter
     finally:
         csv.field_size_limit(limit)
     names, *rest = rows or [[]]
-    return names, [dict(zip(names, row, strict=True)) for row in rest]
+    filled = [[None if field in NULLS else field for field in row] for row in rest]
+    return names, [dict(zip(names, row, strict=True)) for row in filled]
 
 
 def _parquet(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerFast
 
 from dlm.blocks import BaseParams
-from dlm.data.compression import read_bytes
+from dlm.data.compression import read_bytes, unix_lines
 from dlm.data.splits import read_split
 from dlm.data.tokenizer import encode
 from dlm.errors import UserError
@@ -27,7 +27,7 @@ def read_documents(path: Path | str) -> list[str]:
         UserError: no such file, not UTF-8, truncated, or empty.
     """
     try:
-        text = read_bytes(Path(path)).decode("utf-8-sig")
+        text = unix_lines(read_bytes(Path(path)).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it to UTF-8") from None
     return [document.strip() for document in re.split(r"\n\s*\n", text) if document.strip()]
