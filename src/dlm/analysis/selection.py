@@ -27,8 +27,8 @@ def selection_rows(grid: Sequence[Row]) -> list[Row]:
             }
         )
     for row in found:
-        rivals = [r["quality"] for r in found if (r["decoder"], r["steps"]) == (row["decoder"], row["steps"])]
-        row["chosen"] = row["quality"] == max(rivals)
+        rivals = [r for r in found if (r["decoder"], r["steps"]) == (row["decoder"], row["steps"])]
+        row["chosen"] = row is max(rivals, key=lambda rival: rival["quality"])  # of equals the first, as in `choose`
     return found
 
 
