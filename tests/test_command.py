@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from test_chat import chat_lm
 from tiny import tiny_lm
 
 from dlm.api import DiffusionLM
@@ -153,6 +154,7 @@ def test_json_is_what_the_library_returns(lm: DiffusionLM, instruct: Path, capsy
     assert rows == [
         {
             "prompt": f"Q: {prompts[b]}\nA:",
+            "prompt_ids": whole[b],
             "text": out.texts[b],
             "tokens": out.tokens[b].tolist(),
             "nfe": out.nfe[b].item(),
@@ -191,13 +193,20 @@ def test_without_a_template_prompts_are_raw(raw: Path, capsys: pytest.CaptureFix
         main(["generate", str(raw), *SMALL, "--instruction", "It."])
 
 
-def test_a_block_of_params_yaml(lm: DiffusionLM, instruct: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["generate", instruct, *SMALL, "--params", ROOT / "params.yaml", "--block", "conv", "It."]
-    prompt = lm.prompt("It.")
-    options = {"eos_fill": True, "top_k": 5}
+def test_a_block_of_params_yaml(
+    lm: DiffusionLM, instruct: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of lists of candidates the first of each."""
+    text = (ROOT / "params.yaml").read_text("utf-8")
+    path = tmp_path / "params.yaml"
+    block = "  conv:\n    rule: [low_confidence, top_k]\n    kernel_size: [5, 3]\n    eos_fill: true\n"
+    path.write_text(re.sub(r"^  conv:\n(    .*\n)+", block, text, count=1, flags=re.M), "utf-8")
+    argv = ["generate", instruct, *SMALL, "--params", path, "--block", "conv", "It."]
+    prompt, options = lm.prompt("It."), {"rule": "low_confidence", "kernel_size": 5, "eos_fill": True}
     assert json_rows(capsys, *argv)[0]["tokens"] == lm.generate([prompt], **SETTING, **options).tokens[0].tolist()
-    changed = json_rows(capsys, *argv, "--set", "top_k=2")[0]["tokens"]
-    assert changed == lm.generate([prompt], **SETTING, **{**options, "top_k": 2}).tokens[0].tolist()
+    changed = json_rows(capsys, *argv, "--set", "rule=top_k", "--set", "top_k=2")[0]["tokens"]
+    options |= {"rule": "top_k", "top_k": 2}
+    assert changed == lm.generate([prompt], **SETTING, **options).tokens[0].tolist()
 
 
 def test_values_are_read_as_yaml(lm: DiffusionLM, instruct: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +233,83 @@ def test_a_trace(lm: DiffusionLM, instruct: Path, tmp_path: Path, capsys: pytest
         assert [written[i]["token"] for i in range(end)] == row["tokens"][:end]
     assert all(change["text"] == lm.tokenizer.decode([change["token"]]) for change in trace)
     assert [path.name for path in tmp_path.iterdir()] == ["trace.jsonl"]
+
+
+# --- Special tokens and conversations ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with both templates, whose special tokens no text can write."""
+    folder = tmp_path_factory.mktemp("chatting")
+    lm = chat_lm()
+    save_checkpoint(folder, lm.denoiser.model, lm.tokenizer)
+    Template("<|startoftext|>{instruction}<|eot_id|>", "<|startoftext|>{instruction} {input}<|eot_id|>").save(folder)
+    return folder
+
+
+def test_what_json_prints_gives_the_same_answer_again(
+    chatting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Special tokens stand in the ids; in the text beside them they would be text."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}) + '\n{"instruction": "It."}')
+    first = json_rows(capsys, "generate", chatting, *SMALL, "--prompts", path)
+    assert [row["prompt"] for row in first] == [
+        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|startoftext|>It.<|eot_id|>",
+    ]
+    assert all(2 in row["prompt_ids"] and 5 in row["prompt_ids"] for row in first)
+    path.write_text("\n".join(map(json.dumps, first)))
+    assert json_rows(capsys, "generate", chatting, *SMALL, "--prompts", path) == first
+    path.write_text("\n".join(json.dumps({"prompt": row["prompt"]}) for row in first))
+    with pytest.raises(UserError, match="exceeds the model's"):  # as text, it is many more tokens
+        main(["generate", str(chatting), *SMALL, "--prompts", str(path)])
+
+
+def test_chat(chatting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A text is the user's first message; a conversation of a file goes on; --system is for those that have none."""
+    lm = DiffusionLM.load(chatting, device="cpu")
+    user, system = {"role": "user", "content": "Why?"}, {"role": "system", "content": "Be brief"}
+
+    def asked(*argv: object) -> list[int]:
+        [row] = json_rows(capsys, "generate", chatting, *SMALL, *argv)
+        assert row["tokens"] == lm.generate([row["prompt_ids"]], **SETTING).tokens[0].tolist()
+        return list(row["prompt_ids"])
+
+    path = tmp_path / "prompts.json"
+    assert asked("--chat", "Why?") == lm.chat_prompt([user])
+    assert asked("--chat", "--system", "Be brief", "Why?") == lm.chat_prompt([system, user])
+    turns = [user, {"role": "assistant", "content": "So"}, {"role": "user", "content": "Oh"}]
+    path.write_text(json.dumps([{"messages": turns}]))
+    assert asked("--prompts", path) == asked("--chat", "--prompts", path) == lm.chat_prompt(turns)
+    path.write_text(json.dumps([{"messages": [system, user]}]))
+    assert asked("--chat", "--system", "No", "--prompts", path) == lm.chat_prompt([system, user])
+    path.write_text(json.dumps([{"instruction": "Why", "input": "now"}]))
+    assert asked("--chat", "--prompts", path) == lm.chat_prompt([{"role": "user", "content": "Why\n\nnow"}])
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "words"),
+    [
+        ([{"role": "user"}], [], ["record 1", "message 0", "content"]),
+        ([], [], ["record 1", "end with a message of the user"]),
+        ([{"role": "user", "content": "nothing"}], [], ["record 1", "chat template does not take", "something"]),
+        ([{"role": "user", "content": "a"}], ["--raw"], ["record 1", "messages", "--raw"]),
+    ],
+)
+def test_what_chat_refuses(
+    chatting: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    messages: list[Any],
+    options: list[str],
+    words: list[str],
+) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([{"messages": messages}]))
+    assert_refused(["generate", str(chatting), *SMALL, "--prompts", str(path), *options], words, capsys)
 
 
 # --- Where prompts come from ----------------------------------------------------------------------------------------
@@ -255,6 +341,37 @@ def test_json_lines(instruct: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json_rows(capsys, "generate", instruct, *SMALL, "--prompts", again) == found
 
 
+ROWS: list[Any] = [{"instruction": "Describe it."}, "It.", {"prompt": "As it\nis"}]
+
+
+@pytest.mark.parametrize("content", [json.dumps(ROWS), json.dumps(ROWS, indent=2), "\n".join(map(json.dumps, ROWS))])
+def test_json_is_read_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    """An array by what it holds, lines by their first, whatever the file is called, and from stdin."""
+    for name in ("prompts.json", "prompts.txt"):
+        (tmp_path / name).write_text(content)
+        found = read_prompts([], tmp_path / name, "--prompts")
+        assert [(prompt.text, prompt.kind) for prompt in found] == [
+            ("Describe it.", "instruction"),
+            ("It.", "text"),
+            ("As it\nis", "prompt"),
+        ]
+    stdin(monkeypatch, content.encode())
+    assert [prompt.text for prompt in read_prompts([], None, "--prompts")] == [prompt.text for prompt in found]
+
+
+def test_one_object_over_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.json"
+    path.write_text(json.dumps({"instruction": "It.", "input": "Velmora"}, indent=2))
+    assert read_prompts([], path, "--prompts") == [Prompt("It.", f"{path}:1", "instruction", "Velmora")]
+
+
+def test_a_text_that_begins_as_json_does(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    for text in ("[MASK:3] opens", "{three", "[1] is a footnote", "42", '"So"'):
+        path.write_text(text)
+        assert [prompt.text for prompt in read_prompts([], path, "--texts", infill=True)] == [text]
+
+
 def test_stdin(raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for argv in ([], ["--prompts", "-"]):
         stdin(monkeypatch, b"one\ntwo\n")
@@ -266,7 +383,17 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "empty": (b" \n\n", "empty"),
     "broken": (b'{"prompt": "a"}\n{"prompt"', "prompts.jsonl:2: not valid JSON"),
     "broken at once": (b'{"prompt"', "prompts.jsonl:1: not valid JSON"),
-    "a list": (b'{"prompt": "a"}\n["a"]', "prompts.jsonl:2: wants an object with instruction or prompt"),
+    "a list": (b'{"prompt": "a"}\n["a"]', "prompts.jsonl:2: wants an object with instruction, prompt, messages or"),
+    "an empty array": (b"[ ]", "holds no text"),
+    "a number in an array": (b'["a",\n 3]', "prompts.jsonl: record 2: wants an object"),
+    "an array in an array": (b'[{"prompt": "a"}, ["b"]]', "prompts.jsonl: record 2: wants an object"),
+    "an array cut short": (b'[{"prompt": "a"},\n', "prompts.jsonl:1: not valid JSON"),
+    "ids and an instruction": (b'{"prompt_ids": [5], "instruction": "a"}', "one of them"),
+    "ids that are text": (b'{"prompt_ids": ["a"]}', "prompts.jsonl:1: prompt_ids must be a list of token ids"),
+    "ids that are true": (b'{"prompt_ids": [true]}', "prompt_ids must be a list of token ids"),
+    "no ids": (b'{"prompt_ids": null}', "prompt_ids must be a list of token ids, got None"),
+    "messages that are text": (b'{"messages": "a"}', "prompts.jsonl:1: messages must be a list of objects"),
+    "messages of text": (b'{"messages": ["a"]}', "messages must be a list of objects"),
     "neither": (b'{"text": "a"}', "prompts.jsonl:1: wants an object"),
     "both": (b'{"prompt": "a", "instruction": "b"}', "one of them"),
     "number": (b'{"prompt": 3}', "prompt must be text, got 3"),
@@ -288,6 +415,7 @@ def test_a_bad_line_is_named(tmp_path: Path, case: str) -> None:
 
 def test_infill(lm: DiffusionLM, instruct: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["The [MASK:3] of [MASK]", "[MASK:5]."]
+    canvases = [lm._canvas(text) for text in texts]
     out = lm.infill(texts, steps=4, seed=1, top_k=5)
     argv = ["infill", str(instruct), "--device", "cpu", "--steps", "4", "--seed", "1", "--set", "top_k=5"]
     rows = json_rows(capsys, *argv, *texts)
@@ -295,8 +423,19 @@ def test_infill(lm: DiffusionLM, instruct: Path, capsys: pytest.CaptureFixture[s
         *zip(texts, out.texts, out.gaps, strict=True)
     ]
     assert [row["tokens"] for row in rows] == [tokens.tolist() for tokens in out.tokens]
+    assert [row["canvas_ids"] for row in rows] == canvases
     main([*argv, texts[0]])
     assert capsys.readouterr().out == printable(out.texts[0]) + "\n"
+
+
+def test_ids_of_gaps_go_round(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids say what a text cannot: a special token beside a gap."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"canvas_ids": [5, 0, 1, 1, 70]}))
+    first = json_rows(capsys, "infill", raw, "--device", "cpu", "--texts", path, "--seed", 3)
+    assert first[0]["canvas_ids"] == [5, 0, 1, 1, 70] and first[0]["tokens"][:2] == [5, 0]
+    path.write_text(json.dumps(first[0]))
+    assert json_rows(capsys, "infill", raw, "--device", "cpu", "--texts", path, "--seed", 3) == first
 
 
 def test_infill_reads_json_lines(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,6 +561,18 @@ def test_watch_from_the_command_line(raw: Path, monkeypatch: pytest.MonkeyPatch,
     assert screen.rpartition(" steps · NFE ")[2].partition("\n")[2].split() == text.split()
 
 
+def test_a_terminal_is_told_that_a_checkpoint_is_loaded(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the seconds that it takes; no stream that is read by a program."""
+    for command in (["generate", *SMALL], ["infill", "--device", "cpu"]):
+        shown = Terminal()
+        monkeypatch.setattr(sys, "stderr", shown)
+        main([command[0], str(raw), *command[1:], "The [MASK]"])
+        assert shown.getvalue() == f"loading {raw} ...\n"
+        assert "loading" not in capsys.readouterr().out
+
+
 # --- What is refused ------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
@@ -449,6 +600,9 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no params": (["--params", "nope.yaml", "--block", "conv", "a"], ["nope.yaml", "no such file"]),
     "two templates": (["--raw", "--instruction", "a"], ["--raw", "not allowed with"]),
+    "chat and raw": (["--raw", "--chat", "a"], ["--raw", "not allowed with"]),
+    "chat without a chat template": (["--device", "cpu", "--chat", "a"], ["text 1", "no chat template"]),
+    "a system prompt without chat": (["--system", "a", "a"], ["--system must be given with --chat", "'a'"]),
     "two sources": (["--prompts", "x.txt", "a"], ["--prompts", "exclude each other"]),
     "no file": (["--prompts", "nope.txt"], ["nope.txt", "cannot be read"]),
     "empty stdin": ([], ["stdin", "no text"]),

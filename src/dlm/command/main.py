@@ -62,6 +62,7 @@ def _decoders(arguments: argparse.Namespace) -> None:
 
 def _generate(arguments: argparse.Namespace) -> None:
     asked = request.generation(arguments)
+    _tell_loading(arguments.checkpoint)
     from dlm.command import run
 
     run.generate(arguments, asked)
@@ -69,9 +70,16 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _infill(arguments: argparse.Namespace) -> None:
     asked = request.infilling(arguments)
+    _tell_loading(arguments.checkpoint)
     from dlm.command import run
 
     run.infill(arguments, asked)
+
+
+def _tell_loading(checkpoint: str) -> None:
+    """On a terminal: what follows takes seconds, and minutes for a large model."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"loading {checkpoint} ...", file=sys.stderr, flush=True)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -131,7 +139,8 @@ def _add_generate(parser: Parser) -> None:
         dest="file",
         metavar="FILE",
         type=Path,
-        help="one prompt a line, or JSON lines with `instruction` (and `input`) or `prompt` (used as it is)",
+        help="one prompt a line, or JSON (lines, an array) with `instruction` (and `input`), `messages`, `prompt` or "
+        "`prompt_ids` (used as they are)",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -142,6 +151,8 @@ def _add_generate(parser: Parser) -> None:
         help="prompts are instructions, put into the checkpoint's template (default where it has one)",
     )
     how.add_argument("--raw", dest="template", action="store_false", default=None, help="prompts are used as they are")
+    how.add_argument("--chat", action="store_true", help="prompts are a user's messages, put into the chat template")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system prompt of conversations without one")
     parser.add_argument("--gen-length", type=int, default=128, metavar="N", help="tokens to generate (default: 128)")
     _add_shared(parser, steps="as many as tokens")
 
@@ -150,7 +161,11 @@ def _add_infill(parser: Parser) -> None:
     parser.add_argument("checkpoint", help="a checkpoint's folder, or a name on the Hugging Face hub")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text with gaps; without any: --texts, or stdin")
     parser.add_argument(
-        "--texts", dest="file", metavar="FILE", type=Path, help="one text a line, or JSON lines with `text`"
+        "--texts",
+        dest="file",
+        metavar="FILE",
+        type=Path,
+        help="one text a line, or JSON (lines, an array) with `text` or `canvas_ids`",
     )
     _add_shared(parser, steps="as many as the fullest text has masks")
 

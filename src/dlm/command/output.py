@@ -12,22 +12,28 @@ from dlm.decoding.canvas import Trace
 from dlm.files import write_jsonl
 
 
-def print_generation(out: Generation, prompts: Sequence[str], asked: Sequence[str], *, json: bool) -> None:
-    """The texts, under what was asked where there are several; or one object a line with the whole prompts."""
+def print_generation(
+    out: Generation, prompts: Sequence[str], ids: Sequence[Sequence[int]], asked: Sequence[str], *, json: bool
+) -> None:
+    """The texts, under what was asked where there are several; or one object a line with the whole prompts.
+
+    Their ids are what the model was given: a text says nothing of special tokens.
+    """
     if not json:
         _print_texts(out.texts, asked)
         return
     for b, prompt in enumerate(prompts):
-        _print_object({"prompt": prompt, "text": out.texts[b], **_numbers(out, b)})
+        _print_object({"prompt": prompt, "prompt_ids": list(ids[b]), "text": out.texts[b], **_numbers(out, b)})
 
 
-def print_infilling(out: Infilling, canvases: Sequence[str], *, json: bool) -> None:
+def print_infilling(out: Infilling, canvases: Sequence[str], ids: Sequence[Sequence[int]], *, json: bool) -> None:
     """As `print_generation`."""
     if not json:
         _print_texts(out.texts, canvases)
         return
     for b, canvas in enumerate(canvases):
-        _print_object({"canvas": canvas, "text": out.texts[b], "gaps": out.gaps[b], **_numbers(out, b)})
+        told = {"canvas": canvas, "canvas_ids": list(ids[b]), "text": out.texts[b], "gaps": out.gaps[b]}
+        _print_object({**told, **_numbers(out, b)})
 
 
 def write_trace(path: Path, lm: DiffusionLM, trace: Trace) -> None:

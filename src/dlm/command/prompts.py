@@ -1,4 +1,4 @@
-"""Where prompts come from: arguments, a file, or stdin; one a line, or JSON lines."""
+"""Where prompts come from: arguments, a file, or stdin; one a line, JSON lines, or a JSON array."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dlm.errors import UserError
 
-Kind = Literal["text", "instruction", "prompt"]
+Kind = Literal["text", "instruction", "prompt", "messages", "ids"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,19 @@ class Prompt:
     Attributes:
         text: what was asked.
         where: what errors call it.
-        kind: an `instruction` wants the template, a whole `prompt` none; a plain `text` goes by the options.
+        kind: an `instruction` wants the template, `messages` the chat template, a whole `prompt` and its `ids` none; a
+            plain `text` goes by the options.
         input: context of an instruction.
+        messages: a conversation, for the library to check.
+        ids: token ids; `text` is what they say, where it is known.
     """
 
     text: str
     where: str
     kind: Kind = "text"
     input: str = ""
+    messages: tuple[Any, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 def read_prompts(texts: Sequence[str], file: Path | None, option: str, *, infill: bool = False) -> list[Prompt]:
@@ -57,35 +62,64 @@ def _lines(raw: bytes, source: str, name: str, infill: bool) -> list[Prompt]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: not UTF-8 (byte {error.start}); convert it to UTF-8") from None
+    whole = _json(text)
+    if isinstance(whole, list) and whole:
+        return [_record(row, f"{source}: record {number}", infill) for number, row in enumerate(whole, start=1)]
+    if isinstance(whole, dict):  # over several lines, too
+        return [_record(whole, f"{source}:1", infill)]
     # Not splitlines(): U+2028 and the like may stand inside a prompt.
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
+    if not lines or whole == []:
         raise UserError(f"{source}: holds no text; give at least one line")
-    if ".jsonl" in name or ".ndjson" in name or _is_object(lines[0][1]):
-        return [_record(line, f"{source}:{number}", infill) for number, line in lines]
+    if ".json" in name or ".ndjson" in name or isinstance(_json(lines[0][1]), dict):
+        return [_record(_parsed(line, f"{source}:{number}"), f"{source}:{number}", infill) for number, line in lines]
     return [Prompt(line, f"{source}:{number}") for number, line in lines]
 
 
-def _is_object(line: str) -> bool:
-    """A first line that is a JSON object makes the file JSON lines."""
+def _json(text: str) -> Any:
+    """The array or object that a text is, None for any other. What begins with one is JSON; a number is a text."""
     try:
-        return isinstance(json.loads(line), dict)
+        return json.loads(text) if text.lstrip().startswith(("[", "{")) else None
     except (ValueError, RecursionError):
-        return False
+        return None
 
 
-def _record(line: str, where: str, infill: bool) -> Prompt:
+def _parsed(line: str, where: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({getattr(error, 'msg', error)}); mend the line") from None
-    wanted = ["text"] if infill else ["instruction", "prompt"]
+
+
+def _record(row: Any, where: str, infill: bool) -> Prompt:
+    """An object, or a plain text. What `--json` prints has ids, which say more than the text beside them."""
+    if isinstance(row, str):
+        return Prompt(row, where)
+    kinds: list[Kind] = ["instruction", "prompt", "messages"]
+    wanted = ["text"] if infill else [*kinds]
+    ids, text = ("canvas_ids", "canvas") if infill else ("prompt_ids", "prompt")
     given = [key for key in wanted if isinstance(row, dict) and key in row]
-    if len(given) != 1:
-        raise UserError(f"{where}: wants an object with {' or '.join(wanted)} (one of them); mend the line")
+    if isinstance(row, dict) and ids in row and given in ([], ["prompt"], ["text"]):
+        return Prompt(
+            _text(row, text, where) if text in row else "", where, "ids", ids=_ids(row[ids], f"{where}: {ids}")
+        )
+    if len(given) != 1 or ids in row:
+        raise UserError(f"{where}: wants an object with {', '.join(wanted)} or {ids} (one of them); mend it")
+    if given == ["messages"]:
+        turns = row["messages"]
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise UserError(f"{where}: messages must be a list of objects with role and content, got {turns!r}"[:200])
+        last = turns[-1].get("content") if turns else None
+        return Prompt(last if isinstance(last, str) else "", where, "messages", messages=tuple(turns))
     kind: Kind = "instruction" if given == ["instruction"] else "prompt"
     input = _text(row, "input", where) if kind == "instruction" and row.get("input") is not None else ""
     return Prompt(_text(row, given[0], where), where, kind, input)
+
+
+def _ids(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(i) is int and i >= 0 for i in value):
+        raise UserError(f"{where} must be a list of token ids, got {value!r}"[:200])
+    return tuple(value)
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

@@ -26,6 +26,7 @@ class Request:
 def generation(arguments: argparse.Namespace) -> Request:
     """Check a `generate`. Raises UserError."""
     _check_numbers(arguments, "gen_length", "steps", "batch_size")
+    require(arguments.system is None or arguments.chat, "--system", "given with --chat", arguments.system)
     options, where = _decoder(arguments)
     steps = arguments.gen_length if arguments.steps is None else arguments.steps
     options.check_lengths(arguments.gen_length, steps, where)
@@ -81,9 +82,10 @@ def _decoder(arguments: argparse.Namespace) -> tuple[DecoderOptions, str]:
         raise UserError("--block and --decoder exclude each other; give one of them")
     path = arguments.params or Path("params.yaml")
     params = load_params(path)
-    params.decoder(arguments.block)  # there is one
+    first = params.candidates(arguments.block)[0]  # of each list of candidates the first
     where = f"{path.name}: decoding.{arguments.block}"
-    return decoder_options(arguments.block, {**(params.decoding[arguments.block] or {}), **changes}, where), where
+    block = {**(params.decoding[arguments.block] or {}), **first, **changes}
+    return decoder_options(arguments.block, block, where), where
 
 
 def _setting(text: str) -> tuple[str, Any]:
