@@ -163,6 +163,16 @@ def test_a_mask_that_is_no_entry(tmp_path: Path) -> None:
         load_tokenizer(folder, "<oops>")
 
 
+@pytest.mark.parametrize("word", ["t", "\u0120t", "e", "\u0120"])
+def test_a_mask_that_texts_hold(word: str, tmp_path: Path) -> None:
+    """It would be masked wherever it stands."""
+    folder, _ = saved(tmp_path / "ar")
+    assert word in load_tokenizer(folder).get_vocab()
+    with pytest.raises(UserError, match=f"the mask token '{word}' is a piece of ordinary texts; name another, or none"):
+        load_tokenizer(folder, word)
+    assert load_tokenizer(folder, "<|reserved|>").mask_token_id == 1
+
+
 def test_annealing_from_a_causal_mask_to_none() -> None:
     """By hand: at 0 the past alone, at 1 everything, between them whatever was drawn below the share."""
     draw = torch.tensor([[0.5, 0.2, 0.7], [0.9, 0.9, 0.4], [0.0, 0.0, 0.0]])

@@ -142,6 +142,129 @@ def test_weights_that_do_not_match(kind: str, tmp_path: Path, gpt2: Path) -> Non
     assert ("missing keys" in told and "surplus" in told) or "mlp.0.bias" in told
 
 
+def test_mdlm_has_nothing_left_over(tmp_path: Path, gpt2: Path) -> None:
+    """But the rotary frequencies, which its network saves."""
+    weights = published.mdlm(tmp_path / "model")
+    rotary = {"backbone.rotary_emb.inv_freq": 1 / 10000 ** (torch.arange(0, 8, 2) / 8)}
+    published.write_checkpoint(tmp_path / "model", published.MDLM, weights | rotary)
+    load("mdlm", tmp_path / "model", gpt2)
+    published.write_checkpoint(tmp_path / "model", published.MDLM, weights | {"backbone.surplus": torch.ones(2)})
+    with pytest.raises(UserError, match=r"weights and config.json differ, unexpected keys: backbone.surplus"):
+        load("mdlm", tmp_path / "model", gpt2)
+
+
+@every_kind
+@torch.no_grad()
+def test_shards_and_types(kind: str, tmp_path: Path, gpt2: Path) -> None:
+    """Any layout in shards or in one file, in bfloat16 or float32."""
+    write, forward, _ = KINDS[kind]
+    config = {"llada": published.LLADA, "dream": published.DREAM, "mdlm": published.MDLM}[kind]
+    weights = write(tmp_path / "model", seed=3)
+    ids = torch.randint(2, 290, (1, 12), generator=torch.Generator().manual_seed(1))
+    for dtype, shards in ((torch.bfloat16, 3), (torch.float32, 1)):
+        for file in (tmp_path / "model").glob("model*"):
+            file.unlink()
+        written = published.write_checkpoint(tmp_path / "model", config, weights, dtype, shards)
+        model, _ = load(kind, tmp_path / "model", gpt2)
+        assert load(kind, tmp_path / "model", gpt2, dtype="auto")[0].dtype == dtype
+        found = Denoiser(model, 1).logits(Denoiser(model, 1).hidden(ids, None)[0])
+        expected = forward(written, ids)[0]
+        expected[:, 1] = -torch.inf
+        same(found, expected)
+
+
+@torch.no_grad()
+def test_tied_heads(tmp_path: Path) -> None:
+    """LLaDA's weight_tying, Dream's tie_word_embeddings: no head in the file."""
+    ids = torch.randint(2, 290, (1, 12), generator=torch.Generator().manual_seed(1))
+    cases: list[tuple[str, dict[str, Any], str, str]] = [
+        ("llada", {**published.LLADA, "weight_tying": True}, "model.transformer.ff_out.weight", "wte.weight"),
+        ("dream", {**published.DREAM, "tie_word_embeddings": True}, "lm_head.weight", "embed_tokens.weight"),
+    ]
+    for kind, config, head, embeddings in cases:
+        write, forward, _ = KINDS[kind]
+        weights = dict(write(tmp_path / kind, seed=3))
+        for file in (tmp_path / kind).glob("model*"):
+            file.unlink()
+        del weights[head]
+        written = published.write_checkpoint(tmp_path / kind, config, weights, torch.float32, 2)
+        model, _ = load_checkpoint(tmp_path / kind, causal=False)
+        tied = next(value for name, value in written.items() if name.endswith(embeddings))
+        expected = forward({**written, head: tied}, ids)[0]
+        expected[:, 1] = -torch.inf
+        same(Denoiser(model, 1).logits(Denoiser(model, 1).hidden(ids, None)[0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "told"),
+    [
+        ("llada", {"scale_logits": True}, "scale_logits must be False for a LLaDA read as a Llama, got True"),
+        ("llada", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling must be None for a LLaDA"),
+        ("llada", {"input_emb_norm": True}, "input_emb_norm must be False for a LLaDA"),
+        ("llada", {"residual_dropout": 0.1}, "residual_dropout must be 0.0 for a LLaDA"),
+        ("dream", {"use_sliding_window": True}, "use_sliding_window must be False for a Dream read as a Qwen2"),
+        ("dream", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type dynamic makes a row depend on its"),
+        ("mdlm", {"time_conditioning": True}, "time_conditioning must be False for an MDLM run without time"),
+    ],
+)
+def test_what_a_configuration_may_not_say(
+    kind: str, change: dict[str, Any], told: str, tmp_path: Path, gpt2: Path
+) -> None:
+    """Each changes the network, and would be ignored."""
+    KINDS[kind][0](tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match=f"config.json: {told}"):
+        load(kind, tmp_path / "model", gpt2)
+
+
+@torch.no_grad()
+def test_dreams_rope_scaling(tmp_path: Path) -> None:
+    """Linear: positions divided by the factor. Yarn: as plain Qwen2 has it."""
+    weights = published.dream(tmp_path / "model", seed=3)
+    file = tmp_path / "model/config.json"
+    config = json.loads(file.read_text())
+    ids = torch.randint(2, 290, (1, 12), generator=torch.Generator().manual_seed(1))
+    found = {}
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    for scaling in (None, {"type": "linear", "factor": 4.0}, yarn):
+        file.write_text(json.dumps({**config, "rope_scaling": scaling}))
+        model, _ = load_checkpoint(tmp_path / "model", causal=False)
+        found["none" if scaling is None else str(scaling["type"])] = model.get_decoder()(ids).last_hidden_state
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 1000000.0}
+    plain: Any = type(model)(model.config).eval()
+    plain.load_state_dict(model.state_dict())
+    scaled = plain.get_decoder()(ids, position_ids=torch.arange(12)[None] / 4).last_hidden_state
+    torch.testing.assert_close(found["linear"], scaled, atol=1e-4, rtol=1e-4)
+    rope = {**yarn, "rope_type": "yarn", "rope_theta": 1000000.0}
+    rope.pop("type")
+    model.config.rope_parameters = rope
+    plain = type(model)(model.config).eval()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(found["yarn"], plain.get_decoder()(ids).last_hidden_state)
+    assert weights and (found["yarn"] - found["none"]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_mdlms_dropout(tmp_path: Path, gpt2: Path) -> None:
+    """Of its blocks' two branches and of nothing else, in training alone; it goes with a converted folder."""
+    published.mdlm(tmp_path / "model")
+    arguments = ["convert", str(tmp_path / "model"), str(tmp_path / "out"), "--tokenizer", str(gpt2)]
+    main(arguments)
+    ids = torch.randint(2, 290, (1, 12))
+    for model in (load("mdlm", tmp_path / "model", gpt2)[0], load_checkpoint(tmp_path / "out", causal=False)[0]):
+        shares = {name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout)}
+        assert {name.rpartition(".")[2] for name, share in shares.items() if share == 0.1} == {
+            "post_attention_dropout",
+            "post_mlp_dropout",
+        }
+        assert set(shares.values()) == {0.0, 0.1} and model.config.attention_dropout == 0.0
+        forward: Any = model
+        assert torch.equal(forward(ids).logits, forward(ids).logits)
+        forward.train()
+        assert not torch.equal(forward(ids).logits, forward(ids).logits)
+
+
 def test_a_layout_that_is_another(tmp_path: Path) -> None:
     published.dream(tmp_path / "model")
     with pytest.raises(UserError, match=r"has no .d_model., which layout llada needs"):

@@ -112,7 +112,7 @@ def test_a_denoiser_is_no_autoregressive_model(tmp_path: Path, words: list[str])
 # GGUF
 
 
-def write_gguf(path: Path, model: Any) -> None:
+def write_gguf(path: Path, model: Any, weights: dict[str, torch.Tensor] | None = None) -> None:
     """A Llama as llama.cpp writes it: its tensors' names, the halves of each head of q and k interleaved."""
     config, tokenizer = model.config, plain_tokenizer()
     writer = gguf.GGUFWriter(path, "llama")
@@ -148,7 +148,7 @@ def write_gguf(path: Path, model: Any) -> None:
         "post_attention_layernorm": "ffn_norm",
     }
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    weights = model.state_dict()
+    weights = weights or model.state_dict()
     tensors = {
         "token_embd": weights["model.embed_tokens.weight"],
         "output_norm": weights["model.norm.weight"],
@@ -156,7 +156,9 @@ def write_gguf(path: Path, model: Any) -> None:
     }
     for layer in range(config.num_hidden_layers):
         for ours, theirs in parts.items():
-            weight = weights[f"model.layers.{layer}.{ours}.weight"]
+            weight = weights.get(f"model.layers.{layer}.{ours}.weight")
+            if weight is None:
+                continue
             if theirs in heads:
                 rows = weight.view(heads[theirs], 2, -1, weight.shape[1])
                 weight = rows.transpose(1, 2).reshape(weight.shape)
@@ -226,6 +228,16 @@ def test_what_is_wrong_with_a_gguf_file(tiny_gguf: Path, tmp_path: Path) -> None
         with pytest.raises(UserError) as caught:
             load_checkpoint(broken, causal=True)
         assert str(broken) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_gguf_file_that_lacks_a_weight(tmp_path: Path) -> None:
+    """It would be drawn at random."""
+    model: Any = causal_model("llama", 300)
+    weights = model.state_dict()
+    weights.pop("model.layers.0.mlp.up_proj.weight")
+    write_gguf(tmp_path / "tiny.gguf", model, weights)
+    with pytest.raises(UserError, match=r"missing keys: model.layers.0.mlp.up_proj.weight; mend either"):
+        load_checkpoint(tmp_path / "tiny.gguf", causal=True)
 
 
 def test_without_the_package_gguf(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import published
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from test_adapt import plain_tokenizer
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
@@ -184,6 +185,36 @@ def test_what_cannot_be_left_out(kind: str, tmp_path: Path) -> None:
     assert torch.equal(together.tokens, torch.stack(alone))
     with pytest.raises(UserError, match=rf"^suffix must be full for {kind}ForMaskedLM: "):
         lm.generate(prompts, "semi_ar", steps=4, gen_length=8, block_length=4, variant="restrict", suffix="none")
+
+
+def test_heads_for_other_tasks(tmp_path: Path) -> None:
+    """BERT is published with a head for pairs of sentences and a pooler, RoBERTa with a pooler."""
+    own: Any = write("Bert", tmp_path / "model")
+    whole: Any = transformers.BertForPreTraining(own.config)
+    whole.load_state_dict(own.state_dict(), strict=False)
+    whole.config.architectures = ["BertForMaskedLM"]
+    weights = {**whole.state_dict(), "bert.embeddings.position_ids": torch.arange(64)[None]}
+    weights = {name: value.clone() for name, value in weights.items()}
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    model: Any = load_checkpoint(tmp_path / "model", causal=False)[0]
+    with torch.no_grad():
+        assert torch.equal(model(torch.arange(9)[None]).logits, own(torch.arange(9)[None]).logits)
+    save_file({**weights, "bert.surplus": torch.ones(1)}, tmp_path / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"unexpected keys: bert.surplus; mend either"):
+        load_checkpoint(tmp_path / "model", causal=False)
+
+
+def test_a_tokenizer_written_in_python(tmp_path: Path) -> None:
+    write("Esm", tmp_path / "model")
+    (tmp_path / "model/tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["<cls>", "<pad>", "<eos>", "<mask>", "<unk>", *"LAGVSERTIDPKQNFYMHWC"])
+    )
+    transformers.EsmTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        UserError, match="model: EsmTokenizer is written in Python; only those of tokenizers can be used"
+    ):
+        DiffusionLM.load(tmp_path / "model")
 
 
 def test_masked_lms_have_no_kv_cache(tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
         tokenizer: Any = kind.from_pretrained(place, trust_remote_code=False, **named)
     except (OSError, ValueError, struct.error) as error:
         raise UserError(f"{path}: no tokenizer could be loaded ({str(error).splitlines()[0]}); give a folder") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"{path}: {type(tokenizer).__name__} is written in Python; only those of tokenizers can be used"
+        )
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         tokenizer.eos_token = tokenizer.sep_token  # a masked LM's texts end with it
     if tokenizer.eos_token_id is None:
@@ -67,6 +71,11 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
                 "is no entry of it" if tokenizer.mask_token is None else f"differs from its own, {tokenizer.mask_token}"
             )
             raise UserError(f"{path}: the mask token {mask_token!r} {told}; name another, or none")
+        mask_entry = tokenizer.convert_tokens_to_ids(mask_token)
+        if mask_entry in encode(tokenizer, [tokenizer.decode([mask_entry])])[0]:
+            raise UserError(
+                f"{path}: the mask token {mask_token!r} is a piece of ordinary texts; name another, or none"
+            )
         tokenizer.add_special_tokens({"mask_token": mask_token})
     if tokenizer.mask_token_id is None:
         known = None if mask_id is None else tokenizer.convert_ids_to_tokens(mask_id)

@@ -17,7 +17,7 @@ from dlm.errors import UserError
 from dlm.files import check_checkpoint, is_gguf
 from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
 from dlm.models.interface import know_tokens
-from dlm.models.layouts import LAYOUTS, Layout, detect, load_gguf, load_layout, published_config
+from dlm.models.layouts import LAYOUTS, Layout, check_rope, detect, load_gguf, load_layout, published_config
 from dlm.models.probe import check_sees_ahead
 
 GPT2 = "openai-community/gpt2"  # MDLM's tokenizer, which its repository does not hold
@@ -104,7 +104,7 @@ def load_checkpoint(
     info: Mapping[str, Any] = {"missing_keys": [], "unexpected_keys": []}
     try:
         if is_gguf(path):
-            model = load_gguf(path, dtype)
+            model, info = load_gguf(path, dtype)
         else:
             config = published_config(path)
             kind = detect(config) if layout == "auto" else cast(Layout, layout)
@@ -122,6 +122,8 @@ def load_checkpoint(
     if denoises == causal:
         wanted = "an autoregressive model" if causal else "a masked diffusion model (config.is_causal: false)"
         raise UserError(f"{path}: {wanted} is needed here; give the path of one")
+    if denoises:
+        check_rope(model.config, path)
     if denoises and kind in ("causal_lm", "masked_lm"):  # with the others it is ours to say how a class attends
         check_sees_ahead(model, f"{path} is no denoiser, name another")
     default = GPT2 if kind == "mdlm" and not (folder / "tokenizer_config.json").is_file() else path

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from dlm.errors import UserError
-from dlm.files import gguf_place
+from dlm.files import gguf_place, read_json
 from dlm.models.mdlm import MdlmForCausalLM, fold, mdlm_config
 
 Layout = Literal["causal_lm", "masked_lm", "llada", "dream", "mdlm"]
@@ -55,7 +55,21 @@ LLADA_MUST = {
     "alibi": False,
     "include_bias": False,
     "include_qkv_bias": False,
+    "scale_logits": False,
+    "input_emb_norm": False,
+    "attention_layer_norm": False,
+    "layer_norm_with_affine": True,
+    "clip_qkv": None,
+    "rope_scaling": None,
+    "embedding_dropout": 0.0,
+    "residual_dropout": 0.0,
 }
+DREAM_MUST = {"use_sliding_window": False}
+MDLM_MUST = {"time_conditioning": False}
+# Rotary frequencies that go by the longest canvas of a batch: a row would depend on its batch mates.
+BY_LENGTH = ("dynamic", "longrope")
+# What BERT and RoBERTa were published with beside their masked LM's weights: heads for other tasks, a list of numbers.
+OTHER_HEADS = re.compile(r"(^|\.)pooler\.|^cls\.seq_relationship\.|(^|\.)position_ids$")
 
 
 def llama_name(name: str) -> str:
@@ -93,12 +107,16 @@ def load_layout(layout: Layout, path: Path | str, config: Mapping[str, Any], dty
             llama = llada_config(config, path)
             return _from_pretrained(LlamaForCausalLM, path, dtype, config=llama, key_mapping=LLADA_NAMES)
         if layout == "dream":
-            return _from_pretrained(Qwen2ForCausalLM, path, dtype, config=dream_config(config))
+            return _from_pretrained(Qwen2ForCausalLM, path, dtype, config=dream_config(config, path))
         if layout == "mdlm":
             return _load_mdlm(path, config, dtype)
     except KeyError as error:
         raise UserError(f"{path}: has no {error}, which layout {layout} needs; name another layout") from None
-    return _from_pretrained(AutoModelForMaskedLM if layout == "masked_lm" else AutoModelForCausalLM, path, dtype)
+    if layout == "causal_lm":
+        return _from_pretrained(AutoModelForCausalLM, path, dtype)
+    model, info = _from_pretrained(AutoModelForMaskedLM, path, dtype)
+    surplus = [name for name in info["unexpected_keys"] if not OTHER_HEADS.search(name)]
+    return model, {**info, "unexpected_keys": surplus}
 
 
 def _from_pretrained(cls: Any, path: Path | str, dtype: torch.dtype | str, **options: Any) -> Loaded:
@@ -108,7 +126,7 @@ def _from_pretrained(cls: Any, path: Path | str, dtype: torch.dtype | str, **opt
     return loaded
 
 
-def load_gguf(path: Path | str, dtype: torch.dtype | str) -> PreTrainedModel:
+def load_gguf(path: Path | str, dtype: torch.dtype | str) -> Loaded:
     """The autoregressive model of a GGUF file, its weights dequantised, as one that can be saved again.
 
     Raises:
@@ -117,23 +135,22 @@ def load_gguf(path: Path | str, dtype: torch.dtype | str) -> PreTrainedModel:
     """
     place, named = gguf_place(path)
     given = torch.float32 if dtype == "auto" else dtype
-    loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=given, trust_remote_code=False, **named)
+    loaded: Any
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        place, dtype=given, trust_remote_code=False, output_loading_info=True, **named
+    )
     config = copy.deepcopy(loaded.config)
     vars(config).pop(
         "quantization_config", None
     )  # what was read is not quantised any more, and a model that says so is not saved
     model: Any = type(loaded)(config)
     model.to(given).load_state_dict(loaded.state_dict())
-    return model.eval()
+    return model.eval(), info
 
 
 def llada_config(published: Mapping[str, Any], path: Path | str) -> LlamaConfig:
     """LLaDA as a Llama without a causal mask. Raises UserError for what a Llama cannot be."""
-    for key, value in LLADA_MUST.items():
-        if published.get(key, value) != value:
-            raise UserError(
-                f"{path}: config.json: {key} must be {value!r} for a LLaDA read as a Llama, got {published[key]!r}"
-            )
+    _must(published, LLADA_MUST, path, "a LLaDA read as a Llama")
     config = LlamaConfig(
         vocab_size=published.get("embedding_size") or published["vocab_size"],
         hidden_size=published["d_model"],
@@ -144,6 +161,7 @@ def llada_config(published: Mapping[str, Any], path: Path | str) -> LlamaConfig:
         max_position_embeddings=published["max_sequence_length"],
         rms_norm_eps=published.get("rms_norm_eps", 1e-5),
         rope_parameters={"rope_type": "default", "rope_theta": float(published["rope_theta"])},
+        attention_dropout=published.get("attention_dropout", 0.0),
         tie_word_embeddings=bool(published.get("weight_tying", False)),
         use_cache=False,
         bos_token_id=None,
@@ -155,14 +173,36 @@ def llada_config(published: Mapping[str, Any], path: Path | str) -> LlamaConfig:
     return config
 
 
-def dream_config(published: Mapping[str, Any]) -> Qwen2Config:
-    """Dream as a Qwen2 without a causal mask, whose logits at i - 1 predict position i."""
+def _must(published: Mapping[str, Any], wanted: Mapping[str, Any], path: Path | str, what: str) -> None:
+    for key, value in wanted.items():
+        if published.get(key, value) != value:
+            raise UserError(f"{path}: config.json: {key} must be {value!r} for {what}, got {published[key]!r}")
+
+
+def check_rope(config: PreTrainedConfig, path: Path | str) -> None:
+    """Refuse rotary frequencies that change with a batch's longest canvas."""
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]
+    if found := [kind["rope_type"] for kind in kinds if kind.get("rope_type") in BY_LENGTH]:
+        raise UserError(
+            f"{path}: config.json: rope_type {found[0]} makes a row depend on its batch mates; use yarn or none"
+        )
+
+
+def dream_config(published: Mapping[str, Any], path: Path | str) -> Qwen2Config:
+    """Dream as a Qwen2 without a causal mask, whose logits at i - 1 predict position i. Raises UserError for what it
+    cannot be."""
+    _must(published, DREAM_MUST, path, "a Dream read as a Qwen2")
+    scaling = dict(published.get("rope_scaling") or {})
+    rope_type = scaling.pop("type", None)  # transformers' older name
+    rope = {"rope_type": rope_type or "default", "rope_theta": float(published["rope_theta"]), **scaling}
     shape = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     more = ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act")
+    more += ("attention_dropout",)
     config = Qwen2Config(
         **{key: published[key] for key in shape},
         **{key: published[key] for key in more if key in published},
-        rope_parameters={"rope_type": "default", "rope_theta": float(published["rope_theta"])},
+        rope_parameters=rope,
         use_cache=False,
         bos_token_id=None,
         eos_token_id=published["eos_token_id"],
@@ -175,15 +215,29 @@ def dream_config(published: Mapping[str, Any]) -> Qwen2Config:
 
 
 def _load_mdlm(path: Path | str, config: Mapping[str, Any], dtype: torch.dtype | str) -> Loaded:
-    file = cached_file(str(path), "model.safetensors")
-    if file is None:
-        raise OSError(f"{path} has no model.safetensors")
-    published = load_file(file)
+    _must(config, MDLM_MUST, path, "an MDLM run without time")
+    published = _weights(path)
+    saved = next(iter(published.values())).dtype
     folded = fold(published, config["n_heads"])
     ratio = folded["gpt_neox.layers.0.mlp.dense_h_to_4h.weight"].shape[0] // config["hidden_dim"]
     model = MdlmForCausalLM(mdlm_config(config, ratio))
     missing, unexpected = model.load_state_dict(folded, strict=False)
     model.config.mask_token_id = config["vocab_size"] - 1
-    saved = next(iter(published.values())).dtype
     torch.nn.Module.to(model, saved if dtype == "auto" else dtype)
-    return model.eval(), {"missing_keys": missing, "unexpected_keys": unexpected}
+    published.pop("backbone.rotary_emb.inv_freq", None)  # from the rotary base, which is always the same
+    return model.eval(), {"missing_keys": missing, "unexpected_keys": [*unexpected, *published]}
+
+
+def _weights(path: Path | str) -> dict[str, torch.Tensor]:
+    """All of a checkpoint's weights, in one file or in shards. Raises OSError where there are none."""
+    optional: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+    if (index := cached_file(str(path), "model.safetensors.index.json", **optional)) is not None:
+        files = sorted(set(read_json(index)["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    found: dict[str, torch.Tensor] = {}
+    for name in files:
+        if (file := cached_file(str(path), name)) is None:
+            raise OSError(f"{path} has no {name}")
+        found |= load_file(file)
+    return found

@@ -32,6 +32,8 @@ class MdlmForCausalLM(GPTNeoXForCausalLM):
 
     def __init__(self, config: MdlmConfig) -> None:
         super().__init__(config)
+        # MDLM's dropout is that of a block's two branches alone (GPT-NeoX's hidden_dropout after attention and MLP).
+        self.gpt_neox.emb_dropout = nn.Dropout(0.0)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -41,7 +43,7 @@ AutoModelForCausalLM.register(MdlmConfig, MdlmForCausalLM)
 
 
 def mdlm_config(published: Mapping[str, Any], mlp_ratio: int = 4) -> MdlmConfig:
-    """The configuration of a published config.json (hidden_dim, n_blocks, n_heads, vocab_size, model_length)."""
+    """That of a published config.json (hidden_dim, n_blocks, n_heads, vocab_size, model_length, dropout)."""
     config = MdlmConfig(
         vocab_size=published["vocab_size"],
         hidden_size=published["hidden_dim"],
@@ -53,6 +55,8 @@ def mdlm_config(published: Mapping[str, Any], mlp_ratio: int = 4) -> MdlmConfig:
         layer_norm_eps=1e-5,
         use_parallel_residual=False,
         attention_bias=False,
+        hidden_dropout=published.get("dropout", 0.1),
+        attention_dropout=0.0,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         tie_word_embeddings=False,
         use_cache=False,
@@ -64,19 +68,20 @@ def mdlm_config(published: Mapping[str, Any], mlp_ratio: int = 4) -> MdlmConfig:
     return config
 
 
-def fold(published: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
-    """A published state dict as that of `MdlmForCausalLM`. Raises KeyError for a weight that is not there."""
+def fold(published: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """A published state dict, from which it takes what it reads, as that of `MdlmForCausalLM`. Raises KeyError for a
+    weight that is not there."""
 
     def weight(name: str) -> Tensor:
-        return published[f"backbone.{name}"].float()
+        return published.pop(f"backbone.{name}").float()
 
+    blocks = {int(name.split(".")[2]) for name in published if name.startswith("backbone.blocks.")}
     condition = _condition(weight)
 
     def modulation(name: str, parts: int) -> tuple[Tensor, ...]:
         return F.linear(condition, weight(f"{name}.weight"), weight(f"{name}.bias")).chunk(parts)
 
     found = {"gpt_neox.embed_in.weight": weight("vocab_embed.embedding")}
-    blocks = {int(name.split(".")[2]) for name in published if name.startswith("backbone.blocks.")}
     for n in sorted(blocks):
         block, layer = f"blocks.{n}", f"gpt_neox.layers.{n}"
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation(f"{block}.adaLN_modulation", 6)
