@@ -1,6 +1,7 @@
 """torch.compile: few static shapes, the same states up to rounding, the same tokens."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -127,6 +128,31 @@ def test_a_graph_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
             assert torch.equal(fast.generate(prompts, **setting).tokens, expected.tokens)
         shapes = [tuple(sorted(shape.items())) for shape in captured]
         assert len(set(shapes)) == len(shapes) > 2
+
+
+def test_threads_share_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors are written by every call: one at a time."""
+
+    def capture(run: Any, given: dict[str, Any], pool: object) -> Graph:
+        own = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+        states = torch.zeros(*own["input_ids"].shape, SHAPE.hidden_size)
+        return Graph(Rerun(run, own, states), own, states)
+
+    monkeypatch.setattr(compiled, "capture", capture)
+    monkeypatch.setattr(compiled, "compile_regions", lambda module, **_: module)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
+    model = tiny_model(2)
+    fast = Compiled(model, "default")
+    fast._graphs, fast._pool = {}, None
+    rows = torch.randint(2, 290, (80, 1, 64), generator=torch.Generator().manual_seed(1))
+
+    def states(row: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return fast(row, None, None)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(states, rows))
+    assert all(torch.equal(got, states(row)) for got, row in zip(found, rows, strict=True))
 
 
 def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

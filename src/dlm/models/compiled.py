@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ class Compiled:
         self._model = model
         self._run: Any = compile_regions(backbone(model), dynamic=False)
         self._graphs: dict[Any, Graph] | None = None
+        self._lock = threading.Lock()  # a graph's tensors are every caller's
         if mode == "cuda_graphs":
             # One pool of memory for all graphs: one runs at a time.
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
@@ -63,8 +65,10 @@ class Compiled:
         if positions is not None:
             positions = F.pad(positions, padding)
         given = inputs(self._model, F.pad(tokens, padding), shown, positions)
-        states: Tensor = self._replayed(given) if self._graphs is not None else self._run(**given).last_hidden_state
-        return states[:batch, :length].clone()
+        if self._graphs is None:
+            return self._run(**given).last_hidden_state[:batch, :length].clone()
+        with self._lock:
+            return self._replayed(given)[:batch, :length].clone()
 
     def _replayed(self, given: dict[str, Any]) -> Tensor:
         """The states of a graph of this shape, captured where there is none yet."""
