@@ -25,8 +25,11 @@ def main() -> None:
     arguments = cli.stage_arguments(__doc__).parse_args()
     params = cli.stage_params(arguments)
     build = arguments.build
-    if params.data.source != "builtin":
-        raise UserError("params.yaml: data.source must be builtin for the infill stage: its judge is the corpus's own")
+    if params.data.source != "builtin" or params.data.builtin.task != "gazetteer":
+        raise UserError(
+            "params.yaml: data.source must be builtin for the infill stage, and data.builtin.task gazetteer: its gaps "
+            "are cut and judged by that corpus's sentences"
+        )
     judge = SlotJudge(load_grammar(params.data.builtin.grammar))
     examples = read_split(build / "data", "eval", COLUMNS)
     rows = []

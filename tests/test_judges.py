@@ -35,6 +35,7 @@ from dlm.evaluation.judges.local import CUE, GRADE_CUE, LocalGrader, LocalJudge,
 from dlm.evaluation.judges.pairs import Judge, Pair, model_first
 from dlm.evaluation.judges.prompts import grade_prompt, pairwise_prompt
 from dlm.evaluation.judges.replies import Reply, ReplyCache
+from dlm.evaluation.slots import SlotJudge
 from dlm.models.backbone import save_checkpoint
 
 KEY = "sk-a-secret-7f3c"
@@ -678,11 +679,11 @@ FOG = "To be fair, the almanac for Velmora promises sea fog until noon, so pack 
     ],
 )
 def test_exact_judge_by_hand(answer: str, baseline: str, preference: float) -> None:
-    judge = ExactJudge(GRAMMAR)
+    judge = ExactJudge(SlotJudge(GRAMMAR))
     assert preferences(judge, [Pair("Tell.", answer, baseline, META)]) == [preference]
     assert preferences(judge, [Pair("Tell.", baseline, answer, META)]) == [1 - preference]
 
 
 def test_exact_judge_needs_to_know_what_was_asked() -> None:
     pairs = [Pair("Tell.", SOUP, FOG), Pair("Tell.", SOUP, FOG, {"set": "gsm8k"})]
-    assert preferences(ExactJudge(GRAMMAR), pairs) == [None, None]
+    assert preferences(ExactJudge(SlotJudge(GRAMMAR)), pairs) == [None, None]

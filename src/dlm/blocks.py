@@ -11,14 +11,34 @@ LAUNCH = "profiles/launch"
 
 
 @dataclass(frozen=True)
-class BuiltinParams:
-    """The builtin corpus (src/dlm/data/builtin.py)."""
+class ListsParams:
+    """The builtin corpus's lists (src/dlm/data/lists.py): how many towns an answer names."""
 
+    shortest: int
+    longest: int
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 2, ["shortest"])
+        require(
+            self.shortest <= self.longest <= 64, dotted(where, "longest"), "from shortest to 64 (all)", self.longest
+        )
+
+
+@dataclass(frozen=True)
+class BuiltinParams:
+    """The builtin corpus: facts about an invented coast (src/dlm/data/builtin.py), or lists of its towns.
+
+    Attributes:
+        task: gazetteer, which takes grammar, slots and topics, or lists, which takes the block of that name.
+    """
+
+    task: Literal["gazetteer", "lists"]
     grammar: str
     train_size: int
     slots: tuple[int, ...]
     topics: int | None
     holdout: float
+    lists: ListsParams
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["train_size", "topics"])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from dlm.blocks import DataParams, TokenizerParams
-from dlm.data.builtin import generate, split_combinations
+from dlm.blocks import BuiltinParams, DataParams, TokenizerParams
+from dlm.data import builtin, lists
 from dlm.data.evalsets import CHAIN_OF_THOUGHT, read_evaluation_set
 from dlm.data.grammar import load_grammar
 from dlm.data.records import Record
@@ -40,11 +40,8 @@ def load_splits(data: DataParams, seed: int) -> tuple[dict[str, list[Record]], d
     params.yaml wants. What such a prompt asks is not trained on (`in_evaluation` of the counts).
     """
     if data.source == "builtin":
-        grammar = load_grammar(data.builtin.grammar)
-        shares = split_combinations(grammar, data.builtin.slots, data.builtin.holdout, seed, data.builtin.topics)
         sizes = {"train": data.builtin.train_size, "valid": data.valid_size, "eval": data.eval_size}
-        splits = {name: generate(grammar, shares[name], sizes[name], seed, name) for name in SPLITS}
-        return splits, {"read": sum(sizes.values()), "kept": sum(sizes.values())}
+        return _builtin(data.builtin, sizes, seed), {"read": sum(sizes.values()), "kept": sum(sizes.values())}
     if data.source == "hub":
         records, counts = load_hub(data.hub.name, data.hub.config, data.hub.split, data.hub.columns)
     else:
@@ -80,6 +77,15 @@ def _question(record: Record) -> str:
 def _plain(text: str) -> str:
     """The same for a text however it is spaced and written."""
     return " ".join(text.casefold().split())
+
+
+def _builtin(settings: BuiltinParams, sizes: dict[str, int], seed: int) -> dict[str, list[Record]]:
+    if settings.task == "lists":
+        trips = lists.split_trips(settings.lists, settings.holdout, seed)
+        return {name: lists.generate(trips[name], sizes[name], seed, name) for name in SPLITS}
+    grammar = load_grammar(settings.grammar)
+    shares = builtin.split_combinations(grammar, settings.slots, settings.holdout, seed, settings.topics)
+    return {name: builtin.generate(grammar, shares[name], sizes[name], seed, name) for name in SPLITS}
 
 
 def deal(records: list[Record], data: DataParams, seed: int, eval_size: int | None = None) -> dict[str, list[Record]]:

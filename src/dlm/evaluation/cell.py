@@ -14,16 +14,15 @@ import torch
 from dlm import processes
 from dlm.blocks import DataParams
 from dlm.blocks_results import EvaluateParams
-from dlm.data.grammar import load_grammar
 from dlm.data.splits import log_prior, most_frequent, read_split
 from dlm.errors import UserError
 from dlm.evaluation import metrics
 from dlm.evaluation.bootstrap import geometric_mean_with_ci, jackknife_ci, mean_with_ci
 from dlm.evaluation.divergence import buckets, mauve, response_features
+from dlm.evaluation.exact import CorpusJudge, corpus_judge
 from dlm.evaluation.preferences import judge_failed, win_rates
 from dlm.evaluation.relevance import Relevance
 from dlm.evaluation.scorer import Scorer, load_scorer
-from dlm.evaluation.slots import SlotJudge
 from dlm.files import read_json
 from dlm.models.backbone import load_checkpoint
 
@@ -76,7 +75,7 @@ class Corpus:
     inlier_bounds: tuple[float, float]
     log_inlier_bounds: tuple[float, float]
     eos_id: int
-    judge: SlotJudge | None
+    judge: CorpusJudge | None
     scorer: Scorer
     reference: torch.nn.Module
     real: Sequence[Mapping[str, list[int]]]
@@ -99,7 +98,7 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, split: 
         inlier_bounds=metrics.inlier_bounds(known),
         log_inlier_bounds=metrics.log_inlier_bounds(known),
         eos_id=vocabulary["eos_id"],
-        judge=SlotJudge(load_grammar(data.builtin.grammar)) if data.source == "builtin" else None,
+        judge=corpus_judge(data),
         scorer=scorer,
         reference=reference,
         real=read_split(build / "data", "valid", ["prompt_ids", "answer_ids"]),
@@ -168,8 +167,8 @@ def _score(
     meta = json.loads(example["meta"])
     if meta.get("set") == "gsm8k":
         row["exact_match"] = float(metrics.last_number(answer["answer"]) == metrics.last_number(example["output"]))
-    if corpus.judge is not None and "topic" in meta:
-        report = corpus.judge.judge(answer["answer"], meta["topic"], meta["slots"])
+    report = corpus.judge and corpus.judge.report(answer["answer"], meta)
+    if report is not None:
         row |= {
             "quality": (report.well_formed_share + 1 - report.slot_error_rate) / 2,
             "slot_error_rate": report.slot_error_rate,

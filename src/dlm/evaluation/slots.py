@@ -1,19 +1,20 @@
-"""The exact judge of the builtin corpus: which facts an answer states, and which sentences the grammar could have made.
+"""The exact judge of the builtin corpus's gazetteer: which facts an answer states, which sentences the grammar derives.
 
 Nothing here is a model's opinion. Value phrases are unique over the grammar, so finding one tells which fact is stated;
 a sentence is well-formed when some derivation of the grammar gives it, whatever the town and the value.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dlm.data.grammar import Attribute, Grammar
 
 
 @dataclass(frozen=True)
 class SlotReport:
-    """What the judge counted in one answer.
+    """What the judge counted in one answer; for lists, items.py says what is an attribute and what a sentence.
 
     Attributes:
         requested: attributes asked for.
@@ -56,6 +57,12 @@ class SlotJudge:
         }
         self._towns = _words(grammar.topics)
         self._sentence = _sentence_pattern(grammar)
+
+    def report(self, answer: str, meta: Mapping[str, Any]) -> SlotReport | None:
+        """`judge` for a record's meta; None where it has no topic and slots."""
+        if "topic" not in meta or not meta.get("slots"):
+            return None
+        return self.judge(answer, meta["topic"], meta["slots"])
 
     def judge(self, answer: str, topic: str, slots: Sequence[str]) -> SlotReport:
         """Count what is missing, wrong and said twice, and the sentences that are well-formed.

@@ -3,7 +3,7 @@
 from dlm import processes
 from dlm.blocks import DataParams
 from dlm.blocks_results import JudgeParams
-from dlm.data.grammar import load_grammar
+from dlm.evaluation.exact import corpus_judge
 from dlm.evaluation.judges.exact import ExactJudge
 from dlm.evaluation.judges.grades import Grader
 from dlm.evaluation.judges.pairs import Judge
@@ -32,6 +32,5 @@ def make_judges(judge: JudgeParams, data: DataParams, seed: int) -> tuple[Judge 
 
         model = load_local_model(judge.model, device=processes.device())
         return LocalJudge(model), LocalGrader(model) if judge.grades else None
-    if judge.kind == "auto" and data.source == "builtin":
-        return ExactJudge(load_grammar(data.builtin.grammar)), None
-    return None, None
+    exact = corpus_judge(data) if judge.kind == "auto" else None
+    return exact and ExactJudge(exact), None

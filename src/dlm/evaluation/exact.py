@@ -1,0 +1,25 @@
+"""The exact judge that the builtin corpus's task has."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from dlm.blocks import DataParams
+from dlm.data.grammar import load_grammar
+from dlm.evaluation.items import ListJudge
+from dlm.evaluation.slots import SlotJudge, SlotReport
+
+
+@runtime_checkable
+class CorpusJudge(Protocol):
+    """Counts what an answer to one of the corpus's records holds."""
+
+    def report(self, answer: str, meta: Mapping[str, Any]) -> SlotReport | None:
+        """The counts of one answer; None where the record's meta asks for nothing that this judge knows."""
+        ...
+
+
+def corpus_judge(data: DataParams) -> CorpusJudge | None:
+    """The judge of the data that params.yaml names; None where it is not the builtin corpus."""
+    if data.source != "builtin":
+        return None
+    return ListJudge() if data.builtin.task == "lists" else SlotJudge(load_grammar(data.builtin.grammar))
