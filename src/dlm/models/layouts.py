@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     LlamaConfig,
@@ -112,6 +113,11 @@ def load_layout(layout: Layout, path: Path | str, config: Mapping[str, Any], dty
             return _load_mdlm(path, config, dtype)
     except KeyError as error:
         raise UserError(f"{path}: has no {error}, which layout {layout} needs; name another layout") from None
+    if config.get("model_type", layout) not in (layout, *CONFIG_MAPPING):
+        raise UserError(
+            f"{path}: config.json: model_type {config['model_type']!r} is no architecture of transformers, and no "
+            "repository's code is run; if it has the layout of another (llada, dream, mdlm), name that with --layout"
+        )
     if layout == "causal_lm":
         return _from_pretrained(AutoModelForCausalLM, path, dtype)
     model, info = _from_pretrained(AutoModelForMaskedLM, path, dtype)
@@ -135,8 +141,8 @@ def load_gguf(path: Path | str, dtype: torch.dtype | str) -> Loaded:
     """
     place, named = gguf_place(path)
     given = torch.float32 if dtype == "auto" else dtype
-    loaded: Any
-    loaded, info = AutoModelForCausalLM.from_pretrained(
+    auto: Any = AutoModelForCausalLM  # its type does not know of the loading info
+    loaded, info = auto.from_pretrained(
         place, dtype=given, trust_remote_code=False, output_loading_info=True, **named
     )
     config = copy.deepcopy(loaded.config)
@@ -198,10 +204,10 @@ def dream_config(published: Mapping[str, Any], path: Path | str) -> Qwen2Config:
     rope = {"rope_type": rope_type or "default", "rope_theta": float(published["rope_theta"]), **scaling}
     shape = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     more = ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act")
-    more += ("attention_dropout",)
     config = Qwen2Config(
         **{key: published[key] for key in shape},
         **{key: published[key] for key in more if key in published},
+        attention_dropout=published.get("attention_dropout", 0.0),
         rope_parameters=rope,
         use_cache=False,
         bos_token_id=None,
