@@ -277,6 +277,19 @@ def test_a_layout_that_is_another(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "model", causal=False, layout="llada")
 
 
+def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
+    """The remedy is a layout of ours; a newer transformers may not know it either."""
+    published.llada(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "frobnicate"}))
+    with pytest.raises(
+        UserError, match=r"model_type 'frobnicate' is no architecture of transformers.*--layout$"
+    ) as caught:
+        load_checkpoint(tmp_path, causal=False)
+    assert "pip" not in str(caught.value) and "\n" not in str(caught.value)
+    load_checkpoint(tmp_path, causal=False, layout="llada")
+
+
 def test_an_autoregressive_model_as_a_denoiser(tmp_path: Path) -> None:
     """Only where the layout says so."""
     from tiny import tiny_model
