@@ -142,9 +142,7 @@ def load_gguf(path: Path | str, dtype: torch.dtype | str) -> Loaded:
     place, named = gguf_place(path)
     given = torch.float32 if dtype == "auto" else dtype
     auto: Any = AutoModelForCausalLM  # its type does not know of the loading info
-    loaded, info = auto.from_pretrained(
-        place, dtype=given, trust_remote_code=False, output_loading_info=True, **named
-    )
+    loaded, info = auto.from_pretrained(place, dtype=given, trust_remote_code=False, output_loading_info=True, **named)
     config = copy.deepcopy(loaded.config)
     vars(config).pop(
         "quantization_config", None
