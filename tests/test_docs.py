@@ -55,6 +55,7 @@ SMALLER = {
     },
     "make profile NAME=paper-large && make repro": "make profile NAME=paper-large",
     "make profile NAME=english && make repro": "make profile NAME=english",
+    "make profile NAME=lists && make repro": "make profile NAME=lists",
     "make profile NAME=mine && make repro": "make profile NAME=mine",
 }
 MINUTES = "minutes; test_end_to_end.py runs it on a tiny model"

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,9 +10,17 @@ from hypothesis import strategies as st
 
 from dlm.blocks import ListsParams
 from dlm.data.lists import COAST, LINKS, answer, generate, split_trips
+from dlm.data.prepare import load_splits, make_tokenizer, tokenise
+from dlm.data.template import Template
 from dlm.errors import UserError
+from dlm.evaluation.exact import corpus_judge
 from dlm.evaluation.items import ListJudge
 from dlm.evaluation.slots import SlotReport
+from dlm.params import parse_params
+from dlm.profiles import render
+from dlm.schema import build
+
+ROOT = Path(__file__).parents[1]
 
 SETTINGS = ListsParams(shortest=12, longest=32)
 SIZES = {"train": 2000, "valid": 30, "eval": 120}
@@ -145,3 +154,34 @@ def test_items_out_of_order_are_the_fewest_to_strike_out(asked: list[str], order
         if (chosen := [n for i, n in enumerate(numbers) if bits >> i & 1]) == sorted(chosen)
     )
     assert report.wrong == len(asked) - kept
+
+
+@pytest.mark.parametrize(
+    ("lists", "told"),
+    [
+        ({"shortest": 1}, r"data.builtin.lists.shortest must be at least 2, got 1"),
+        ({"longest": 11}, r"data.builtin.lists.longest must be from shortest to 64 \(all\), got 11"),
+        ({"longest": 65}, r"data.builtin.lists.longest must be from shortest to 64 \(all\), got 65"),
+    ],
+)
+def test_lengths_that_no_list_has_are_refused(lists: dict[str, int], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        build(ListsParams, {"shortest": 12, "longest": 32, **lists}, "data.builtin.lists")
+
+
+def test_the_profile_prepares_lists_that_fit_its_window_and_judges_them_all() -> None:
+    """What the shipped profile trains and evaluates on: reference answers are perfect, and hardly one is too long."""
+    params = parse_params(render(ROOT / "profiles", "lists"), "lists.yaml")
+    records, _ = load_splits(params.data, params.seed)
+    template = Template(params.template.prompt, params.template.prompt_with_input)
+    tokenizer = make_tokenizer(params.tokenizer, template, records["train"])
+    judge = corpus_judge(params.data)
+    assert judge is not None
+    for name, size in (("train", 20000), ("valid", 256), ("eval", 120)):
+        kept, dropped = tokenise(records[name], template, tokenizer, params.data, needs_answer=True)
+        assert len(records[name]) == size
+        assert sum(dropped.values()) <= size / 1000
+        for example in kept[:100]:
+            report = judge.report(example.record.output, example.record.meta)
+            assert report is not None
+            assert (report.slot_error_rate, report.well_formed_share) == (0.0, 1.0)

@@ -167,7 +167,7 @@ def _score(
     meta = json.loads(example["meta"])
     if meta.get("set") == "gsm8k":
         row["exact_match"] = float(metrics.last_number(answer["answer"]) == metrics.last_number(example["output"]))
-    report = corpus.judge and corpus.judge.report(answer["answer"], meta)
+    report = None if corpus.judge is None else corpus.judge.report(answer["answer"], meta)
     if report is not None:
         row |= {
             "quality": (report.well_formed_share + 1 - report.slot_error_rate) / 2,

@@ -33,4 +33,4 @@ def make_judges(judge: JudgeParams, data: DataParams, seed: int) -> tuple[Judge 
         model = load_local_model(judge.model, device=processes.device())
         return LocalJudge(model), LocalGrader(model) if judge.grades else None
     exact = corpus_judge(data) if judge.kind == "auto" else None
-    return exact and ExactJudge(exact), None
+    return None if exact is None else ExactJudge(exact), None
