@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlm.data.records import Record
-from dlm.data.sources import load_hub, read_records
+from dlm.data.sources import NULLS, load_hub, read_records
 from dlm.errors import UserError
 
 Row = dict[str, Any]
@@ -450,7 +450,9 @@ def test_round_trip(tmp_path: Path, suffix: str, rows: list[Row]) -> None:
     header: Row = {"instruction": "first", "input": "", "output": "row"}
     path.write_bytes(WRITERS[suffix]([header, *rows]))
     expected = [Record("first", "", "row")]
-    for row in rows:
+    for written in rows:
+        table = suffix in (".csv", ".tsv")
+        row = {name: "" if table and text in NULLS else text for name, text in written.items()}
         record = Record(*(row[name].replace("\r\n", "\n").replace("\r", "\n").strip() for name in ALPACA))
         if record.instruction and record.output and record not in expected:
             expected.append(record)
