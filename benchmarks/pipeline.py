@@ -43,7 +43,7 @@ from dlm.profiles import merge, render
 from dlm.schema import require
 
 ROOT = Path(__file__).parents[1]
-SIDE_BY_SIDE = ("select", "decode", "evaluate", "ablation", "settings", "distance")  # of the stages with cells: none trains
+SIDE_BY_SIDE = ("select", "decode", "evaluate", "ablation", "settings", "distance")  # with cells: none trains
 CLOSING = ("evaluate_reference", "report")  # seconds, and what the run is for: they start whatever the time
 # Tracking, DVC, other machines and the hub; what torch for GPUs brings along.
 NEEDLESS = {"mlflow", "filelock", "dvc", "vl_convert", "openai", "huggingface_hub", "datasets", "triton"}

@@ -49,7 +49,7 @@ def main() -> None:
     found = {"real": shares([row["id"] for row in real], [row["answer_ids"] for row in real])} if real else {}
     paths = [build / "models" / "reference" / "answers.jsonl", *sorted((build / "answers").glob("*.jsonl"))]
     for path in filter(Path.is_file, paths):
-        answers = read_jsonl(path)
+        answers = [a for a in read_jsonl(path) if a.get("steps") in (None, params.decode.judged_steps)]
         name = "reference" if path == paths[0] else path.stem
         found[name] = shares([a["id"] for a in answers], [a["tokens"] for a in answers])
     write(

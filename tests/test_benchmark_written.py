@@ -17,14 +17,16 @@ ROOT = Path(__file__).parents[1]
 
 def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prompt 5 6; 7 alone is frequent. Bins of two: `7 5 | 9 9` is half frequent and half the prompt's, then one new
-    word and one that has come before; the real answer `8 7` has half of its words frequent."""
+    word and one that has come before; the real answer `8 7` has half of its words frequent.
+    Of two budgets that at which claims are judged."""
     folder = build(tmp_path)
     example = Example(Record("ask", "", "say"), "ask", [5, 6], [8, 7])
     write_examples(folder / "data" / "eval.parquet", [example])
     counts = [0] * 300
     counts[7] = 9
     write_json(folder / "data" / "vocabulary.json", {"token_counts": counts, "eos_id": 0})
-    write_jsonl(folder / "answers" / "sft-conv.jsonl", [{"id": 0, "tokens": [7, 5, 9, 9]}])
+    answers = [{"id": 0, "steps": steps, "tokens": tokens} for steps, tokens in ((16, [8]), (64, [7, 5, 9, 9]))]
+    write_jsonl(folder / "answers" / "sft-conv.jsonl", answers)
     params = (ROOT / "params.yaml").read_text().replace("high_prior_tokens: 100", "high_prior_tokens: 1")
     (tmp_path / "params.yaml").write_text(params)
     words = ["--params", "params.yaml", "--build", str(folder), "--width", "2", "--out", "out/written"]

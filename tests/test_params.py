@@ -65,8 +65,8 @@ def test_values_arrive_as_written() -> None:
     assert params.r2ft.training.lr_schedule == "constant"
     assert params.decode.seeds == (0,)
     assert params.decode.steps == (16, 64)
-    assert params.decoder("conv") == TopKOptions(top_k=5, kernel_size=33, eos_fill=True)
-    assert params.decoder("semi_ar") == TopKOptions(top_k=5, block_length=32, eos_fill=True)
+    assert params.decoder("conv") == TopKOptions(top_k=1, kernel_size=17, eos_fill=True)
+    assert params.decoder("semi_ar") == TopKOptions(top_k=1, block_length=64, eos_fill=True)
     assert tracked(params, "seed", "decoding.conv", "decode") == {
         "seed": 42,
         "decoding.conv": RAW["decoding"]["conv"],
@@ -301,8 +301,8 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"decoding.conv.kernel_size": []}, "params.yaml: decoding.conv ", "'kernel_size': []", "without empty lists"),
     ({"decoding.semi_ar.block_length": [32, 48]}, "semi_ar.block_length ", "48", "must divide gen_length (128)"),
     ({"decoding.semi_ar.block_length": [32, 4]}, "params.yaml: decoding.semi_ar", "16", "a multiple of the 32 blocks"),
-    ({"decode.steps": [6, 16]}, "params.yaml: decoding.semi_ar", "6", "a multiple of the 4 blocks"),
-    ({"decode.steps": [16, 66]}, "params.yaml: decoding.semi_ar", "66", "a multiple of the 4 blocks"),
+    ({"decode.steps": [6, 16]}, "params.yaml: decoding.semi_ar", "6", "a multiple of the 8 blocks"),
+    ({"decode.steps": [16, 66]}, "params.yaml: decoding.semi_ar", "66", "a multiple of the 8 blocks"),
     ({"ablation.steps": 12}, "params.yaml: ablation.steps (decoding.semi_ar)", "12", "a multiple of the 8 blocks"),
 ]
 

@@ -466,7 +466,7 @@ def test_claims_are_judged_at_one_budget_and_the_others_stand_beside() -> None:
     assert beside.startswith("Beside it, at S = 16 (seen): sft, 16 steps for 128 tokens: conv well-formed 0.80 [0.79, ")
     assert "\nBeside it, at S = 64 (not seen): sft, 64 steps" in few.evidence
     beside_it = [found.number for found in judge_claims(rows, [], [], 64) if "Beside it, at S = 16" in found.evidence]
-    assert beside_it == [1, 2, 6]
+    assert beside_it == [1, 2, 3, 6]
     assert "Beside it" not in claim(1, cells(ORDERED)).evidence
     assert "r2ft conv, 64 steps: " in claim(4, rows, ablation=[slow_semi_ar(0.5)], steps=64).evidence
 
@@ -736,7 +736,7 @@ def test_stage_end_to_end(tmp_path: Path, params: Params) -> None:
     table = json.loads(made["table.json"])
     assert [row["checkpoint"] for row in table][:2] == ["reference", "sft"]
     chosen = {(row["steps"], row["setting"]) for row in table if row["decoder"] == "conv"}
-    assert chosen == {(steps, "rule low_confidence, kernel_size 9") for steps in params.decode.steps}
+    assert chosen == {(steps, "rule low_confidence, kernel_size 5, gain sigmoid") for steps in params.decode.steps}
     assert made["selection.md"].count(b"**") == 2 * 4 * len(params.decode.steps)  # of four decoders one at each budget
     assert made["report.html"].count(b"data:image/png;base64,") == len(names)
     assert str(tmp_path).encode() not in b"".join(made.values())

@@ -16,6 +16,7 @@ from dlm.analysis.sweeps import over_size, speed_data, sweep_figures
 from dlm.analysis.table import COLUMNS
 from dlm.analysis.weights import weights_data
 from dlm.decoding.options import decoder_options
+from dlm.files import write_json
 from dlm.params import load_params
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +144,8 @@ def test_weights_after_an_end_of_text() -> None:
     assert found["committed"] == [[0, 0, 0, 0], [0, 0, 1, 1]]
 
 
-def test_settings_go_through_every_list() -> None:
+def test_settings_go_through_every_list(tmp_path: Path) -> None:
+    """Over the steps each decoder has what was chosen for the nearest budget, elsewhere the first candidates."""
     sys.path.insert(0, str(ROOT / "stages"))
     try:
         from settings import settings as runs
@@ -151,12 +153,25 @@ def test_settings_go_through_every_list() -> None:
         sys.path.pop(0)
     params = load_params(ROOT / "params.yaml")
     sweeps = params.sweeps
-    found = runs(params)
+
+    def choice(decoder: str, steps: int) -> Row:
+        """With 16 steps the second candidate, with 64 the third, as far as there is another than the first."""
+        return (params.candidates(decoder) * 3)[1 if steps == 16 else 2]
+
+    for decoder in params.report.decoders:
+        chosen = [{"steps": steps, "options": choice(decoder, steps)} for steps in (16, 64)]
+        write_json(tmp_path / "selection" / f"{decoder}.json", chosen)
+    found = runs(params, tmp_path)
     count = len(sweeps.steps) * (len(params.report.decoders) + 1) + len(sweeps.gains) + 2 * len(sweeps.top_k)
     count += len(sweeps.size_steps) * (len(sweeps.blocks) + len(sweeps.kernels))
     assert len(found) == count
     kernels = {(options.kernel_size, steps) for head, options, steps in found if head["sweep"] == "kernels"}
     assert kernels == {(size, steps) for size in sweeps.kernels for steps in sweeps.size_steps}
+    for head, options, steps in found:
+        if head["sweep"] == "steps" and head["decoder"] in params.report.decoders:
+            expected = choice(head["decoder"], 16 if steps <= 32 else 64)
+            assert options == params.decoder(head["decoder"], **expected), (head, steps)
+    assert {options.kernel_size for head, options, _ in found if head["sweep"] == "gains"} == {17}
     assert {options.gain for head, options, _ in found if head["sweep"] == "gains"} == set(sweeps.gains)
     json.dumps([head for head, _, _ in found])
 
