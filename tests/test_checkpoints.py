@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from dlm.api import DiffusionLM
 from dlm.command.main import main
 from dlm.data.records import Record
 from dlm.data.template import TEMPLATES
-from dlm.data.tokenizer import load_tokenizer
+from dlm.data.tokenizer import encode, load_tokenizer
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 from dlm.models.denoiser import Denoiser
@@ -340,6 +342,29 @@ def test_llada_template(tmp_path: Path) -> None:
     start, header, end, turn = (tokenizer.convert_tokens_to_ids(token) for token in published.LLADA_TOKENS[2:])
     assert [i for i in ids if i < 6] == [start, header, end, turn, header, end]
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == expected
+
+
+def test_threads_share_a_tokenizer(tmp_path: Path) -> None:
+    """A template's special tokens are ids and a text's are text, whoever else reads at the moment."""
+    published.llada(tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
+    record = Record("Sing <|eot_id|>!", "", "")
+    expected = TEMPLATES["llada"].encode(tokenizer, [record])[0], encode(tokenizer, [record.instruction])[0]
+
+    def read(n: int) -> list[int]:
+        whole = (
+            TEMPLATES["llada"].encode(tokenizer, [record]) if n % 2 == 0 else encode(tokenizer, [record.instruction])
+        )
+        return whole[0]
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(read, range(2000)))
+    finally:
+        sys.setswitchinterval(usual)
+    assert all(ids == expected[n % 2] for n, ids in enumerate(found))
 
 
 def test_dream_template(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ EOS = "<|endoftext|>"
 MASK = "<|mask|>"
 BREAK = "\udfff"  # half a surrogate pair, which no valid text holds
 ANCHOR = "\U00013000"  # a hieroglyph: unknown to vocabularies, and a part of no word of theirs
+READING = threading.Lock()  # what is set on a tokenizer for a call is every thread's
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -149,14 +151,15 @@ def _ids(
 
     def encodings(given: list[str]) -> list[Encoding]:
         # Through transformers: what its other callers left set (special tokens, truncation, padding) is set anew.
-        done = tokenizer(
-            given,
-            add_special_tokens=False,
-            split_special_tokens=not special,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        with READING:
+            done = tokenizer(
+                given,
+                add_special_tokens=False,
+                split_special_tokens=not special,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
         return list(done.encodings or [])
 
     if not texts:
