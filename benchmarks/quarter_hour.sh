@@ -49,6 +49,6 @@ results=$(python3 -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))[
 tar -cJf "$out/results.tar.xz" "$results"
 tar -cJf "$out/answers.tar.xz" --ignore-failed-read "$folder"/build/answers "$folder"/build/models/reference/answers.jsonl "$folder"/beside/*/build/answers
 tar -cJf "$out/figures.tar.xz" --ignore-failed-read --exclude='*.safetensors' --exclude=tokenizer.json "$folder"/params.yaml "$folder"/state.json \
-    "$folder"/build/{evaluation,ablation,speed,sweeps} "$folder"/build/data/*.json "$folder"/build/models "$folder"/beside/*/build/{evaluation,sweeps,speed}
+    "$folder"/build/{selection,evaluation,ablation,speed,sweeps} "$folder"/build/data/*.json "$folder"/build/models "$folder"/beside/*/build/{evaluation,sweeps,speed}
 ls -l "$out"
 exit "$status"

@@ -124,9 +124,12 @@ def prepared(folder: Path, **base: Any) -> Path:
         "reference": {"init": "checkpoint", "checkpoint": "ar", "training": {**few, "steps": 2}},
         "sft": {"training": few},
         "r2ft": {"training": {**few, "steps": 2}},
-        "decode": {"seeds": [0], "steps": 4, "gen_length": 16},
-        "decoding": {"semi_ar": {"block_length": 8}},
-        "ablation": {"blocks": [8], "kernels": [5], "more_steps": [8], "long_steps": 8},
+        "decode": {"seeds": [0], "steps": [4], "gen_length": 16},
+        "decoding": {
+            "semi_ar": {"block_length": 8},
+            "conv": {"rule": "top_k", "top_k": 5, "kernel_size": 33, "gain": "tanh"},
+        },
+        "ablation": {"steps": 8},
         "sweeps": {"steps": [4], "size_steps": [4], "blocks": [8], "kernels": [5]},
     }
     merge(params, changes)

@@ -85,13 +85,14 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     assert {f"decode@{cell}" for cell in found["decoding"]} == {name for name in cells if name.startswith("decode@")}
     fewer = json.loads((tmp_path / "results/fewer.json").read_text())
     shown = [f"evaluate@{row['checkpoint']}-{row['decoder']}" for row in fewer]
-    assert shown == [name for name in cells if name.startswith("evaluate@")]
+    assert shown == [name for name in cells if name.startswith("evaluate@") for _ in TINY["decode"]["steps"]]
     assert {row["n"] for row in fewer} == {3 * 2}
     looks = json.loads((tmp_path / "results/long.json").read_text())
     assert [row["checkpoint"] for row in looks] == [f"r2ft, {steps} steps" for steps in range(4)]
     rows = json.loads((tmp_path / "results/variants.json").read_text())
-    cells = [(row["checkpoint"], row["decoder"]) for row in rows]
-    assert cells == [(label, "top_k") for label in ("sft", "sft, answer_only", "sft, crops")]
+    cells = [(row["checkpoint"], row["decoder"], row["steps"]) for row in rows]
+    labels = ("sft", "sft, answer_only", "sft, crops")
+    assert cells == [(label, "top_k", steps) for label in labels for steps in TINY["decode"]["steps"]]
     params = yaml.safe_load((tmp_path / "results/params.yaml").read_text())
     assert found["trained"]["sft"]["step"] == params["sft"]["training"]["steps"] + params["r2ft"]["training"]["steps"]
     assert (tmp_path / "results/report.html").is_file() and (tmp_path / "results/infill/table.md").is_file()

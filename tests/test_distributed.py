@@ -32,8 +32,10 @@ TINY: dict[str, Any] = {
     "sft": {"training": FEW},
     "negatives": {"examples": 30},
     "r2ft": {"training": {**FEW, "learning_rate": 1.0e-3}},
-    "decode": {"seeds": [0, 1], "steps": 4, "gen_length": 64, "batch_size": 2},
-    "ablation": {"prompts": 3, "blocks": [32], "kernels": [9], "more_steps": [], "long_prompts": 2, "long_steps": 8},
+    "decode": {"seeds": [0, 1], "steps": [4], "gen_length": 64, "batch_size": 2},
+    "decoding": {"conv": {"rule": "top_k", "kernel_size": [9, 33], "gain": "tanh"}},
+    "select": {"prompts": 3},
+    "ablation": {"prompts": 2, "steps": 8},
     "evaluate": {"bootstrap_samples": 20},
 }
 
@@ -44,7 +46,7 @@ FSDP = yaml.safe_load((ROOT / "profiles/launch/fsdp-8.yaml").read_text())["fsdp_
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline of one process, up to a decoded cell."""
+    """A pipeline of one process, up to a cell that is decoded with chosen settings."""
     made = tmp_path_factory.mktemp("pipeline")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     merge(params, TINY)
@@ -53,6 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stage(name, folder=made)
     stage("sft", "--variant", "sft_answer", folder=made)
     stage("r2ft", folder=made)
+    stage("selection", "--decoder", "conv", "--checkpoints", "r2ft", folder=made)
     stage("decode", "--checkpoint", "r2ft", "--decoder", "conv", folder=made)
     return made
 
@@ -126,6 +129,15 @@ def test_decoding_by_two_processes_gives_the_same_file(folder: Path, tmp_path: P
     answers = Path("build/answers/r2ft-conv.jsonl")
     assert (other / answers).read_bytes() == (folder / answers).read_bytes()
     assert not list((other / ".cache/decoding").rglob("*.jsonl"))  # each process's parts are of no more use
+
+
+def test_choosing_by_two_processes_gives_the_same_files(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "chosen"
+    shutil.copytree(folder, other)
+    shutil.rmtree(other / "build/selection")
+    by_two(other, str(ROOT / "stages/selection.py"), "--decoder", "conv", "--checkpoints", "r2ft")
+    for name in ("conv.json", "conv-grid.json"):
+        assert (other / "build/selection" / name).read_bytes() == (folder / "build/selection" / name).read_bytes()
 
 
 def test_what_two_processes_had_finished_is_not_decoded_again(folder: Path, tmp_path: Path) -> None:

@@ -39,15 +39,16 @@ def where_it_went(told: str) -> dict[str, int]:
 def test_the_run_says_where_its_time_went(workspace: Workspace) -> None:
     """A line a stage with its cells and seconds."""
     found = where_it_went(workspace.told)
-    cells = {name: found[name] for name in ("prepare", "sft", "decode", "evaluate", "ablation", "report")}
-    assert cells == {"prepare": 1, "sft": 2, "decode": 10, "evaluate": 11, "ablation": 2, "report": 1}
+    cells = {name: found[name] for name in ("prepare", "sft", "select", "decode", "evaluate", "ablation", "report")}
+    assert cells == {"prepare": 1, "sft": 2, "select": 5, "decode": 10, "evaluate": 11, "ablation": 2, "report": 1}
 
 
 def test_everything_is_there(workspace: Workspace) -> None:
     rows = json.loads((workspace.folder / "results/table.json").read_text())
-    cells = {(row["checkpoint"], row["decoder"]) for row in rows}
+    cells = [(row["checkpoint"], row["decoder"], row["steps"]) for row in rows]
     decoders = workspace.params["report"]["decoders"]
-    assert cells == {("reference", "nucleus")} | {(c, d) for c in ("sft", "r2ft") for d in decoders}
+    expected = {(c, d, s) for c in ("sft", "r2ft") for d in decoders for s in (4, 8)}
+    assert len(cells) == len(set(cells)) and set(cells) == {("reference", "nucleus", None)} | expected
     for row in rows:
         assert row["n"] == 8
         assert row["slot_error_rate"] is not None
@@ -56,11 +57,28 @@ def test_everything_is_there(workspace: Workspace) -> None:
     assert list((workspace.folder / "results/figures").glob("*.png"))
 
 
+def test_what_was_chosen_is_what_decodes(workspace: Workspace) -> None:
+    """By the grid's own numbers, for each number of steps; the table says so; without lists nothing is chosen."""
+    rows = json.loads((workspace.folder / "results/table.json").read_text())
+    for decoder, candidates in (("top_k", [{"top_k": 5}, {"top_k": 1}]), ("categorical", [{}])):
+        folder = workspace.folder / "build" / "selection"
+        grid = json.loads((folder / f"{decoder}-grid.json").read_text())
+        assert len(grid) == (2 * 2 if len(candidates) > 1 else 0)
+        for choice in json.loads((folder / f"{decoder}.json").read_text()):
+            tried = [r for r in grid if r["steps"] == choice["steps"]] or [{"candidate": {}, "quality": None}]
+            assert [r["candidate"] for r in tried] == candidates
+            assert choice["options"] == max(tried, key=lambda r: r["quality"])["candidate"]
+            shown = {r["setting"] for r in rows if (r["decoder"], r["steps"]) == (decoder, choice["steps"])}
+            assert shown == {f"top_k {choice['options']['top_k']}" if choice["options"] else ""}
+    assert "**" in (workspace.folder / "results/selection.md").read_text()
+
+
 def test_nothing_left_to_do(workspace: Workspace) -> None:
     assert workspace.stale() == set()
 
 
 CELLS = [f"{c}-{d}" for c in ("sft", "r2ft") for d in ("categorical", "top_k", "low_confidence", "semi_ar", "conv")]
+SELECTS = {f"select@{name}" for name in ("categorical", "top_k", "low_confidence", "semi_ar", "conv")}
 DECODES = {f"decode@{cell}" for cell in CELLS}
 EVALUATES = {*(f"evaluate@{cell}" for cell in CELLS), "evaluate_reference"}
 ABLATIONS = {"ablation@sft", "ablation@r2ft"}
@@ -76,12 +94,13 @@ ABLATIONS = {"ablation@sft", "ablation@r2ft"}
         ("r2ft.training.steps", 3, {"r2ft", "sft@sft"}),
         ("r2ft.gamma", 0.2, {"r2ft"}),
         ("negatives.g_max", 3, {"negatives"}),
-        ("decoding.conv.kernel_size", 65, {"decode@sft-conv", "decode@r2ft-conv", *ABLATIONS}),
-        ("decoding.top_k.top_k", 7, {"decode@sft-top_k", "decode@r2ft-top_k"}),
+        ("decoding.conv.kernel_size", 65, {"select@conv", "decode@sft-conv", "decode@r2ft-conv", *ABLATIONS}),
+        ("decoding.top_k.top_k", 7, {"select@top_k", "decode@sft-top_k", "decode@r2ft-top_k"}),
         ("decoding.remdm.eta", 0.05, set()),
-        ("decode.seeds", [5], {*DECODES, *ABLATIONS, "reference"}),
-        ("decode.steps", 8, {*DECODES, *EVALUATES, *ABLATIONS}),
-        ("evaluate.bootstrap_samples", 60, {*EVALUATES, *ABLATIONS}),
+        ("decode.seeds", [5], {*SELECTS, *DECODES, *ABLATIONS, "reference"}),
+        ("decode.steps", [8], {*SELECTS, *DECODES, *EVALUATES, *ABLATIONS}),
+        ("select.prompts", 3, SELECTS),
+        ("evaluate.bootstrap_samples", 60, {*SELECTS, *EVALUATES, *ABLATIONS}),
         ("evaluate.judge.concurrency", 2, EVALUATES),
         ("ablation.prompts", 3, ABLATIONS),
         ("sweeps.prompts", 3, set()),
@@ -110,13 +129,17 @@ def test_a_number_makes_exactly_its_stages_stale(
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("src/dlm/decoding/commit.py", {*DECODES, *ABLATIONS}),
+        ("src/dlm/decoding/commit.py", {*SELECTS, *DECODES, *ABLATIONS}),
+        ("src/dlm/evaluation/selection.py", {*SELECTS, *DECODES, *ABLATIONS, "report"}),
         ("src/dlm/training/objectives.py", {"base", "sft@sft", "sft@sft_answer", "r2ft"}),
         ("src/dlm/diffusion/corruption.py", {"negatives"}),
-        ("src/dlm/evaluation/metrics.py", {*EVALUATES, *ABLATIONS}),
+        ("src/dlm/evaluation/metrics.py", {*SELECTS, *EVALUATES, *ABLATIONS}),
         ("src/dlm/analysis/claims.py", {"report"}),
         ("src/dlm/tracking.py", set()),
-        ("build/data/eval.parquet", {"prepare", "reference", *DECODES, *EVALUATES, *ABLATIONS, "report"}),
+        (
+            "build/data/eval.parquet",
+            {"prepare", "reference", *SELECTS, *DECODES, *EVALUATES, *ABLATIONS, "report"},
+        ),
     ],
 )
 def test_an_edit_makes_exactly_its_stages_stale(workspace: Workspace, file: str, expected: set[str]) -> None:
@@ -133,7 +156,8 @@ def test_runs_are_tracked_as_children_of_one_parent(workspace: Workspace) -> Non
     runs = workspace.runs()
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
-    assert {"prepare", "sft@sft", "r2ft", "decode@r2ft-conv", "report"} <= {run.info.run_name for run in children}
+    names = {run.info.run_name for run in children}
+    assert {"prepare", "sft@sft", "r2ft", "select@categorical", "decode@r2ft-conv", "report"} <= names
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -204,9 +228,10 @@ def test_an_endpoint_judges_a_cell(workspace: Workspace, tmp_path: Path, monkeyp
         workspace.run("python", "stages/evaluate.py", *paths, "--checkpoint", "reference", "--decoder", "nucleus")
     finally:
         server.close()
-    found = json.loads((build / "evaluation" / "sft-conv.json").read_text())
-    assert 25 <= found["win_rate"] <= 75 and found["grade"] == 3.5 and found["judge_failed"] == 1 / 16
-    reference = json.loads((build / "evaluation" / "reference-nucleus.json").read_text())
+    few, many = json.loads((build / "evaluation" / "sft-conv.json").read_text())
+    for found, failed in ((few, 1), (many, 0)):  # of 8 answers' verdicts and grades
+        assert 25 <= found["win_rate"] <= 75 and found["grade"] == 3.5 and found["judge_failed"] == failed / 16
+    (reference,) = json.loads((build / "evaluation" / "reference-nucleus.json").read_text())
     assert (reference["win_rate"], reference["grade"], reference["judge_failed"]) == (None, 3.5, 0)
     runs = [run for run in workspace.runs() if run.data.metrics.get("judge_requests", 0) > 0]
     assert sorted(run.info.run_name for run in runs) == ["evaluate@reference-nucleus", "evaluate@sft-conv"]
@@ -248,7 +273,8 @@ def test_backfill_after_a_pull(workspace: Workspace) -> None:
 def test_dvc_lists_metrics_and_plots(workspace: Workspace) -> None:
     shown = workspace.loaded("dvc", "metrics", "show", "--json")
     (found,) = [entry["data"] for entry in shown[""]["data"].values()]
-    assert {"well_formed", "slot_error_rate", "length", "nfe"} == set(found["r2ft"]["conv"])
+    assert {"S4", "S8"} <= set(found["r2ft"]["conv"]) <= {"S4", "S8", "area"}
+    assert {"quality", "well_formed", "slot_error_rate", "length", "nfe"} == set(found["r2ft"]["conv"]["S8"])
     plots = workspace.run("dvc", "plots", "show", "--json").stdout
     for title in ("mean log p of the two sides", "mean log-prior of a sampled token", "SFT, held-out loss"):
         assert title in plots
@@ -280,7 +306,7 @@ def test_sweeps(workspace: Workspace) -> None:
     fluency = json.loads((workspace.folder / "results/fluency/table.json").read_text())
     assert [row["answers"] for row in fluency["rows"]] == ["real answers", "reference-nucleus", *CELLS]
     assert min(row["perplexity"] for row in fluency["rows"]) == fluency["rows"][0]["perplexity"]  # nobody has learnt
-    cell = json.loads((workspace.folder / "build/evaluation/sft-conv.json").read_text())
+    _, cell = json.loads((workspace.folder / "build/evaluation/sft-conv.json").read_text())  # of the judged budget
     shown = next(row for row in fluency["rows"] if row["answers"] == "sft-conv")
     assert shown["reference_perplexity"] == cell["perplexity"]
     assert [row["answers"] for row in fluency["samples"][:4]] == ["real answers"] * 2 + ["reference-nucleus"] * 2

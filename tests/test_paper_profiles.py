@@ -48,16 +48,10 @@ SMALL = {
     "sft": {"training": FEW},
     "r2ft": {"training": FEW},
     "negatives": {"z_min": 4, "z_max": 8},
-    "decode": {"steps": 4, "gen_length": 64},
-    "decoding": {"semi_ar": {"block_length": 32}, "conv": {"kernel_size": 33}},
-    "ablation": {
-        "prompts": 2,
-        "blocks": [32],
-        "kernels": [9],
-        "more_steps": [8],
-        "long_prompts": 2,
-        "long_steps": 8,
-    },
+    "decode": {"steps": [4, 8], "gen_length": 64},
+    "decoding": {"semi_ar": {"block_length": [32, 16]}, "conv": {"kernel_size": [33, 9]}},
+    "select": {"prompts": 2},
+    "ablation": {"prompts": 2, "steps": 8},
     # The judge has the layout of the small profile's reference, random like all weights here.
     "evaluate": {"bootstrap_samples": 50, "judge": {"kind": "local", "model": "judge"}},
 }
@@ -84,18 +78,25 @@ def whole_pipeline(profile: str, changes: dict[str, Any]) -> None:
     stage("sft", "--variant", "sft_answer")
     stage("negatives")
     stage("r2ft")
+    for decoder in params["report"]["decoders"]:
+        stage("selection", "--decoder", decoder, "--checkpoints", "sft")
     cells = [(checkpoint, decoder) for checkpoint in ("sft", "r2ft") for decoder in params["report"]["decoders"]]
     for checkpoint, decoder in cells:
         stage("decode", "--checkpoint", checkpoint, "--decoder", decoder)
         answers = list(read_jsonl(Path(f"build/answers/{checkpoint}-{decoder}.jsonl")))
-        assert len(answers) == 3 and all(len(answer["commit_step"]) == 64 for answer in answers)
+        assert [answer["steps"] for answer in answers] == [4] * 3 + [8] * 3
+        assert all(len(answer["commit_step"]) == 64 for answer in answers)
         stage("evaluate", "--checkpoint", checkpoint, "--decoder", decoder)
     stage("evaluate", "--checkpoint", "reference", "--decoder", "nucleus")
     for checkpoint in ("sft", "r2ft"):
         stage("ablation", "--checkpoint", checkpoint)
     stage("report")
     table = read_json(f"results/{profile}/table.json")
-    assert {(row["checkpoint"], row["decoder"]) for row in table} >= set(cells)
+    rows = [(row["checkpoint"], row["decoder"], row["steps"]) for row in table if row["steps"] is not None]
+    assert sorted(rows) == sorted((*cell, steps) for cell in cells for steps in (4, 8))
+    # What is not for choice but for claim 3: the sizes of blocks and kernels.
+    grid = {decoder: read_json(f"build/selection/{decoder}-grid.json") for decoder in params["report"]["decoders"]}
+    assert {decoder for decoder, found in grid.items() if found} == {"semi_ar", "conv"}
     rates = {row["checkpoint"]: row["win_rate"] for row in table}
     assert rates["reference"] is None
     assert 0 < rates["sft"] < 100  # a random judge

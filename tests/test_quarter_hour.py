@@ -39,9 +39,14 @@ TINY: dict[str, Any] = {
     "sft": {"training": FEW},
     "negatives": {"examples": 8, "z_min": 8, "z_max": 12},
     "r2ft": {"training": FEW},
-    "decode": {"steps": 4, "gen_length": 16, "batch_size": 8},
-    "decoding": {"semi_ar": {"block_length": 8}, "conv": {"kernel_size": 5}, "conv_low_confidence": {"kernel_size": 5}},
-    "ablation": {"prompts": 2, "blocks": [8], "kernels": [5], "more_steps": [8], "long_prompts": 2, "long_steps": 8},
+    "decode": {"steps": [4], "gen_length": 16, "batch_size": 8},
+    "decoding": {
+        "semi_ar": {"block_length": 8},
+        "conv": {"kernel_size": [5, 3]},
+        "conv_low_confidence": {"kernel_size": 5},
+    },
+    "select": {"prompts": 2},
+    "ablation": {"prompts": 2, "steps": 8},
     "sweeps": {
         "prompts": 2,
         "steps": [4],
@@ -124,7 +129,8 @@ def test_a_rehearsal(tmp_path: Path) -> None:
     figures = packed(out / "figures.tar.xz")
     expected = ["params.yaml", "state.json", "build/models/base/curve.json", "build/evaluation/reference-nucleus.json"]
     expected += [f"build/{kind}/{cell}.json" for kind in ("evaluation", "speed") for cell in cells]
-    expected += ["build/ablation/sft.json", "beside/looks/build/sweeps/rejection-default.json"]
+    expected += ["build/ablation/sft.json", "build/selection/conv.json", "build/selection/conv-grid.json"]
+    expected += ["beside/looks/build/sweeps/rejection-default.json"]
     assert {f"{folder}/{name}" for name in expected} <= figures
     assert not any(name.endswith((".safetensors", "tokenizer.json")) for name in figures)
 

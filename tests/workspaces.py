@@ -19,7 +19,7 @@ from scripts import ROOT, stage
 from dlm.profiles import merge
 
 TINY = {
-    "data": {"valid_size": 8, "eval_size": 4, "builtin": {"train_size": 60}},
+    "data": {"valid_size": 8, "eval_size": 4, "max_dropped": 0.9, "builtin": {"train_size": 60}},
     "tokenizer": {"source": "train", "vocab_size": 700},
     "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16},
     "base": {"init": "pretrain", "rows": "text", "training": {"steps": 2, "batch_size": 4}},
@@ -31,8 +31,8 @@ TINY = {
     "decoding": {
         "top_k": {"top_k": [5, 1]},
         "low_confidence": {"confidence": "probability", "temperature": 0.0},
-        "semi_ar": {"rule": "top_k", "block_length": 32},
-        "conv": {"rule": "top_k", "kernel_size": [9, 33]},
+        "semi_ar": {"rule": "top_k", "variant": "stride", "block_length": 32},
+        "conv": {"rule": "top_k", "kernel_size": [9, 33], "gain": "tanh"},
     },
     "select": {"prompts": 2},
     "ablation": {"prompts": 2, "steps": 8},
@@ -124,7 +124,7 @@ STAGES = [
     ("sft", "--variant", "sft_answer"),
     ("negatives",),
     ("r2ft",),
-    *(("selection", "--decoder", name, "--checkpoints", "sft", "r2ft") for name in ("top_k", "conv", "semi_ar")),
+    *(("selection", "--decoder", name, "--checkpoints", "sft") for name in ("top_k", "conv", "semi_ar")),
     *(("decode", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
     *(("evaluate", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
     ("evaluate", "--checkpoint", "reference", "--decoder", "nucleus"),
@@ -134,7 +134,7 @@ STAGES = [
 
 
 class Small(Workspace):
-    """The shipped checkpoints, whose metrics differ between settings; one decoder on the axes.
+    """The shipped checkpoints, whose metrics differ between settings; one decoder on the axes, nothing to choose.
 
     R2FT, decoding and evaluation are long enough to be met at work.
     """
@@ -147,6 +147,7 @@ class Small(Workspace):
             "reference": {"training": {"steps": 1}},
             "r2ft": {"training": {"steps": 20, "save_every": 5, "eval_every": 10}},
             "decode": {"seeds": list(range(4)), "steps": [16], "gen_length": 128},
+            "decoding": {"top_k": {"top_k": 5}, "conv": {"kernel_size": 33}},
             "evaluate": {"bootstrap_samples": 5000},
             "report": {"decoders": ["top_k"]},
         }
@@ -154,9 +155,12 @@ class Small(Workspace):
         self.write(self.params)
         dvc = (folder / "dvc.yaml").read_text()
         axes = "decoder: [categorical, top_k, low_confidence, semi_ar, conv]"
-        assert dvc.count(axes) == 2
-        others = r" +- build/(answers|evaluation)/\w+-(categorical|low_confidence|semi_ar|conv)\.jsonl?\n"
-        (folder / "dvc.yaml").write_text(re.sub(others, "", dvc.replace(axes, "decoder: [top_k]")))
+        assert dvc.count(axes) == 3
+        # The first axis is select's: the ablation reads the choices for semi_ar and conv.
+        dvc = dvc.replace(axes, "decoder: [top_k, semi_ar, conv]", 1).replace(axes, "decoder: [top_k]")
+        cells = r"build/(answers|evaluation)/\w+-(categorical|low_confidence|semi_ar|conv)\.jsonl?"
+        choices = r"build/selection/(categorical|low_confidence)(-grid)?\.json"
+        (folder / "dvc.yaml").write_text(re.sub(rf" +- ({cells}|{choices})\n", "", dvc))
 
     def make(self) -> None:
         """Every stage in this process, with DVC's and git's commit; the same to the bit as `dvc repro` here."""

@@ -52,5 +52,8 @@ def _log(run: Run, out: Path) -> None:
         found = read_json(out)
         if isinstance(found, dict):
             run.metrics({key: value for key, value in found.items() if isinstance(value, int | float)})
+        elif out.parent.name == "evaluation":
+            for row in found:
+                run.metrics({key: value for key, value in row.items() if isinstance(value, int | float)}, row["steps"])
         elif found and isinstance(found[0], dict):
             run.table(out.stem, found)
