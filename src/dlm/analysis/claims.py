@@ -77,6 +77,8 @@ def judge_claims(rows: Sequence[Row], grid: Sequence[Row], ablation: Sequence[Ro
     for other in dict.fromkeys(row["steps"] for row in rows if row["steps"] not in (None, steps)):
         beside = at_budget(rows, other)
         for claim in few_steps(beside), r2ft_and_decoder(beside), block_and_kernel(grid, other), rescue(beside):
+            if claim.verdict == "not tested":
+                continue
             told = f"Beside it, at S = {other} ({claim.verdict}): {' '.join(claim.evidence.splitlines())}"
             place = claim.number - 1
             claims[place] = replace(claims[place], evidence=f"{claims[place].evidence}\n{told}")

@@ -56,7 +56,7 @@ SMALL = (
     PaperTable(
         "Table 1",
         "AlpacaEval, MDLM with 170 million parameters, 1,024 tokens in 128 steps, block and kernel 256, top-k 20. Win "
-        "rates against GPT-2 fine-tuned on the same data, by the judgement of gpt-4-turbo.",
+        "rates against GPT-2 fine-tuned on the same data, by the judgement of gpt-4-turbo. Ours are with EOS-fill.",
         ("model", "decoder", "EOS-fill"),
         WIN_RATES,
         RATES,
@@ -68,8 +68,8 @@ SMALL = (
             Line(("MDLM, SFT", "LLADA (semi-AR 512)", "no"), (14.54, 10.65), ("sft", "low_confidence")),
             Line(("MDLM, R2FT", "LLADA", "no"), (37.47, 34.25), ("r2ft", "low_confidence")),
             Line(("MDLM, R2FT", "categorical", "no"), (23.31, 21.48), ("r2ft", "categorical")),
-            Line(("MDLM, R2FT", "top-k", "no"), (40.72, 40.24), ("r2ft", "top_k")),
-            Line(("MDLM, R2FT", "top-k", "yes"), (41.17, 40.98)),
+            Line(("MDLM, R2FT", "top-k", "no"), (40.72, 40.24)),
+            Line(("MDLM, R2FT", "top-k", "yes"), (41.17, 40.98), ("r2ft", "top_k")),
             Line(("MDLM, R2FT", "top-k + semi-AR", "yes"), (42.31, 41.91), ("r2ft", "semi_ar")),
             Line(("MDLM, SFT", "top-k + Conv", "yes"), (46.32, 42.19), ("sft", "conv")),
             Line(("MDLM, R2FT", "top-k + Conv", "yes"), (46.92, 45.92), ("r2ft", "conv")),
