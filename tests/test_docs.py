@@ -252,7 +252,7 @@ def test_every_command_is_run_or_listed() -> None:
 
 
 # First lines of blocks without a language that hold no command.
-OTHER = (" prepare ──► base", '{"instruction": ', "step 5/16 · NFE 5")
+OTHER = (" prepare ──► base", "Travel north from", '{"instruction": ', "step 5/16 · NFE 5")
 
 
 def test_every_other_block_is_known() -> None:
