@@ -57,6 +57,7 @@ SMALLER = {
     "make profile NAME=paper-large && make repro": "make profile NAME=paper-large",
     "make profile NAME=english && make repro": "make profile NAME=english",
     "make profile NAME=lists && make repro": "make profile NAME=lists",
+    "make profile NAME=plain-base && make repro": "make profile NAME=plain-base",
     "make profile NAME=mine && make repro": "make profile NAME=mine",
 }
 MINUTES = "minutes; test_end_to_end.py runs it on a tiny model"
@@ -567,6 +568,7 @@ def test_the_worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 MADE = (
     "ablation/",
+    "selection/",
     "answers/",
     "evaluation/",
     "negatives/",
