@@ -85,7 +85,9 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     assert {f"decode@{cell}" for cell in found["decoding"]} == {name for name in cells if name.startswith("decode@")}
     fewer = json.loads((tmp_path / "results/fewer.json").read_text())
     shown = [f"evaluate@{row['checkpoint']}-{row['decoder']}" for row in fewer]
-    assert shown == [name for name in cells if name.startswith("evaluate@") for _ in TINY["decode"]["steps"]]
+    evaluated = [name for name in cells if name.startswith("evaluate@")]
+    by_checkpoint = [[name for name in evaluated if f"@{checkpoint}-" in name] for checkpoint in ("sft", "r2ft")]
+    assert shown == [name for names in by_checkpoint for _ in TINY["decode"]["steps"] for name in names]
     assert {row["n"] for row in fewer} == {3 * 2}
     looks = json.loads((tmp_path / "results/long.json").read_text())
     assert [row["checkpoint"] for row in looks] == [f"r2ft, {steps} steps" for steps in range(4)]
