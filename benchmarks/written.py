@@ -15,6 +15,7 @@ from common import Arguments, command_line, grid, write
 
 from dlm.data.splits import most_frequent, read_split
 from dlm.errors import run_script
+from dlm.evaluation.budgets import at_budget
 from dlm.evaluation.distance import binned, one_hot, written_kinds
 from dlm.files import read_json, read_jsonl
 from dlm.params import load_params
@@ -49,7 +50,7 @@ def main() -> None:
     found = {"real": shares([row["id"] for row in real], [row["answer_ids"] for row in real])} if real else {}
     paths = [build / "models" / "reference" / "answers.jsonl", *sorted((build / "answers").glob("*.jsonl"))]
     for path in filter(Path.is_file, paths):
-        answers = [a for a in read_jsonl(path) if a.get("steps") in (None, params.decode.judged_steps)]
+        answers = at_budget(read_jsonl(path), params.decode.judged_steps)
         name = "reference" if path == paths[0] else path.stem
         found[name] = shares([a["id"] for a in answers], [a["tokens"] for a in answers])
     write(

@@ -8,6 +8,7 @@ from dlm import cli
 from dlm.api import DiffusionLM
 from dlm.data.splits import most_frequent, read_split
 from dlm.errors import run_script
+from dlm.evaluation.budgets import at_budget
 from dlm.evaluation.distance import (
     KINDS,
     binned,
@@ -44,7 +45,7 @@ def main() -> None:
         decoders = {}
         for decoder in params.report.decoders:
             answers = read_jsonl(build / "answers" / f"{checkpoint}-{decoder}.jsonl")
-            answers = [answer for answer in answers if answer["steps"] == params.decode.judged_steps]
+            answers = at_budget(answers, params.decode.judged_steps)
             decoders[decoder] = written([a["id"] for a in answers], [a["tokens"] for a in answers])
         result = {
             "checkpoint": checkpoint,

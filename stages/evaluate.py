@@ -5,7 +5,7 @@ from typing import Any
 from dlm import cli
 from dlm.errors import run_script
 from dlm.evaluation.area import quality_area
-from dlm.evaluation.cell import check_complete, closeness, load_corpus, score_answers, summarise
+from dlm.evaluation.cell import check_complete, closeness, load_corpus, real_features, score_answers, summarise
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import add_grades, add_preferences, baseline_of, places, read_difficulty
 from dlm.files import read_jsonl, write_json
@@ -34,6 +34,7 @@ def main() -> None:
         budgets: dict[int | None, list[dict[str, Any]]] = {}
         for answer in read_jsonl(source):
             budgets.setdefault(answer.get("steps"), []).append(answer)  # the reference's have none
+        real = real_features(corpus, params.decode.batch_size)
         results, scored = [], {}
         for steps, answers in budgets.items():
             check_complete(answers, corpus, source)
@@ -48,7 +49,7 @@ def main() -> None:
                 "steps": steps,
                 "gen_length": params.decode.gen_length,
                 **summarise(rows, params.evaluate.bootstrap_samples, difficulty),
-                **closeness(answers, corpus, params.decode.batch_size, params.seed),
+                **closeness(answers, real, corpus, params.decode.batch_size, params.seed),
             }
             run.metrics(result, step=steps)
             results.append(result)

@@ -8,6 +8,7 @@ from dlm.analysis.sweeps import sweep_figures
 from dlm.analysis.weights import weights_data
 from dlm.data.splits import read_split
 from dlm.errors import run_script
+from dlm.evaluation.budgets import at_budget
 from dlm.evaluation.selection import chosen
 from dlm.files import read_json, read_jsonl, write_text
 from dlm.params import tracked
@@ -26,7 +27,7 @@ def main() -> None:
         answers = read_jsonl(build / "answers" / f"{CHECKPOINTS[-1]}-conv.jsonl")
         steps, prompt_length = params.decode.steps[0], len(shown["prompt_ids"])
         conv = params.decoder("conv", **chosen(build, params, "conv", steps))
-        answer = next(answer for answer in answers if (answer["id"], answer["steps"]) == (shown["id"], steps))
+        answer = next(answer for answer in at_budget(answers, steps) if answer["id"] == shown["id"])
         figures = sweep_figures(
             [row for c in CHECKPOINTS for row in read_json(sweeps / f"settings-{c}.json")],
             [read_json(sweeps / f"distance-{c}.json") for c in CHECKPOINTS],

@@ -17,6 +17,7 @@ from dlm.data.text import read_documents, read_rows, split_documents
 from dlm.data.tokenizer import encode, load_tokenizer
 from dlm.errors import run_script
 from dlm.evaluation.bootstrap import geometric_mean_with_ci
+from dlm.evaluation.budgets import at_budget
 from dlm.evaluation.ngram import NgramScorer
 from dlm.files import read_json, read_jsonl, write_table
 from dlm.params import Params, tracked
@@ -39,15 +40,12 @@ def main() -> None:
             cell: build / "answers" / f"{cell}.jsonl"
             for cell in map("-".join, itertools.product(CHECKPOINTS, params.report.decoders))
         }
-        steps = (None, params.decode.judged_steps)  # the reference's answers have none
-        answers = {"real answers": real} | {
-            cell: [answer for answer in read_jsonl(source) if answer.get("steps") in steps]
-            for cell, source in sources.items()
-        }
+        steps = params.decode.judged_steps
+        answers = {"real answers": real} | {c: at_budget(read_jsonl(source), steps) for c, source in sources.items()}
         values = {cell: perplexities(rows, examples, scorer) for cell, rows in answers.items()}
         rows = [summary(cell, answers[cell], values[cell], params) for cell in answers]
         for row, cell in zip(rows[1:], sources, strict=True):
-            found = next(r for r in read_json(build / "evaluation" / f"{cell}.json") if r["steps"] in steps)
+            [found] = at_budget(read_json(build / "evaluation" / f"{cell}.json"), steps)
             row |= {f"reference_{name}": found[name] for name in ("perplexity", "perplexity_ci")}
         pairs = [pair for row in rows[1:] if None not in (pair := (row["perplexity"], row["reference_perplexity"]))]
         table = {

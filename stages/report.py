@@ -11,6 +11,7 @@ from dlm.analysis.selection import selection_markdown
 from dlm.analysis.table import build_table, headline, long_runs, to_markdown
 from dlm.data.splits import read_split
 from dlm.errors import run_script
+from dlm.evaluation.budgets import at_budget
 from dlm.evaluation.selection import RULE, chosen
 from dlm.files import read_json, read_jsonl, write_json, write_text
 from dlm.params import tracked
@@ -44,10 +45,7 @@ def main() -> None:
         # A run within a time budget may have come without them (benchmarks/pipeline.py); DVC runs them first.
         ablation = [row for path in paths if path.is_file() for row in read_json(path)]
         curves = {name: read_json(build / "models" / name / "curve.json") for name in TRAINED}
-        answers = {
-            (c, d): [row for row in read_jsonl(build / "answers" / f"{c}-{d}.jsonl") if row["steps"] == judged]
-            for c, d in cells
-        }
+        answers = {(c, d): at_budget(read_jsonl(build / "answers" / f"{c}-{d}.jsonl"), judged) for c, d in cells}
         examples = read_split(build / "data", "eval", ["id", "instruction", "input", "output"])
         stats = read_json(build / "data" / "stats.json")
 

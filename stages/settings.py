@@ -7,6 +7,7 @@ from dlm import cli, processes
 from dlm.api import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import run_script
+from dlm.evaluation.budgets import at_budget
 from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import baseline_of
@@ -30,7 +31,7 @@ def main() -> None:
         corpus = load_corpus(build, params.data, params.evaluate)
         judge, _ = make_judges(params.evaluate.judge, params.data, params.seed)
         rivals = read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl")
-        baseline = baseline_of([answer for answer in rivals if answer["steps"] == params.decode.steps[0]])
+        baseline = baseline_of(at_budget(rivals, params.decode.steps[0]))
         lm = DiffusionLM.load(
             build / "models" / checkpoint, processes.device(), params.decode.precision, params.decode.compile
         )

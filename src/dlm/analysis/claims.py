@@ -24,7 +24,8 @@ from dlm.analysis.comparisons import (
     together,
 )
 from dlm.analysis.selection import sizes
-from dlm.analysis.table import COLUMNS, Row, at_budget, is_reference, quality_axes
+from dlm.analysis.table import COLUMNS, Row, is_reference, quality_axes
+from dlm.evaluation.budgets import at_budget
 
 Verdict = Literal["seen", "not seen", "mixed", "not tested"]
 Cells = dict[tuple[str, str], Row]

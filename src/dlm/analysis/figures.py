@@ -9,8 +9,9 @@ from dlm.analysis.curves import Curve, draw_losses, loss_data, r2ft_data
 from dlm.analysis.lines import draw_lines, line_of, metric_panel
 from dlm.analysis.panels import decoder_data, draw_decoders
 from dlm.analysis.selection import sizes
-from dlm.analysis.table import COLUMNS, Column, Row, at_budget, is_reference, over_passes, quality_axes
+from dlm.analysis.table import COLUMNS, Column, Row, is_reference, over_passes, quality_axes
 from dlm.analysis.unmasking import draw_unmasking, unmasking_data
+from dlm.evaluation.budgets import at_budget
 from dlm.files import atomic_directory, write_json
 
 # decoder -> (the option that is its size, its label)
@@ -57,22 +58,24 @@ def report_figures(
     """
     prompt = next(iter(answers.values()))[0]["id"]
     judged = at_budget(rows, steps)
-    size_lines = size_data(grid, quality_axes(grid))
+    passes = ReportFigure(
+        "passes",
+        "Quality over forward passes (the paper's Fig. 10)",
+        "Look for the uppermost line at each number of passes, every decoder with the settings that suit that budget; "
+        "the area in the table is what lies under a line.",
+        passes_data(rows),
+        draw_lines,
+    )
+    over_sizes = ReportFigure(
+        "sizes",
+        "Block length and kernel size (the paper's Figs. 4 and 8)",
+        "Look for what each line loses from right to left: the claim is that semi-AR loses much with short blocks, "
+        "and Conv little with small kernels.",
+        size_data(grid, quality_axes(grid)),
+        draw_lines,
+    )
     return [
-        *(
-            [
-                ReportFigure(
-                    "passes",
-                    "Quality over forward passes (the paper's Fig. 10)",
-                    "Look for the uppermost line at each number of passes, every decoder with the settings that suit "
-                    "that budget; the area in the table is what lies under a line.",
-                    passes_data(rows),
-                    draw_lines,
-                )
-            ]
-            if over_passes(rows)[0]
-            else []
-        ),
+        *([passes] if over_passes(rows)[0] else []),
         ReportFigure(
             "quality",
             f"Quality by decoder, S = {steps}",
@@ -89,20 +92,7 @@ def report_figures(
             decoder_data(judged, [COLUMNS[name] for name in ("repetition_4", "high_prior", "length")]),
             draw_decoders,
         ),
-        *(
-            [
-                ReportFigure(
-                    "sizes",
-                    "Block length and kernel size (the paper's Figs. 4 and 8)",
-                    "Look for what each line loses from right to left: the claim is that semi-AR loses much with short "
-                    "blocks, and Conv little with small kernels.",
-                    size_lines,
-                    draw_lines,
-                )
-            ]
-            if any(panel["lines"] for panel in size_lines["panels"])
-            else []
-        ),
+        *([over_sizes] if any(panel["lines"] for panel in over_sizes.data["panels"]) else []),
         ReportFigure(
             "r2ft",
             "R2FT on held-out data (the paper's Fig. 12)",

@@ -14,6 +14,7 @@ from dlm.analysis.claims import RULE, Claim, density_note
 from dlm.analysis.figures import ReportFigure
 from dlm.analysis.paper import TABLES, beside
 from dlm.analysis.selection import selection_rows
+from dlm.evaluation.budgets import at_budget
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "matplotlib", "mlflow", "dvc")
 Answers = Mapping[tuple[str, str], Sequence[dict[str, Any]]]
@@ -58,7 +59,7 @@ def render(
     environment.globals.update(
         number=table.number, interval=table.interval, is_best=table.is_best, name_of=table.name_of
     )
-    judged = [*table.at_budget(rows, setting["judged_steps"]), *table.speed_rows(ablation)]
+    judged = [*at_budget(rows, setting["judged_steps"]), *table.speed_rows(ablation)]
     return environment.get_template("report.html.j2").render(
         title=title,
         rows=rows,

@@ -1,9 +1,11 @@
 """The grid that decoders' settings were chosen from: every candidate with its quality, the chosen ones marked."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from dlm.analysis.table import COLUMNS, Row, number
+from dlm.evaluation.selection import choose
 
 QUALITY = COLUMNS["quality"]
 
@@ -13,22 +15,24 @@ def selection_rows(grid: Sequence[Row]) -> list[Row]:
 
     `quality` is the mean over the checkpoints, which chooses; `qualities` has each checkpoint's with its interval.
     """
-    places = dict.fromkeys((row["decoder"], row["steps"], _text(row["candidate"])) for row in grid)
     found = []
-    for decoder, steps, candidate in places:
-        rows = [r for r in grid if (r["decoder"], r["steps"], _text(r["candidate"])) == (decoder, steps, candidate)]
-        found.append(
+    for decoder, steps in dict.fromkeys((row["decoder"], row["steps"]) for row in grid):
+        tried: dict[str, list[Row]] = {}
+        for row in grid:
+            if (row["decoder"], row["steps"]) == (decoder, steps):
+                tried.setdefault(_text(row["candidate"]), []).append(row)
+        chosen = choose([rows[0]["candidate"] for rows in tried.values()], list(chain(*tried.values())), steps)
+        found += [
             {
                 "decoder": decoder,
                 "steps": steps,
                 "candidate": candidate,
                 "quality": sum(row["quality"] for row in rows) / len(rows),
                 "qualities": {row["checkpoint"]: _with_interval(row) for row in rows},
+                "chosen": rows[0]["candidate"] == chosen,
             }
-        )
-    for row in found:
-        rivals = [r for r in found if (r["decoder"], r["steps"]) == (row["decoder"], row["steps"])]
-        row["chosen"] = row is max(rivals, key=lambda rival: rival["quality"])  # of equals the first, as in `choose`
+            for candidate, rows in tried.items()
+        ]
     return found
 
 

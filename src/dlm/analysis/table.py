@@ -238,11 +238,6 @@ def is_reference(row: Row) -> bool:
     return bool(row["checkpoint"] == "reference")
 
 
-def at_budget(rows: Sequence[Row], steps: int) -> list[Row]:
-    """The rows with so many steps, and the reference's."""
-    return [row for row in rows if is_reference(row) or row["steps"] == steps]
-
-
 def quality_axes(rows: Sequence[Row]) -> tuple[Column, Column]:
     """The two axes of quality: the exact judge's, where every diffusion row has them; else what the prompt adds to an
     answer, and perplexity.

@@ -201,16 +201,23 @@ def summarise(
     return summary | win_rates(rows, difficulty) | {"judge_failed": judge_failed(rows)}
 
 
-def closeness(answers: Sequence[dict[str, Any]], corpus: Corpus, batch_size: int, seed: int) -> dict[str, Any]:
+def real_features(corpus: Corpus, batch_size: int) -> np.ndarray:
+    """response_features of the held-out records, which every budget of a cell is compared with."""
+    prompts, replies = ([row[name] for row in corpus.real] for name in ("prompt_ids", "answer_ids"))
+    return response_features(corpus.reference, prompts, replies, corpus.eos_id, batch_size)
+
+
+def closeness(
+    answers: Sequence[dict[str, Any]], real: np.ndarray, corpus: Corpus, batch_size: int, seed: int
+) -> dict[str, Any]:
     """MAUVE of the answers against the held-out records' (divergence.mauve), with its interval (jackknife).
 
     Args:
+        real: of real_features.
         seed: of the clustering.
     """
     asked = [corpus.examples[answer["id"]]["prompt_ids"] for answer in answers]
     ours = response_features(corpus.reference, asked, [a["tokens"] for a in answers], corpus.eos_id, batch_size)
-    prompts, replies = ([row[name] for row in corpus.real] for name in ("prompt_ids", "answer_ids"))
-    real = response_features(corpus.reference, prompts, replies, corpus.eos_id, batch_size)
     mine, theirs, count = buckets(ours, real, seed)
     spread = jackknife_ci([answer["id"] for answer in answers], lambda chosen: mauve(mine[chosen], theirs, count))
     return {"mauve": mauve(mine, theirs, count), "mauve_ci": list(spread) if spread else None}
