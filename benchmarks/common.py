@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 import torch
 import transformers
 
-from dlm.decoding.options import DecoderOptions, decoder_options
-from dlm.dialect import load_yaml
+from dlm.config.decoders import DecoderOptions, decoder_options
+from dlm.config.schema import require
+from dlm.config.yaml import load_yaml
 from dlm.errors import UserError
 from dlm.files import write_json, write_text
-from dlm.schema import require
 
 Spread = dict[str, float]  # median, low and high (the smallest and the largest) over the repeats
 

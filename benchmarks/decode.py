@@ -9,7 +9,7 @@ Three implementations of every (decoder, length) take turns, one repeat of each 
 Ratios are taken repeat by repeat. Times are of whole runs of --steps steps. Medians, smallest and largest are reported.
 A step's time is a run's over S, so that a cache that saves passes shows; the floor's share is that of NFE bare passes.
 
-Decoders are names of dlm.decoding.options, with options after a colon: conv conv:suffix=none,kernel_size=65.
+Decoders are names of dlm.config.decoders, with options after a colon: conv conv:suffix=none,kernel_size=65.
 A GPU's memory is its allocator's peak above the weights; a CPU's is measured in a child process for each setting
 (see benchmarks/memory.py; good to a few MiB), in the plain decoder's case with two steps, all of which need the same.
 
@@ -44,13 +44,13 @@ from plain import PlainDecoder, supports
 from subjects import DTYPES, MODELS, Subject, load_subject
 from table import to_markdown, write_figure
 
+from dlm.config.decoders import DecoderOptions
+from dlm.config.schema import require
+from dlm.decoding.decoder import make_decoder
 from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
-from dlm.decoding.options import DecoderOptions
-from dlm.decoding.presets import make_decoder
-from dlm.errors import run_script
 from dlm.models.compiled import MODES
-from dlm.schema import require
+from dlm.pipeline.start import run_script
 
 PLAIN_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 FORWARD_SECONDS = 0.5  # one repeat of the forward pass is so many passes as take about this long

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
+from dlm.decoding.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 from dlm.errors import UserError
-from dlm.models.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -79,7 +79,7 @@ def _reset_peak() -> None:
 
 
 def _trim() -> None:
-    """Give back what is free, now and from now on: the library asks glibc to keep it (dlm.models.memory)."""
+    """Give back what is free, now and from now on: the library asks glibc to keep it (dlm.decoding.memory)."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_TRIM_THRESHOLD, 2**18)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from common import Arguments
 
+from dlm.config.schema import require
 from dlm.data.text import pack, read_documents
 from dlm.data.tokenizer import load_tokenizer
-from dlm.errors import run_script
 from dlm.files import atomic_path
-from dlm.schema import require
+from dlm.pipeline.start import run_script
 
 
 def main() -> None:

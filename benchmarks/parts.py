@@ -16,8 +16,9 @@ from common import Arguments
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from dlm.errors import UserError, run_script
+from dlm.errors import UserError
 from dlm.files import atomic_directory
+from dlm.pipeline.start import run_script
 
 PART = 16_000_000  # bytes
 SCALE = ".scale"

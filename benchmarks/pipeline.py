@@ -35,12 +35,13 @@ from commands import Command, commands
 from common import Arguments, command_line, default_device, hardware, split_variant, value_of
 
 from dlm.analysis.table import build_table, to_markdown
-from dlm.dialect import dump_yaml, load_yaml
-from dlm.errors import UserError, run_script
+from dlm.config.params import parse_params
+from dlm.config.schema import require
+from dlm.config.yaml import dump_yaml, load_yaml
+from dlm.errors import UserError
 from dlm.files import read_json, write_json, write_text
-from dlm.params import parse_params
-from dlm.profiles import merge, render
-from dlm.schema import require
+from dlm.pipeline.profiles import merge, render
+from dlm.pipeline.start import run_script
 
 ROOT = Path(__file__).parents[1]
 SIDE_BY_SIDE = ("select", "decode", "evaluate", "ablation", "settings", "distance")  # with cells: none trains

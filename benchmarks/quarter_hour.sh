@@ -22,7 +22,7 @@ mkdir -p data/input
     if [ ! -d "$model" ]; then
         cat "$parts"/SmolLM2.gguf.* > data/input/SmolLM2.part || exit 2
         mv data/input/SmolLM2.part data/input/SmolLM2.gguf
-        python3 -m dlm.command convert data/input/SmolLM2.gguf "$model" --causal --dtype bfloat16 || exit 2
+        python3 -m dlm.cli convert data/input/SmolLM2.gguf "$model" --causal --dtype bfloat16 || exit 2
     fi
     for file in "$parts"/*; do
         name=$(basename "$file" .npy.xz)

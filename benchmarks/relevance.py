@@ -20,16 +20,17 @@ import torch
 from common import Arguments, check_device, command_line, default_device, grid, hardware, report, write
 from scipy.stats import rankdata
 
+from dlm.config.schema import require
 from dlm.data.records import Record
-from dlm.data.sources import read_records
 from dlm.data.template import TEMPLATES
 from dlm.data.tokenizer import encode
-from dlm.errors import UserError, run_script
+from dlm.errors import UserError
 from dlm.evaluation.bootstrap import bootstrap_ci
-from dlm.evaluation.perplexity import response_scores
-from dlm.evaluation.relevance import information, shared_frame
+from dlm.evaluation.scoring.perplexity import response_scores
+from dlm.evaluation.scoring.relevance import information, shared_frame
 from dlm.models.backbone import load_checkpoint
-from dlm.schema import require
+from dlm.pipeline.start import run_script
+from dlm.sources.readers import read_records
 
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 TEMPLATE = TEMPLATES["alpaca"]

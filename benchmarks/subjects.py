@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from dlm.decoding.denoiser import Denoiser
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
-from dlm.models.denoiser import Denoiser
 
 BUILTIN = Path(__file__).parents[1] / "data" / "base" / "mdlm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

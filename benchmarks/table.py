@@ -8,9 +8,9 @@ from typing import Any
 
 from common import beside, grid, numbers
 
-from dlm.analysis.canvas import INK, PALETTE, canvas
-from dlm.errors import run_script
+from dlm.analysis.style import INK, PALETTE, canvas
 from dlm.files import atomic_path, read_json, write_text
+from dlm.pipeline.start import run_script
 
 Row = dict[str, Any]
 HEADINGS = (

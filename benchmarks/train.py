@@ -50,16 +50,16 @@ from train_table import to_markdown
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from dlm.blocks import LoraParams, R2ftParams, TrainingParams
-from dlm.diffusion.corruption import Rule, continuation
-from dlm.errors import run_script
+from dlm.config.schema import require
+from dlm.config.training import LoraParams, R2ftParams, TrainingParams
 from dlm.models.adapters import new_adapter, unwrapped
 from dlm.models.compiled import compile_layers
 from dlm.models.precision import use_bf16
-from dlm.schema import require
-from dlm.training.batches import R2ftCollator, Row, SftCollator
+from dlm.negatives.corruption import Rule, continuation
+from dlm.pipeline.start import run_script
+from dlm.training.collators import R2ftCollator, Row, SftCollator
+from dlm.training.fit import StopAtNonFinite, training_arguments
 from dlm.training.objectives import DiffusionTrainer, R2ftTrainer
-from dlm.training.run import StopAtNonFinite, training_arguments
 from dlm.training.trainer import OursTrainer, release
 
 WARM_UP = 2  # steps before the clock starts, unless told otherwise; the first makes the optimizer's state

@@ -5,24 +5,24 @@ from typing import Any
 
 import torch
 
-from dlm import cli
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
-from dlm.errors import UserError, run_script
+from dlm.errors import UserError
 from dlm.files import content_hash
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, new_backbone
-from dlm.params import tracked
-from dlm.tracking import stage_run
-from dlm.training.batches import PackedCollator, SftCollator
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
+from dlm.training.collators import PackedCollator, SftCollator
+from dlm.training.fit import fit, save_trained, weights_hash
 from dlm.training.objectives import DiffusionTrainer
-from dlm.training.run import fit, save_trained, weights_hash
 
 
 def main() -> None:
-    arguments = cli.stage_arguments(__doc__).parse_args()
-    params = cli.stage_params(arguments)
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
     base, data = params.base, arguments.build / "data"
     out = arguments.build / "models" / "base"
     with stage_run("base", params=tracked(params, "seed", "model", "base")) as run:

@@ -7,23 +7,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dlm import cli, processes
-from dlm.api import DiffusionLM
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
-from dlm.errors import run_script
-from dlm.evaluation.answers import decode_prompts
-from dlm.evaluation.selection import chosen
+from dlm.decoding.answers import decode_prompts
+from dlm.decoding.budgets import chosen
+from dlm.decoding.lm import DiffusionLM
 from dlm.files import content_hash, write_json, write_jsonl
-from dlm.params import tracked
-from dlm.tracking import stage_run
+from dlm.pipeline import processes
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    parser = cli.stage_arguments(__doc__)
+    parser = stage_arguments(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a folder of build/models, e.g. sft or r2ft")
     parser.add_argument("--decoder", required=True, help="a block of params.yaml: decoding.<name>")
     arguments = parser.parse_args()
-    params = cli.stage_params(arguments)
+    params = start_stage(arguments)
     cell = f"{arguments.checkpoint}-{arguments.decoder}"
     out, parts = arguments.build / "answers" / f"{cell}.jsonl", Path(".cache/decoding") / cell
     with stage_run("decode", cell=cell, params=tracked(params, "decode", f"decoding.{arguments.decoder}")) as run:

@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from dlm import cli
-from dlm.api import DiffusionLM
+from dlm.config.params import Params, tracked
 from dlm.data.splits import most_frequent, read_split
-from dlm.errors import run_script
-from dlm.evaluation.budgets import at_budget
+from dlm.decoding.budgets import at_budget
+from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.distance import (
     KINDS,
     binned,
@@ -20,15 +19,15 @@ from dlm.evaluation.distance import (
     written_kinds,
 )
 from dlm.files import read_json, read_jsonl, write_json
-from dlm.params import Params, tracked
-from dlm.tracking import stage_run
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    parser = cli.stage_arguments(__doc__)
+    parser = stage_arguments(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a folder of build/models, e.g. sft or r2ft")
     arguments = parser.parse_args()
-    params = cli.stage_params(arguments)
+    params = start_stage(arguments)
     build, checkpoint = arguments.build, arguments.checkpoint
     with stage_run("distance", cell=checkpoint, params=tracked(params, "sweeps", "decode")) as run:
         lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)

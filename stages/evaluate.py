@@ -2,23 +2,22 @@
 
 from typing import Any
 
-from dlm import cli
-from dlm.errors import run_script
+from dlm.config.params import tracked
 from dlm.evaluation.area import quality_area
 from dlm.evaluation.cell import check_complete, closeness, load_corpus, real_features, score_answers, summarise
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import add_grades, add_preferences, baseline_of, places, read_difficulty
 from dlm.files import read_jsonl, write_json
-from dlm.params import tracked
-from dlm.tracking import stage_run
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    parser = cli.stage_arguments(__doc__)
+    parser = stage_arguments(__doc__)
     parser.add_argument("--checkpoint", required=True, help="as in decode; or reference, with --decoder nucleus")
     parser.add_argument("--decoder", required=True, help="as in decode")
     arguments = parser.parse_args()
-    params = cli.stage_params(arguments)
+    params = start_stage(arguments)
     build = arguments.build
     is_reference = arguments.checkpoint == "reference"
     cell = f"{arguments.checkpoint}-{arguments.decoder}"

@@ -2,24 +2,22 @@
 
 from pathlib import Path
 
-from dlm import cli
 from dlm.analysis.figures import ReportFigure, write_figures
 from dlm.analysis.sweeps import sweep_figures
 from dlm.analysis.weights import weights_data
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
-from dlm.errors import run_script
-from dlm.evaluation.budgets import at_budget
-from dlm.evaluation.selection import chosen
+from dlm.decoding.budgets import at_budget, chosen
 from dlm.files import read_json, read_jsonl, write_text
-from dlm.params import tracked
-from dlm.tracking import stage_run
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
 
 
 def main() -> None:
-    arguments = cli.stage_arguments(__doc__).parse_args()
-    params = cli.stage_params(arguments)
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
     build, sweeps = arguments.build, arguments.build / "sweeps"
     results = Path(params.report.results) / "sweeps"
     with stage_run("figures", params=tracked(params, "sweeps")) as run:

@@ -10,26 +10,25 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from dlm import cli
 from dlm.analysis.samples import as_text, good_and_bad
+from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
 from dlm.data.text import read_documents, read_rows, split_documents
 from dlm.data.tokenizer import encode, load_tokenizer
-from dlm.errors import run_script
+from dlm.decoding.budgets import at_budget
 from dlm.evaluation.bootstrap import geometric_mean_with_ci
-from dlm.evaluation.budgets import at_budget
 from dlm.evaluation.ngram import NgramScorer
 from dlm.files import read_json, read_jsonl, write_table
-from dlm.params import Params, tracked
-from dlm.tracking import stage_run
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
 REFERENCE = "reference-nucleus"
 
 
 def main() -> None:
-    arguments = cli.stage_arguments(__doc__).parse_args()
-    params = cli.stage_params(arguments)
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
     build = arguments.build
     with stage_run("fluency", params=tracked(params, "sweeps", "base")) as run:
         scorer, counted = make_scorer(params, build)

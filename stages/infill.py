@@ -5,25 +5,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dlm import cli
-from dlm.api import DiffusionLM
-from dlm.data.grammar import load_grammar
+from dlm.builtin.grammar import load_grammar
+from dlm.config.decoders import DecoderOptions
+from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
-from dlm.decoding.options import DecoderOptions
-from dlm.errors import UserError, run_script
+from dlm.decoding.lm import DiffusionLM
+from dlm.errors import UserError
 from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, score_gap, summarise
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import write_table
-from dlm.params import Params, tracked
-from dlm.tracking import stage_run
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
 COLUMNS = ["id", "prompt_ids", "answer_ids", "output", "meta"]
 
 
 def main() -> None:
-    arguments = cli.stage_arguments(__doc__).parse_args()
-    params = cli.stage_params(arguments)
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
     build = arguments.build
     if params.data.source != "builtin" or params.data.builtin.task != "gazetteer":
         raise UserError(

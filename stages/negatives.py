@@ -3,18 +3,17 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlm import cli
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
-from dlm.diffusion.negatives import draw_negatives, make_rule
-from dlm.errors import run_script
 from dlm.files import atomic_path, read_json
-from dlm.params import tracked
-from dlm.tracking import stage_run
+from dlm.negatives.draw import draw_negatives, make_rule
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    arguments = cli.stage_arguments(__doc__).parse_args()
-    params = cli.stage_params(arguments)
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
     data = arguments.build / "data"
     rule = make_rule(params.negatives, read_json(data / "vocabulary.json"), params.evaluate.high_prior_tokens)
     with stage_run("negatives", params=tracked(params, "seed", "negatives")) as run:

@@ -1,17 +1,16 @@
 """Source -> cleaned, templated, tokenised splits, tokenizer and statistics under build/data."""
 
-from dlm import cli
-from dlm.data.prepare import fit_splits, left_out, load_splits, make_tokenizer, write_prepared
+from dlm.config.params import tracked
 from dlm.data.template import Template
-from dlm.errors import run_script
 from dlm.files import atomic_directory
-from dlm.params import tracked
-from dlm.tracking import stage_run
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
+from dlm.sources.prepare import fit_splits, left_out, load_splits, make_tokenizer, write_prepared
 
 
 def main() -> None:
-    arguments = cli.stage_arguments(__doc__).parse_args()
-    params = cli.stage_params(arguments)
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
     out = arguments.build / "data"
     with stage_run("prepare", params=tracked(params, "seed", "data", "template", "tokenizer")) as run:
         records, counts = load_splits(params.data, params.seed)

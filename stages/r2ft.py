@@ -1,22 +1,22 @@
 """Rejective fine-tuning of `sft_answer` on the negatives (paper Eq. 5; METHOD §4) into build/models/r2ft."""
 
-from dlm import cli
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.template import Template
-from dlm.errors import UserError, run_script
+from dlm.errors import UserError
 from dlm.files import content_hash, read_json
 from dlm.models.backbone import load_trainable
-from dlm.params import tracked
-from dlm.tracking import stage_run
-from dlm.training.rejection import beside, fit_r2ft
-from dlm.training.run import save_trained
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
+from dlm.training.fit import save_trained
+from dlm.training.r2ft import beside, fit_r2ft
 
 NEGATIVE_COLUMNS = ["example", "context_mask", "rejected_ids", "rejected_mask"]
 
 
 def main() -> None:
-    arguments = cli.stage_arguments(__doc__).parse_args()
-    params = cli.stage_params(arguments)
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
     build = arguments.build
     out = build / "models" / "r2ft"
     length = params.data.canvas_length

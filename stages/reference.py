@@ -4,27 +4,28 @@ import functools
 
 import torch
 
-from dlm import cli, processes
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
-from dlm.errors import UserError, run_script
-from dlm.evaluation.scorer import load_scorer, training_perplexities
+from dlm.errors import UserError
+from dlm.evaluation.scoring.scorer import load_scorer, training_perplexities
 from dlm.files import atomic_directory, content_hash, write_json, write_jsonl
 from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
 from dlm.models.reference import nucleus_answers
-from dlm.params import tracked
-from dlm.tracking import stage_run
-from dlm.training.batches import CausalCollator, CausalPackedCollator
+from dlm.pipeline import processes
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 from dlm.training.causal import CausalTrainer
-from dlm.training.run import fit, weights_hash, write_curve
+from dlm.training.collators import CausalCollator, CausalPackedCollator
+from dlm.training.fit import fit, weights_hash, write_curve
 
 COLUMNS = ["id", "prompt", "prompt_ids", "output", "answer_ids"]
 
 
 def main() -> None:
-    arguments = cli.stage_arguments(__doc__).parse_args()
-    params = cli.stage_params(arguments)
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
     settings, data = params.reference, arguments.build / "data"
     out = arguments.build / "models" / "reference"
     logged = tracked(params, "seed", "model", "base", "reference", "decode", "evaluate.scorer")

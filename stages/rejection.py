@@ -5,26 +5,26 @@ from typing import Any
 
 import numpy as np
 
-from dlm import cli, processes
-from dlm.api import DiffusionLM
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
-from dlm.diffusion.negatives import draw_negatives, make_rule
-from dlm.errors import run_script
+from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.setting import measure
 from dlm.files import content_hash, read_json, write_json
 from dlm.models.adapters import unwrapped
 from dlm.models.backbone import load_trainable
-from dlm.params import tracked
-from dlm.tracking import stage_run
-from dlm.training.rejection import beside, fit_r2ft
+from dlm.negatives.draw import draw_negatives, make_rule
+from dlm.pipeline import processes
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
+from dlm.training.r2ft import beside, fit_r2ft
 
 
 def main() -> None:
-    parser = cli.stage_arguments(__doc__)
+    parser = stage_arguments(__doc__)
     parser.add_argument("--negatives", required=True, help="a name of params.yaml: sweeps.rejection.negatives")
     arguments = parser.parse_args()
-    params = cli.stage_params(arguments)
+    params = start_stage(arguments)
     build, name, sweep = arguments.build, arguments.negatives, params.sweeps.rejection
     data, length = build / "data", params.data.canvas_length
     settings = params.negatives_of(name)

@@ -3,29 +3,28 @@
 from pathlib import Path
 from typing import Any
 
-from dlm import cli, times
 from dlm.analysis.claims import judge_claims
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.selection import selection_markdown
 from dlm.analysis.table import build_table, headline, long_runs, to_markdown
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
-from dlm.errors import run_script
-from dlm.evaluation.budgets import at_budget
-from dlm.evaluation.selection import RULE, chosen
+from dlm.decoding.budgets import RULE, at_budget, chosen
 from dlm.files import read_json, read_jsonl, write_json, write_text
-from dlm.params import tracked
-from dlm.tracking import Run, stage_run
+from dlm.pipeline import times
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import Run, stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
 TRAINED = ("base", "sft", "sft_answer", "r2ft", "reference")
 
 
 def main() -> None:
-    parser = cli.stage_arguments(__doc__)
+    parser = stage_arguments(__doc__)
     parser.add_argument("--results", type=Path, help="folder to write to (default: params.yaml: report.results)")
     arguments = parser.parse_args()
-    params = cli.stage_params(arguments)
+    params = start_stage(arguments)
     build, results = arguments.build, arguments.results or Path(params.report.results)
     with stage_run("report", params=tracked(params, "report")) as run:
         cells = [(checkpoint, decoder) for checkpoint in CHECKPOINTS for decoder in params.report.decoders]

@@ -6,23 +6,23 @@ Candidates are the lists in the decoder's block of params.yaml; without lists th
 from pathlib import Path
 from typing import Any
 
-from dlm import cli, processes
-from dlm.api import DiffusionLM
-from dlm.errors import run_script
+from dlm.config.params import Params, tracked
+from dlm.decoding.budgets import choose
+from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.cell import load_corpus
-from dlm.evaluation.selection import choose
 from dlm.evaluation.setting import measure
 from dlm.files import write_json
-from dlm.params import Params, tracked
-from dlm.tracking import stage_run
+from dlm.pipeline import processes
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    parser = cli.stage_arguments(__doc__)
+    parser = stage_arguments(__doc__)
     parser.add_argument("--decoder", required=True, help="a block of params.yaml: decoding.<name>")
     parser.add_argument("--checkpoints", nargs="+", required=True, help="folders of build/models that share the choice")
     arguments = parser.parse_args()
-    params = cli.stage_params(arguments)
+    params = start_stage(arguments)
     name, candidates = arguments.decoder, params.candidates(arguments.decoder)
     tracked_params = tracked(params, "select", "decode", f"decoding.{name}")
     with stage_run("select", cell=name, params=tracked_params) as run:

@@ -3,28 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-from dlm import cli, processes
-from dlm.api import DiffusionLM
-from dlm.decoding.options import DecoderOptions
-from dlm.errors import run_script
-from dlm.evaluation.budgets import at_budget
+from dlm.config.decoders import DecoderOptions
+from dlm.config.params import Params, tracked
+from dlm.decoding.budgets import at_budget, chosen
+from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import baseline_of
-from dlm.evaluation.selection import chosen
 from dlm.evaluation.setting import measure
 from dlm.files import read_jsonl, write_json
-from dlm.params import Params, tracked
-from dlm.tracking import stage_run
+from dlm.pipeline import processes
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
 
 Setting = tuple[dict[str, Any], DecoderOptions, int]
 
 
 def main() -> None:
-    parser = cli.stage_arguments(__doc__)
+    parser = stage_arguments(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a folder of build/models, e.g. sft or r2ft")
     arguments = parser.parse_args()
-    params = cli.stage_params(arguments)
+    params = start_stage(arguments)
     build, checkpoint, sweeps = arguments.build, arguments.checkpoint, params.sweeps
     runs = settings(params, build)
     with stage_run("settings", cell=checkpoint, params=tracked(params, "sweeps", "decode", "decoding")) as run:

@@ -7,26 +7,25 @@ together.
 
 import functools
 
-from dlm import cli
+from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.template import Template
-from dlm.errors import run_script
 from dlm.files import content_hash
 from dlm.models.backbone import load_trainable
-from dlm.params import tracked
-from dlm.tracking import stage_run
-from dlm.training.batches import SftCollator
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.pipeline.tracking import stage_run
+from dlm.training.collators import SftCollator
+from dlm.training.fit import fit, save_trained, weights_hash
 from dlm.training.objectives import DiffusionTrainer
-from dlm.training.run import fit, save_trained, weights_hash
 
 COLUMNS = ["prompt_ids", "answer_ids"]
 
 
 def main() -> None:
-    parser = cli.stage_arguments(__doc__)
+    parser = stage_arguments(__doc__)
     parser.add_argument("--variant", choices=("sft", "sft_answer"), required=True)
     arguments = parser.parse_args()
-    params = cli.stage_params(arguments)
+    params = start_stage(arguments)
     data = arguments.build / "data"
     out = arguments.build / "models" / arguments.variant
     only = arguments.variant == "sft"

@@ -22,9 +22,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from dlm.api import DiffusionLM
+from dlm.config.decoders import DECODERS
 from dlm.data.tokenizer import load_tokenizer
-from dlm.decoding.options import DECODERS
+from dlm.decoding.lm import DiffusionLM
 from dlm.diffusion.forward import annealed
 from dlm.errors import UserError
 from dlm.models.adapt import adapt

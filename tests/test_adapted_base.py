@@ -15,16 +15,16 @@ from tiny import SENTENCES
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dlm.config.yaml import dump_yaml, load_yaml
 from dlm.data.tokenizer import load_tokenizer
-from dlm.dialect import dump_yaml, load_yaml
 from dlm.diffusion.forward import annealed, row_draws
 from dlm.files import read_json, read_jsonl
 from dlm.models.backbone import load_checkpoint
-from dlm.profiles import merge
+from dlm.pipeline.profiles import merge
 from dlm.training import trainer
-from dlm.training.batches import SftCollator
+from dlm.training.collators import SftCollator
+from dlm.training.fit import fit
 from dlm.training.objectives import DiffusionTrainer, step_seed
-from dlm.training.run import fit
 
 Seen = list[tuple[bool, Tensor | None]]
 

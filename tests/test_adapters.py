@@ -10,12 +10,12 @@ import torch
 from test_training import TOKENIZER, TRAINING, At, Crash, crash, elsewhere, one_thread, sft, tiny_model
 from torch import Tensor
 
-from dlm.api import DiffusionLM
-from dlm.blocks import LoraParams
+from dlm.config.training import LoraParams
+from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.models.adapters import base_of, is_adapter, merged, unwrapped
 from dlm.models.backbone import load_checkpoint, load_trainable, save_checkpoint
-from dlm.training.run import save_trained
+from dlm.training.fit import save_trained
 
 __all__ = ["elsewhere", "one_thread"]  # fixtures: a folder of its own, one thread
 LORA = LoraParams(rank=4, alpha=16, dropout=0.1, targets=("q_proj", "k_proj", "v_proj"), merge=True)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tiny import tiny_lm
 
-from dlm.decoding.options import CategoricalOptions
-from dlm.evaluation import answers
+from dlm.config.decoders import CategoricalOptions
+from dlm.decoding import answers
 
 ROWS = [{"id": 0, "prompt_ids": [5, 6]}, {"id": 1, "prompt_ids": [7]}]
 

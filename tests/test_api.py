@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import tiny_lm, tiny_model, tiny_tokenizer
 
-from dlm.api import DiffusionLM, Generation, cut_at_eos
+from dlm.config.decoders import DECODERS, TopKOptions
 from dlm.data.template import Template
 from dlm.data.tokenizer import encode
-from dlm.decoding.options import DECODERS, TopKOptions
+from dlm.decoding.lm import DiffusionLM, Generation, cut_at_eos
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 

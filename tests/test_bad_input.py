@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from test_params import complaint, edited
 
-from dlm.data.sources import read_records
-from dlm.dialect import dump_yaml, load_yaml
+from dlm.config.yaml import dump_yaml, load_yaml
 from dlm.errors import UserError
+from dlm.sources.readers import read_records
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
 ROW = re.compile(r"^\| `(.*?)` \| (?:`(.*)` )?\|$")
@@ -47,7 +47,7 @@ def test_commands(tmp_path: Path, command: str, line: str) -> None:
     name, *arguments = shlex.split(command)
     assert name == "dlm"
     done = subprocess.run(
-        [sys.executable, "-m", "dlm.command", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "dlm.cli", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == line + "\n"

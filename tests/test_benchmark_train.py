@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from train import ADAPTED, OBJECTIVES, RUNS, WARM_UP, Bench, Canvases, floor_loss, model_flops
 
-from dlm.blocks import LoraParams
+from dlm.config.training import LoraParams
 from dlm.errors import UserError
 from dlm.models.adapters import new_adapter, unwrapped
 from dlm.models.precision import use_bf16

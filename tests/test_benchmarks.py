@@ -19,16 +19,16 @@ from plain import PlainDecoder, supports
 from subjects import BUILTIN, SHAPES, Subject, random_model
 from tiny import tiny_lm
 
-from dlm.data.prepare import SPLITS, load_splits, make_tokenizer, tokenise, write_prepared
+from dlm.config.decoders import DecoderOptions, decoder_options
+from dlm.config.params import load_params
 from dlm.data.template import Template
 from dlm.decoding.commit import Open, ancestral
-from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.decoding.propose import Source, top_k
 from dlm.decoding.schedules import log_linear
 from dlm.decoding.windows import conv, flat
 from dlm.errors import UserError
 from dlm.files import write_json
-from dlm.params import load_params
+from dlm.sources.prepare import SPLITS, load_splits, make_tokenizer, tokenise, write_prepared
 
 ROOT = Path(__file__).parents[1]
 PROMPT = [31, 5, 32, 33, 34, 35]

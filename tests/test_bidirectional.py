@@ -7,12 +7,12 @@ import pytest
 import yaml
 from scripts import ROOT, stage
 
-from dlm.data.grammar import load_grammar
+from dlm.builtin.grammar import load_grammar
 from dlm.data.tokenizer import decode, encode, load_tokenizer
 from dlm.evaluation.bidirectional import Gap, make_gap, score_gap
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import read_json
-from dlm.profiles import merge
+from dlm.pipeline.profiles import merge
 
 GRAMMAR = load_grammar(ROOT / "data/builtin/grammar.yaml")
 JUDGE = SlotJudge(GRAMMAR)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dlm.data.builtin import generate, join_list, sentence, split_combinations
-from dlm.data.grammar import Instruction, load_grammar
+from dlm.builtin.gazetteer import generate, join_list, sentence, split_combinations
+from dlm.builtin.grammar import Instruction, load_grammar
 from dlm.data.records import Record
 from dlm.errors import UserError
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from dlm.errors import UserError
 from dlm.evaluation.cell import Corpus, check_complete
-from dlm.evaluation.scorer import Scorer
+from dlm.evaluation.scoring.scorer import Scorer
 
 CORPUS = Corpus(
     {4: {}, 7: {}},

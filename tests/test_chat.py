@@ -11,11 +11,11 @@ from test_eos import Fixed
 from tiny import tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from dlm.api import DiffusionLM, cut_at_eos
+from dlm.config.decoders import decoder_options
+from dlm.decoding.decoder import make_decoder
+from dlm.decoding.lm import DiffusionLM, cut_at_eos
 from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
-from dlm.decoding.options import decoder_options
-from dlm.decoding.presets import make_decoder
 from dlm.errors import UserError
 from dlm.models.backbone import save_checkpoint
 

@@ -15,14 +15,14 @@ from tiny import tiny_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from dlm.api import DiffusionLM
-from dlm.command.main import main
+from dlm.cli.main import main
 from dlm.data.records import Record
 from dlm.data.template import TEMPLATES
 from dlm.data.tokenizer import encode, load_tokenizer
+from dlm.decoding.denoiser import Denoiser
+from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint, save_checkpoint
-from dlm.models.denoiser import Denoiser
 
 Forward = Callable[[published.Weights, Tensor], Tensor]
 KINDS: dict[str, tuple[Callable[..., published.Weights], Forward, str]] = {
@@ -383,7 +383,7 @@ def test_dream_template(tmp_path: Path) -> None:
 
 
 def test_alpaca_template_is_the_shipped_one() -> None:
-    from dlm.params import load_params
+    from dlm.config.params import load_params
 
     shipped = load_params(Path(__file__).parents[1] / "params.yaml").template
     assert TEMPLATES["alpaca"] == type(TEMPLATES["alpaca"])(shipped.prompt, shipped.prompt_with_input)

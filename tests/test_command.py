@@ -16,16 +16,16 @@ from rich.console import Console
 from test_chat import chat_lm
 from tiny import tiny_lm
 
-from dlm.api import DiffusionLM
-from dlm.command import cli
-from dlm.command import main as command_main
-from dlm.command.decoders import meanings, options_of, overview, summary
-from dlm.command.escape import one_line, printable
-from dlm.command.main import main
-from dlm.command.prompts import Prompt, read_prompts
-from dlm.command.watch import View, watched
+from dlm.cli import cli
+from dlm.cli import main as command_main
+from dlm.cli.decoders import meanings, options_of, overview, summary
+from dlm.cli.main import main
+from dlm.cli.prompts import Prompt, read_prompts
+from dlm.cli.watch import View, watched
+from dlm.config.decoders import DECODERS, RULES, decoder_options
+from dlm.data.escape import one_line, printable
 from dlm.data.template import Template
-from dlm.decoding.options import DECODERS, RULES, decoder_options
+from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.models.backbone import save_checkpoint
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 TEMPLATE = Template("Q: {instruction}\nA:", "Q: {instruction}\nI: {input}\nA:")
 SMALL = ["--steps", "4", "--gen-length", "8", "--device", "cpu"]
 SETTING: dict[str, Any] = {"steps": 4, "gen_length": 8}
-DLM = [sys.executable, "-m", "dlm.command"]
+DLM = [sys.executable, "-m", "dlm.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 RED = "\x1b[31mred\x9b0m\x07"
 
@@ -137,7 +137,7 @@ def test_types_of_options() -> None:
 
 
 def test_decoders_start_without_torch() -> None:
-    code = "import sys; from dlm.command.main import main; main(['decoders']); main(['decoders', 'conv'])"
+    code = "import sys; from dlm.cli.main import main; main(['decoders']); main(['decoders', 'conv'])"
     code += "; print([name for name in ('torch', 'transformers', 'numpy', 'rich') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr

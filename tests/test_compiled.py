@@ -9,11 +9,11 @@ import torch
 from test_api import PROMPTS
 from tiny import SHAPE, tiny_lm, tiny_model, tiny_tokenizer
 
-from dlm.api import DiffusionLM
+from dlm.decoding.denoiser import Denoiser
+from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.models import compiled
 from dlm.models.compiled import Compiled, Graph, static_shape
-from dlm.models.denoiser import Denoiser
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="no C++ compiler")
 

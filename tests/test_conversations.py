@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_prepare import BYTES, DATA, TEMPLATE
 
-from dlm.data.conversations import ROLES
-from dlm.data.prepare import deal, fit_splits, left_out, load_splits
 from dlm.data.records import Record
-from dlm.data.sources import load_hub, read_records
 from dlm.errors import UserError
+from dlm.sources.conversations import ROLES
+from dlm.sources.prepare import deal, fit_splits, left_out, load_splits
+from dlm.sources.readers import load_hub, read_records
 
 ALPACA = {"instruction": "instruction", "input": "input", "output": "output"}
 Turns = list[tuple[str, str | None]]

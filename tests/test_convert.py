@@ -13,9 +13,9 @@ import torch
 from test_adapt import adapted, causal_model, plain_tokenizer, saved
 from transformers import PreTrainedModel
 
-from dlm.api import DiffusionLM
-from dlm.command.main import main
+from dlm.cli.main import main
 from dlm.data.tokenizer import encode, load_tokenizer
+from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, save_checkpoint

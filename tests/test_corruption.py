@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm.diffusion.corruption import RULES, Negative, Rule, continuation, inside, outside
+from dlm.negatives.corruption import RULES, Negative, Rule, continuation, inside, outside
 
 EOS = 0
 PRIOR = np.array([900, 901, 902, 903])

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dlm.decoding import commit, plans, propose, windows
 from dlm.decoding.commit import Open
+from dlm.decoding.denoiser import Denoiser
 from dlm.decoding.plans import Phase
 from dlm.decoding.propose import Candidates, Source
 from dlm.decoding.schedules import Rates, log_linear
-from dlm.models.denoiser import Denoiser
 
 # --- Token for token ------------------------------------------------------------------------------------------------
 

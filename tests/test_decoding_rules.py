@@ -8,7 +8,7 @@ from slow import PROMPTS, Task, assert_token_for_token, case_id, fast_decode, ne
 from test_decoding import CASES as PLAIN
 from tiny import TableDenoiser, tiny_lm
 
-from dlm.decoding.options import DECODERS
+from dlm.config.decoders import DECODERS
 
 Case = tuple[str, dict[str, Any], int, int]
 LOOP = {"schedule": "loop", "eta": 0.1, "t_on": 0.6, "t_off": 0.2, "alpha_on": 0.7}

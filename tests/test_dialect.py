@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from workspaces import Workspace
 
-from dlm.command import request
-from dlm.command.main import parsers
-from dlm.dialect import dump_yaml, load_yaml
-from dlm.profiles import render
+from dlm.cli import request
+from dlm.cli.main import parsers
+from dlm.config.yaml import dump_yaml, load_yaml
+from dlm.pipeline.profiles import render
 
 ROOT = Path(__file__).parents[1]
 SPELLINGS: dict[str, Any] = {
@@ -120,7 +120,7 @@ def test_a_value_on_the_command_line() -> None:
 SCRIPT = """
 import json
 from dataclasses import asdict
-from dlm.params import load_params
+from dlm.config.params import load_params
 with open("read.json", "w") as file:
     json.dump(asdict(load_params()), file)
 """

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from scripts import ROOT, stage
 
-from dlm import processes
-from dlm.evaluation import answers
+from dlm.decoding import answers
 from dlm.files import read_json, read_jsonl, write_jsonl
 from dlm.models.backbone import load_checkpoint
-from dlm.profiles import merge
+from dlm.pipeline import processes
+from dlm.pipeline.profiles import merge
 
 # Epochs of five whole steps, eight rows in micro-batches of two; the held-out rows fill neither batches nor processes.
 FEW = {"steps": 7, "batch_size": 2, "gradient_accumulation": 4, "eval_every": 3, "save_every": 4}

@@ -27,14 +27,14 @@ from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from scripts import stage
 from workspaces import TINY, Workspace
 
-from dlm.command import request
-from dlm.command.main import main, parsers
+from dlm.cli import request
+from dlm.cli.main import main, parsers
+from dlm.config.params import load_params, parse_params
+from dlm.config.yaml import dump_yaml, load_yaml
 from dlm.data.template import TEMPLATES
-from dlm.dialect import dump_yaml, load_yaml
 from dlm.errors import UserError
 from dlm.files import check_checkpoint, is_gguf
-from dlm.params import load_params, parse_params
-from dlm.profiles import merge, render
+from dlm.pipeline.profiles import merge, render
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -274,7 +274,8 @@ def stages(folder: Path, file: str) -> set[str]:
     found = set()
     for name, body in yaml.safe_load((folder / file).read_text())["stages"].items():
         if "matrix" in body:
-            found |= {f"{name}@{'-'.join(cell)}" for cell in product(*body["matrix"].values())}
+            axes = [params["report"]["decoders"] if "$" in axis else axis for axis in body["matrix"].values()]
+            found |= {f"{name}@{'-'.join(cell)}" for cell in product(*axes)}
         elif "foreach" in body:
             items = body["foreach"]
             found |= {
@@ -337,7 +338,7 @@ def check_dlm(words: list[str], folder: Path, scratch: Path) -> None:
 def check_python(words: list[str], folder: Path, scratch: Path) -> None:
     if words[0] == "-m":
         return
-    sources = [folder / words[0], folder / "src/dlm/cli.py", folder / "benchmarks/common.py"]
+    sources = [folder / words[0], folder / "src/dlm/pipeline/start.py", folder / "benchmarks/common.py"]
     known = "".join(source.read_text() for source in sources)
     switches = "BooleanOptionalAction" in known  # --no-x is written --x
     names = {word: f'"{word.replace("--no-", "--") if switches else word}"' for word in words if word.startswith("--")}
@@ -529,7 +530,7 @@ def apply_change(folder: Path, block: Block) -> None:
 
 MANY = """
 import json, sys
-from dlm.command.main import main
+from dlm.cli.main import main
 from dlm.errors import UserError
 for words in json.loads(sys.argv[1]):
     try:

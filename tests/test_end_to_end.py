@@ -130,12 +130,12 @@ def test_a_number_makes_exactly_its_stages_stale(
     ("file", "expected"),
     [
         ("src/dlm/decoding/commit.py", {*SELECTS, *DECODES, *ABLATIONS}),
-        ("src/dlm/evaluation/selection.py", {*SELECTS, *DECODES, *ABLATIONS, "report"}),
+        ("src/dlm/decoding/budgets.py", {*SELECTS, *DECODES, *ABLATIONS, "report"}),
         ("src/dlm/training/objectives.py", {"base", "sft@sft", "sft@sft_answer", "r2ft"}),
-        ("src/dlm/diffusion/corruption.py", {"negatives"}),
+        ("src/dlm/negatives/corruption.py", {"negatives"}),
         ("src/dlm/evaluation/metrics.py", {*SELECTS, *EVALUATES, *ABLATIONS}),
         ("src/dlm/analysis/claims.py", {"report"}),
-        ("src/dlm/tracking.py", set()),
+        ("src/dlm/pipeline/tracking.py", set()),
         (
             "build/data/eval.parquet",
             {"prepare", "reference", *SELECTS, *DECODES, *EVALUATES, *ABLATIONS, "report"},
@@ -172,7 +172,7 @@ def test_runs_in_the_browser(workspace: Workspace, tmp_path: Path) -> None:
     runs = {run.info.run_name: run.info.run_id for run in found}
     parent = next(name for name in runs if name.startswith("pipeline "))
     server = subprocess.Popen(
-        [sys.executable, "-m", "dlm.ui", "--port", str(port)],
+        [sys.executable, "-m", "dlm.pipeline.ui", "--port", str(port)],
         cwd=workspace.folder,
         env=workspace.environment(),
         stdout=subprocess.PIPE,
@@ -285,7 +285,7 @@ def test_dvc_lists_metrics_and_plots(workspace: Workspace) -> None:
 @needs_chromium
 def test_plots_without_a_network(workspace: Workspace, tmp_path: Path) -> None:
     """`dvc plots show`: every curve is drawn, and nothing is fetched."""
-    workspace.run("python", "-m", "dlm.plots")
+    workspace.run("python", "-m", "dlm.pipeline.plots")
     workspace.run("dvc", "plots", "show", "-o", str(tmp_path / "plots"))
     page = tmp_path / "plots" / "index.html"
     assert "cdn." not in re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL)
@@ -341,9 +341,9 @@ def test_a_cold_run_gives_the_same_hashes(workspace: Workspace) -> None:
     shutil.rmtree(workspace.folder / ".dvc" / "cache")
     workspace.run("dvc", "repro", "--force", "evaluate@r2ft-conv")
     assert (workspace.folder / "dvc.lock").read_text() == before
-    found = where_it_went(workspace.run("python", "-m", "dlm.times").stdout)
+    found = where_it_went(workspace.run("python", "-m", "dlm.pipeline.times").stdout)
     assert found["decode"] == found["r2ft"] == 1 and "report" not in found
-    assert workspace.run("python", "-m", "dlm.times").stdout == ""
+    assert workspace.run("python", "-m", "dlm.pipeline.times").stdout == ""
 
 
 def test_bad_parameter_stops_before_anything_runs(workspace: Workspace) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from dlm.blocks import EvaluationSetParams
-from dlm.data.evalsets import CHAIN_OF_THOUGHT, SETS, read_evaluation_set
+from dlm.config.data import EvaluationSetParams
 from dlm.data.records import Record
 from dlm.errors import UserError
+from dlm.sources.evaluation_sets import CHAIN_OF_THOUGHT, SETS, read_evaluation_set
 
 ROWS: dict[str, tuple[str, list[dict[str, Any]], tuple[str, str]]] = {
     "alpaca_eval": (
@@ -121,8 +121,9 @@ def test_from_the_hub(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
     environment.pop("HF_HUB_OFFLINE", None)
     code = (
-        "import sys; from dlm.blocks import EvaluationSetParams as Set; from dlm.data.evalsets import *\n"
-        "from dlm.errors import run_script\n"
+        "import sys; from dlm.config.data import EvaluationSetParams as Set\n"
+        "from dlm.sources.evaluation_sets import *\n"
+        "from dlm.pipeline.start import run_script\n"
         "run_script(lambda: print(read_evaluation_set(Set(sys.argv[1], None, False))))"
     )
     try:

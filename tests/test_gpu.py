@@ -8,7 +8,7 @@ from test_api import PROMPTS
 from test_invariance import every_decoder
 from tiny import tiny_model, tiny_tokenizer
 
-from dlm.api import DiffusionLM
+from dlm.decoding.lm import DiffusionLM
 from dlm.models.compiled import compile_layers, restore_layers
 from dlm.models.interface import backbone
 
@@ -59,7 +59,7 @@ def test_compiled(name: str, mode: str) -> None:
 )
 def test_the_kernels_find_what_torch_finds(rows: int, vocab: int, k: int, dtype: torch.dtype) -> None:
     """Equal logits (bfloat16 has many) may stand in another order."""
-    kernels = pytest.importorskip("dlm.kernels")
+    kernels = pytest.importorskip("dlm.decoding.kernels")
     generator = torch.Generator("cuda").manual_seed(0)
     logits = torch.randn(rows, vocab, device="cuda", generator=generator).mul(5).to(dtype)
     logits[:, 1] = -torch.inf

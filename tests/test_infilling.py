@@ -8,8 +8,8 @@ from slow import PROMPTS, Task, network_of_model, slow_fill
 from test_tokenizer import metaspace
 from tiny import SHAPE, tiny_lm
 
-from dlm.api import DiffusionLM, Infilling, cut_at_eos
 from dlm.data.tokenizer import encode
+from dlm.decoding.lm import DiffusionLM, Infilling, cut_at_eos
 from dlm.decoding.noise import row_keys
 from dlm.errors import UserError
 from dlm.models.backbone import new_backbone

@@ -12,8 +12,8 @@ import pytest
 from test_api import PROMPTS, row, rows
 from tiny import tiny_lm
 
-from dlm.api import DiffusionLM
-from dlm.decoding.options import DECODERS as NAMES
+from dlm.config.decoders import DECODERS as NAMES
+from dlm.decoding.lm import DiffusionLM
 from dlm.models.backbone import save_checkpoint
 
 DECODERS: list[tuple[str, dict[str, Any]]] = [
@@ -104,7 +104,7 @@ def test_every_decoder_is_tested() -> None:
 
 SHARD = """
 import json, sys
-from dlm.api import DiffusionLM
+from dlm.decoding.lm import DiffusionLM
 lm = DiffusionLM.load(sys.argv[1], device="cpu")
 jobs, prompts = json.loads(sys.argv[2])
 print(json.dumps([lm.generate(prompts, name, **options).tokens.tolist() for name, options in jobs]))

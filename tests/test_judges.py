@@ -22,7 +22,7 @@ import pytest
 import torch
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
-from dlm.data.grammar import load_grammar
+from dlm.builtin.grammar import load_grammar
 from dlm.data.tokenizer import encode, train_tokenizer
 from dlm.errors import UserError
 from dlm.evaluation.judges import client

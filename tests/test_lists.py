@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm.blocks import ListsParams
-from dlm.data.lists import COAST, LINKS, answer, generate, split_trips
-from dlm.data.prepare import load_splits, make_tokenizer, tokenise
+from dlm.builtin.lists import COAST, LINKS, answer, generate, split_trips
+from dlm.config.data import ListsParams
+from dlm.config.params import parse_params
+from dlm.config.schema import build
 from dlm.data.template import Template
 from dlm.errors import UserError
 from dlm.evaluation.exact import corpus_judge
 from dlm.evaluation.items import ListJudge
 from dlm.evaluation.slots import SlotReport
-from dlm.params import parse_params
-from dlm.profiles import render
-from dlm.schema import build
+from dlm.pipeline.profiles import render
+from dlm.sources.prepare import load_splits, make_tokenizer, tokenise
 
 ROOT = Path(__file__).parents[1]
 

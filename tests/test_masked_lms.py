@@ -17,11 +17,11 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dlm.api import DiffusionLM
-from dlm.command.main import main
+from dlm.cli.main import main
+from dlm.decoding.denoiser import Denoiser
+from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint, save_checkpoint
-from dlm.models.denoiser import Denoiser
 
 PLACES = 66  # of RoBERTa, two of them before the first: 64 are left
 SHAPE = {

@@ -9,9 +9,9 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dlm.api import DiffusionLM
 from dlm.decoding import propose
-from dlm.models.denoiser import Denoiser
+from dlm.decoding.denoiser import Denoiser
+from dlm.decoding.lm import DiffusionLM
 
 PROMPTS = [[5, 9, 70], [100], [*range(200, 212)], [31, 0, 32, 33], [7, 7], [90, 80, 70, 60], [3] * 20, [2, 3]]
 SETTING = {"steps": 6, "gen_length": 12, "seed": 4}

@@ -11,7 +11,7 @@ from test_training import TRAINING, At, Crash, Started, crash, elsewhere, one_th
 from transformers import TrainerCallback
 
 from dlm.errors import UserError
-from dlm.training import run
+from dlm.training import fit as run
 
 TWELVE = 12 / 60  # minutes
 

@@ -9,7 +9,7 @@ import yaml
 from test_sharing import tasks
 from workspaces import Workspace
 
-from dlm.profiles import merge
+from dlm.pipeline.profiles import merge
 
 FILE = "data/input/sums.jsonl"
 

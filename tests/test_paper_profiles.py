@@ -12,7 +12,7 @@ from scripts import ROOT, stage
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dlm.files import read_json, read_jsonl
-from dlm.profiles import merge, render
+from dlm.pipeline.profiles import merge, render
 
 WORDS = ["the", "harbour", "opens", "at", "dawn", "and", "salt", "boats", "leave", "before", "fog", "amber", "wool"]
 

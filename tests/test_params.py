@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlm.decoding.options import LowConfidenceOptions, TopKOptions
-from dlm.dialect import dump_yaml, load_yaml
+from dlm.config.decoders import LowConfidenceOptions, TopKOptions
+from dlm.config.params import Params, load_params, tracked
+from dlm.config.yaml import dump_yaml, load_yaml
 from dlm.errors import UserError
-from dlm.params import Params, load_params, tracked
 
 SHIPPED = Path(__file__).parents[1] / "profiles" / "builtin.yaml"
 RAW = load_yaml(SHIPPED.read_text("utf-8"))

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlm.evaluation import perplexity
-from dlm.evaluation.perplexity import response_perplexities
+from dlm.evaluation.scoring.perplexity import response_perplexities
 
 EOS = 0
 VOCAB = 23

@@ -91,7 +91,7 @@ import json, os, sys
 from dlm.evaluation.judges.chat import ChatEndpoint
 from dlm.evaluation.judges.endpoint import EndpointGrader, EndpointJudge
 from dlm.evaluation.preferences import add_grades, add_preferences
-from dlm.processes import leave
+from dlm.pipeline.processes import leave
 url, variable = sys.argv[1:]
 endpoint = ChatEndpoint(base_url=url, model="judge", key_variable=variable, cache="cache")
 examples = {n: {"instruction": f"Name town {n}.", "input": "", "meta": "{}"} for n in range(5)}

@@ -14,8 +14,15 @@ from scripts import stage
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from dlm.blocks import DataParams, TokenizerParams
-from dlm.data.prepare import (
+from dlm.config.data import DataParams, TokenizerParams
+from dlm.config.params import load_params
+from dlm.data.records import Record
+from dlm.data.splits import Example, log_prior, read_split, write_examples
+from dlm.data.template import Template, load_template
+from dlm.data.tokenizer import EOS, MASK, before_eos, decode, encode, load_tokenizer, train_tokenizer
+from dlm.errors import UserError
+from dlm.files import read_json
+from dlm.sources.prepare import (
     SPLITS,
     deal,
     fit_splits,
@@ -27,13 +34,6 @@ from dlm.data.prepare import (
     vocabulary,
     write_prepared,
 )
-from dlm.data.records import Record
-from dlm.data.splits import Example, log_prior, read_split, write_examples
-from dlm.data.template import Template, load_template
-from dlm.data.tokenizer import EOS, MASK, before_eos, decode, encode, load_tokenizer, train_tokenizer
-from dlm.errors import UserError
-from dlm.files import read_json
-from dlm.params import load_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = load_params(ROOT / "profiles" / "builtin.yaml")

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from dlm.config.params import load_params
 from dlm.errors import UserError
-from dlm.params import load_params
-from dlm.profiles import DEFAULT, main, merge, render
+from dlm.pipeline.profiles import DEFAULT, main, merge, render
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "profiles"

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dlm.api import DiffusionLM
-from dlm.blocks import LoraParams
+from dlm.config.training import LoraParams
+from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.models.adapters import unwrapped
 from dlm.models.backbone import load_checkpoint, load_trainable

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tiny import tiny_model, tiny_tokenizer
 
 from dlm.data.tokenizer import encode
-from dlm.evaluation.perplexity import Scored, response_scores
-from dlm.evaluation.relevance import Relevance, information, relevance, shared_frame
-from dlm.evaluation.scorer import Scorer
+from dlm.evaluation.scoring.perplexity import Scored, response_scores
+from dlm.evaluation.scoring.relevance import Relevance, information, relevance, shared_frame
+from dlm.evaluation.scoring.scorer import Scorer
 
 EOS = 0
 ids = st.lists(st.integers(0, 3), max_size=6)

@@ -29,11 +29,11 @@ from dlm.analysis.table import (
     speed_rows,
     to_markdown,
 )
+from dlm.config.params import Params, load_params
 from dlm.data.records import Record
 from dlm.data.splits import Example, write_examples
 from dlm.evaluation.cell import PER_ANSWER
 from dlm.files import write_json, write_jsonl
-from dlm.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"

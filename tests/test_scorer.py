@@ -10,8 +10,8 @@ from tiny import SHAPE, tiny_model, tiny_tokenizer
 from dlm.data.records import Record
 from dlm.data.splits import Example, read_split, write_examples
 from dlm.data.tokenizer import encode, train_tokenizer
-from dlm.evaluation.relevance import shared_frame
-from dlm.evaluation.scorer import Scorer, load_scorer, training_perplexities
+from dlm.evaluation.scoring.relevance import shared_frame
+from dlm.evaluation.scoring.scorer import Scorer, load_scorer, training_perplexities
 from dlm.models.backbone import new_backbone, save_checkpoint
 
 PROMPT, ANSWER = "Describe the harbour:", " the salt boats leave before the fog"

@@ -11,12 +11,12 @@ from test_params import RAW, edited, load
 from workspaces import TINY
 
 from dlm.analysis.selection import selection_markdown, selection_rows
-from dlm.dialect import dump_yaml, load_yaml
+from dlm.config.params import Params, load_params
+from dlm.config.yaml import dump_yaml, load_yaml
+from dlm.decoding.budgets import choose, chosen
 from dlm.errors import UserError
-from dlm.evaluation.selection import choose, chosen
 from dlm.files import read_json, read_jsonl, write_json, write_jsonl
-from dlm.params import Params, load_params
-from dlm.profiles import merge
+from dlm.pipeline.profiles import merge
 
 Row = dict[str, Any]
 A, B, C = {"top_k": 5}, {"top_k": 1}, {"top_k": 20}

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlm.data.records import Record
-from dlm.data.sources import NULLS, load_hub, read_records
 from dlm.errors import UserError
+from dlm.sources.readers import NULLS, load_hub, read_records
 
 Row = dict[str, Any]
 
@@ -549,7 +549,7 @@ def test_hub_mistakes(tmp_path: Path) -> None:
 
 def test_hub_without_a_network(tmp_path: Path) -> None:
     script = (
-        "from dlm.data.sources import load_hub\n"
+        "from dlm.sources.readers import load_hub\n"
         "from dlm.errors import UserError\n"
         "try:\n"
         f"    load_hub('nobody/no-such-dataset', None, 'train', {ALPACA!r})\n"

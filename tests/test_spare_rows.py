@@ -11,18 +11,18 @@ import torch
 from test_training import TRAINING as FEW_STEPS
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dlm.api import DiffusionLM
-from dlm.blocks import R2ftParams
-from dlm.diffusion.corruption import Rule
-from dlm.diffusion.negatives import draw_negatives, make_rule
+from dlm.config.params import load_params
+from dlm.config.training import R2ftParams
+from dlm.decoding.lm import DiffusionLM
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 from dlm.models.interface import head, states, token_count
 from dlm.models.reference import nucleus_answers
-from dlm.params import load_params
-from dlm.training.batches import SftCollator
+from dlm.negatives.corruption import Rule
+from dlm.negatives.draw import draw_negatives, make_rule
+from dlm.training.collators import SftCollator
+from dlm.training.fit import fit
 from dlm.training.objectives import DiffusionTrainer
-from dlm.training.rejection import beside, fit_r2ft
-from dlm.training.run import fit
+from dlm.training.r2ft import beside, fit_r2ft
 
 LENGTH = 24
 WRITE = {"llada": published.llada, "dream": published.dream}

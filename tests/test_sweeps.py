@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from test_report import cell
 
 from dlm.analysis.figures import write_figures
@@ -15,9 +14,9 @@ from dlm.analysis.lines import line_of
 from dlm.analysis.sweeps import over_size, speed_data, sweep_figures
 from dlm.analysis.table import COLUMNS
 from dlm.analysis.weights import weights_data
-from dlm.decoding.options import decoder_options
+from dlm.config.decoders import decoder_options
+from dlm.config.params import load_params
 from dlm.files import write_json
-from dlm.params import load_params
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
@@ -174,10 +173,3 @@ def test_settings_go_through_every_list(tmp_path: Path) -> None:
     assert {options.kernel_size for head, options, _ in found if head["sweep"] == "gains"} == {17}
     assert {options.gain for head, options, _ in found if head["sweep"] == "gains"} == set(sweeps.gains)
     json.dumps([head for head, _, _ in found])
-
-
-def test_figures_depend_on_all_negatives() -> None:
-    stage = yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"]["figures"]
-    names = yaml.safe_load((ROOT / "params.yaml").read_text())["sweeps"]["rejection"]["negatives"]
-    deps = {dep for dep in stage["deps"] if dep.startswith("build/sweeps/rejection-")}
-    assert deps == {f"build/sweeps/rejection-{name}.json" for name in names}

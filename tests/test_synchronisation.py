@@ -11,7 +11,7 @@ from tiny import tiny_lm
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dlm.api import DiffusionLM
+from dlm.decoding.lm import DiffusionLM
 
 WAITING = {"nonzero", "_local_scalar_dense", "masked_select", "unique_dim", "_unique2", "bincount", "is_nonzero"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # a mask as index is a hidden nonzero

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dlm import processes, times
+from dlm.pipeline import processes, times
 
 STAGES = [  # its process starts, its work begins, its work is over, it tells
     ("prepare", 101, 103, 109, 110),

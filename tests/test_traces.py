@@ -10,8 +10,8 @@ from test_invariance import DECODERS, every_decoder
 from tiny import tiny_lm
 from torch import Tensor
 
-from dlm.api import DiffusionLM, cut_at_eos
 from dlm.decoding.canvas import Trace
+from dlm.decoding.lm import DiffusionLM, cut_at_eos
 
 EOS, M = 0, 1
 PROMPTS = [[5, 9, 70], [100], [*range(200, 212)], [31, 0, 32, 33], [7, 7]]

@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from dlm.backfill import backfill
 from dlm.errors import UserError
-from dlm.revision import revision
-from dlm.tracking import Run, md5, stage_run, tracking_uri
+from dlm.pipeline.backfill import backfill
+from dlm.pipeline.revision import revision
+from dlm.pipeline.tracking import Run, md5, stage_run, tracking_uri
 
 VARIABLES = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "DLM_TRACKING", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI")
 UNWATCHED = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}  # a slow machine would put them among a test's metrics
 THREE_AT_ONCE = """
-from dlm.tracking import stage_run
+from dlm.pipeline.tracking import stage_run
 import sys
 with stage_run("decode", sys.argv[1], {"seed": 1}) as run:
     run.metrics({"nfe": 15.2})
@@ -35,7 +35,7 @@ with stage_run("decode", sys.argv[1], {"seed": 1}) as run:
 SLEEP = """
 import time
 from pathlib import Path
-from dlm.tracking import stage_run
+from dlm.pipeline.tracking import stage_run
 with stage_run("train", "sft") as run:
     try:
         Path("started").touch()
@@ -44,7 +44,7 @@ with stage_run("train", "sft") as run:
         Path("cleaned").touch()
 """
 BODY = """
-from dlm.tracking import stage_run
+from dlm.pipeline.tracking import stage_run
 with stage_run("score", params={"seed": 1}) as run:
     run.metrics({"nfe": 1})
     run.curve([{"step": 1, "loss": 2}])

@@ -21,7 +21,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from dlm.blocks import ModelParams, R2ftParams, TrainingParams
+from dlm.config.training import ModelParams, R2ftParams, TrainingParams
 from dlm.data.text import pack
 from dlm.data.tokenizer import train_tokenizer
 from dlm.diffusion.forward import mask_tokens
@@ -29,7 +29,7 @@ from dlm.diffusion.losses import mean_log_prob, r2ft_loss, subs_log_probs
 from dlm.errors import UserError
 from dlm.models.backbone import new_backbone
 from dlm.training import objectives
-from dlm.training.batches import (
+from dlm.training.collators import (
     CausalCollator,
     CausalPackedCollator,
     PackedCollator,
@@ -37,8 +37,8 @@ from dlm.training.batches import (
     SftCollator,
     WholeSteps,
 )
+from dlm.training.fit import curve, fit, last_whole_checkpoint
 from dlm.training.objectives import DiffusionTrainer, R2ftTrainer, crop_length
-from dlm.training.run import curve, fit, last_whole_checkpoint
 
 LENGTH = 24
 SHAPE = ModelParams(hidden_size=16, layers=1, heads=2, intermediate_size=32, max_length=32, init_std=0.02)

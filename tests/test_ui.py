@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm import ui
+from dlm.pipeline import ui
 
 
 def option(command: list[str], name: str) -> list[str]:
@@ -58,7 +58,7 @@ def test_a_page_under_this_machines_name(tmp_path: Path, monkeypatch: pytest.Mon
         port = free.getsockname()[1]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_"))}
     server = subprocess.Popen(
-        [sys.executable, "-m", "dlm.ui", "--host", "0.0.0.0", "--port", str(port)],
+        [sys.executable, "-m", "dlm.pipeline.ui", "--host", "0.0.0.0", "--port", str(port)],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dlm.api import DiffusionLM
-from dlm.blocks import ModelParams
+from dlm.config.training import ModelParams
 from dlm.data.tokenizer import train_tokenizer
+from dlm.decoding.denoiser import Denoiser
+from dlm.decoding.lm import DiffusionLM
 from dlm.models.backbone import new_backbone
-from dlm.models.denoiser import Denoiser
 
 SENTENCES = [
     "The harbour of Velmora opens at dawn, and the salt boats leave before the fog.",

@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from scripts import ROOT, stage
 
-from dlm.profiles import merge
+from dlm.pipeline.profiles import merge
 
 TINY = {
     "data": {"valid_size": 8, "eval_size": 4, "max_dropped": 0.9, "builtin": {"train_size": 60}},
@@ -153,14 +152,9 @@ class Small(Workspace):
         }
         merge(self.params, few)
         self.write(self.params)
+        # The ablation reads the choices for semi_ar and conv.
         dvc = (folder / "dvc.yaml").read_text()
-        axes = "decoder: [categorical, top_k, low_confidence, semi_ar, conv]"
-        assert dvc.count(axes) == 3
-        # The first axis is select's: the ablation reads the choices for semi_ar and conv.
-        dvc = dvc.replace(axes, "decoder: [top_k, semi_ar, conv]", 1).replace(axes, "decoder: [top_k]")
-        cells = r"build/(answers|evaluation)/\w+-(categorical|low_confidence|semi_ar|conv)\.jsonl?"
-        choices = r"build/selection/(categorical|low_confidence)(-grid)?\.json"
-        (folder / "dvc.yaml").write_text(re.sub(rf" +- ({cells}|{choices})\n", "", dvc))
+        (folder / "dvc.yaml").write_text(dvc.replace("${report.decoders}", "[top_k, semi_ar, conv]", 1))
 
     def make(self) -> None:
         """Every stage in this process, with DVC's and git's commit; the same to the bit as `dvc repro` here."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlm.api import DiffusionLM, Generation
+    from dlm.decoding.lm import DiffusionLM, Generation
 
 __all__ = ["DiffusionLM", "Generation", "__version__"]
 __version__ = "0.1.0"
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # torch and transformers take seconds to import; a script that only reads parameters should not pay for them.
     if name in ("DiffusionLM", "Generation"):
-        from dlm import api
+        from dlm.decoding import lm as api
 
         return getattr(api, name)
     raise AttributeError(f"module 'dlm' has no attribute {name!r}")

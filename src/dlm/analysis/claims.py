@@ -25,7 +25,7 @@ from dlm.analysis.comparisons import (
 )
 from dlm.analysis.selection import sizes
 from dlm.analysis.table import COLUMNS, Row, is_reference, quality_axes
-from dlm.evaluation.budgets import at_budget
+from dlm.decoding.budgets import at_budget
 
 Verdict = Literal["seen", "not seen", "mixed", "not tested"]
 Cells = dict[tuple[str, str], Row]

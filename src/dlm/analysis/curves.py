@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlm.analysis.canvas import DASHES, MARKERS, PALETTE, canvas
 from dlm.analysis.lines import line, panel
+from dlm.analysis.style import DASHES, MARKERS, PALETTE, canvas
 
 Curve = Sequence[Mapping[str, float]]
 STEPS = "optimizer step"

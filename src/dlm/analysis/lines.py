@@ -7,7 +7,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from dlm.analysis.canvas import DASHES, INK, MARKERS, PALETTE, canvas
+from dlm.analysis.style import DASHES, INK, MARKERS, PALETTE, canvas
 from dlm.analysis.table import Column, Row
 
 UNITS = {

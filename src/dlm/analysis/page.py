@@ -14,7 +14,7 @@ from dlm.analysis.claims import RULE, Claim, density_note
 from dlm.analysis.figures import ReportFigure
 from dlm.analysis.paper import TABLES, beside
 from dlm.analysis.selection import selection_rows
-from dlm.evaluation.budgets import at_budget
+from dlm.decoding.budgets import at_budget
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "matplotlib", "mlflow", "dvc")
 Answers = Mapping[tuple[str, str], Sequence[dict[str, Any]]]

@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from dlm.analysis.canvas import CHECKPOINT_COLOURS, INK, MARKERS, PALETTE, canvas
 from dlm.analysis.lines import labels, point, reach
+from dlm.analysis.style import CHECKPOINT_COLOURS, INK, MARKERS, PALETTE, canvas
 from dlm.analysis.table import Column, Row, is_reference
 
 

@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Any
 
 from dlm.analysis.table import COLUMNS, Row, number
-from dlm.evaluation.selection import choose
+from dlm.decoding.budgets import choose
 
 QUALITY = COLUMNS["quality"]
 

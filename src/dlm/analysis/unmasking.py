@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from dlm.analysis.canvas import DASHES, FILLED, PALETTE, canvas
+from dlm.analysis.style import DASHES, FILLED, PALETTE, canvas
 
 # A mean over fewer answers than this share jumps about: the rest were set by EOS-fill.
 LEAST_SHARE = 0.1

@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from dlm.analysis.canvas import DASHES, FILLED, PALETTE, canvas
-from dlm.decoding.options import DecoderOptions, Gain
+from dlm.analysis.style import DASHES, FILLED, PALETTE, canvas
+from dlm.config.decoders import DecoderOptions, Gain
 from dlm.decoding.windows import conv
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-from dlm.analysis.canvas import FAINT, PALETTE, canvas
 from dlm.analysis.lines import line, panel
+from dlm.analysis.style import FAINT, PALETTE, canvas
 
 # In the order of evaluation.distance.KINDS.
 NAMES = {

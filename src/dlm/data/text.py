@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerFast
 
-from dlm.blocks import BaseParams
+from dlm.config.training import BaseParams
 from dlm.data.compression import read_bytes, unix_lines
 from dlm.data.splits import read_split
 from dlm.data.tokenizer import encode

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from dlm.decoding.canvas import Canvas, Trace
 from dlm.decoding.commit import Open, ends_last
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.denoiser import Denoiser
 from dlm.decoding.noise import COMMIT, REVOKE, TOKEN, uniforms
 from dlm.decoding.plans import Phase
-from dlm.decoding.presets import Decoder
 from dlm.decoding.propose import Source, greedy
 from dlm.decoding.schedules import Rates
-from dlm.models.denoiser import Denoiser
 
 Watch = Callable[[int, Tensor], None]  # (step, tokens with the masks still there)
 

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from dlm.decoding.options import Confidence
+from dlm.config.decoders import Confidence
 
 try:
-    from dlm import kernels
+    from dlm.decoding import kernels
 except ImportError:  # no Triton: torch for CPUs comes without it
     kernels = None  # type: ignore[assignment]
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlm import processes
-from dlm.blocks import DataParams
-from dlm.blocks_results import EvaluateParams
+from dlm.config.data import DataParams
+from dlm.config.evaluation import EvaluateParams
 from dlm.data.splits import log_prior, most_frequent, read_split
 from dlm.errors import UserError
 from dlm.evaluation import metrics
@@ -21,10 +20,11 @@ from dlm.evaluation.bootstrap import geometric_mean_with_ci, jackknife_ci, mean_
 from dlm.evaluation.divergence import buckets, mauve, response_features
 from dlm.evaluation.exact import CorpusJudge, corpus_judge
 from dlm.evaluation.preferences import judge_failed, win_rates
-from dlm.evaluation.relevance import Relevance
-from dlm.evaluation.scorer import Scorer, load_scorer
+from dlm.evaluation.scoring.relevance import Relevance
+from dlm.evaluation.scoring.scorer import Scorer, load_scorer
 from dlm.files import read_json
 from dlm.models.backbone import load_checkpoint
+from dlm.pipeline import processes
 
 # Means over answers of a value each answer has; `perplexity` is the geometric mean.
 PER_ANSWER = (

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from dlm.api import DiffusionLM
+from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.bootstrap import mean_with_ci
 
 KINDS = ("end", "high_prior", "repetition", "other")

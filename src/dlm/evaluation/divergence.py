@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from dlm.data.tokenizer import before_eos
-from dlm.evaluation.perplexity import padded
+from dlm.evaluation.scoring.perplexity import padded
 
 SCALE = 5.0  # of the divergences, as in the paper
 POINTS = 25  # on the frontier

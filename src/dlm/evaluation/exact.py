@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from dlm.blocks import DataParams
-from dlm.data.grammar import load_grammar
+from dlm.builtin.grammar import load_grammar
+from dlm.config.data import DataParams
 from dlm.evaluation.items import ListJudge
 from dlm.evaluation.slots import SlotJudge, SlotReport
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dlm import processes
 from dlm.errors import UserError
 from dlm.evaluation.judges.grades import Grader
 from dlm.evaluation.judges.pairs import Judge, Pair
 from dlm.evaluation.winrate import Rate, length_controlled, win_rate
+from dlm.pipeline import processes
 
 T = TypeVar("T")
 Row = dict[str, Any]

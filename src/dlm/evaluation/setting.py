@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dlm.api import DiffusionLM
-from dlm.decoding.options import DecoderOptions
-from dlm.evaluation.answers import decode_prompts
+from dlm.config.decoders import DecoderOptions
+from dlm.config.params import Params
+from dlm.decoding.answers import decode_prompts
+from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.cell import Corpus, score_answers, summarise
 from dlm.evaluation.judges.pairs import Judge
 from dlm.evaluation.preferences import Baseline, add_preferences
-from dlm.params import Params
 
 
 def measure(

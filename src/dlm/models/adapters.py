@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from dlm.blocks import LoraParams
+from dlm.config.training import LoraParams
 from dlm.errors import UserError
 from dlm.files import read_json, write_json
 from dlm.models.layouts import llama_name

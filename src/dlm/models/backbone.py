@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from dlm.blocks import LoraParams, ModelParams
+from dlm.config.training import LoraParams, ModelParams
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
 from dlm.files import check_checkpoint, is_gguf

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dlm import processes
 from dlm.data.tokenizer import before_eos, decode
 from dlm.models.interface import token_count
+from dlm.pipeline import processes
 
 
 @torch.inference_mode()

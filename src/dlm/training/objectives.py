@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlm.blocks import R2ftParams
+from dlm.config.training import R2ftParams
 from dlm.diffusion.forward import annealed, antithetic_t, mask_suffix, mask_tokens, row_draws
 from dlm.diffusion.losses import mean_log_prob, nelbo, over_canvas, r2ft_loss, subs_log_probs
 from dlm.training.trainer import OursTrainer

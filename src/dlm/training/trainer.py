@@ -14,7 +14,7 @@ from dlm.diffusion.losses import token_log_probs
 from dlm.models.adapters import unwrapped
 from dlm.models.compiled import compile_layers, restore_layers
 from dlm.models.interface import head, states
-from dlm.training.batches import Row, WholeSteps
+from dlm.training.collators import Row, WholeSteps
 
 
 def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor, attention: Tensor | None = None) -> Tensor:

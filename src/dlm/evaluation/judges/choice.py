@@ -1,12 +1,12 @@
 """Who compares and who grades, as params.yaml asks for."""
 
-from dlm import processes
-from dlm.blocks import DataParams
-from dlm.blocks_results import JudgeParams
+from dlm.config.data import DataParams
+from dlm.config.evaluation import JudgeParams
 from dlm.evaluation.exact import corpus_judge
 from dlm.evaluation.judges.exact import ExactJudge
 from dlm.evaluation.judges.grades import Grader
 from dlm.evaluation.judges.pairs import Judge
+from dlm.pipeline import processes
 
 
 def make_judges(judge: JudgeParams, data: DataParams, seed: int) -> tuple[Judge | None, Grader | None]:

@@ -1,0 +1,1 @@
+"""The builtin corpus: facts about an invented coast, and lists of its towns."""

@@ -1,0 +1,5 @@
+"""`python -m dlm.cli` is `dlm`."""
+
+from dlm.cli import cli
+
+cli()

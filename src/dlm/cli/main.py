@@ -1,0 +1,230 @@
+"""Decoders of masked diffusion language models from the command line."""
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import dlm
+from dlm.cli import decoders, request
+from dlm.files import check_checkpoint
+from dlm.pipeline.start import fail
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} ({self.prog} --help says what it takes)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. Raises UserError."""
+    argv = sys.argv[1:] if argv is None else argv
+    whole, commands = parsers()
+    if argv and argv[0] in commands:
+        # Intermixed: prompts may stand behind the options too.
+        arguments = commands[argv[0]].parse_intermixed_args(argv[1:])
+    else:
+        arguments = whole.parse_args(argv)
+    arguments.run(arguments)
+
+
+def main_to_the_end() -> None:
+    """`main`, until everything that was printed has left or its failure is known."""
+    if sys.stdout is None:
+        fail("stdout is closed; there is nowhere to write to")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    try:
+        main()
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still in the buffer would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        raise
+
+
+# --- Commands: imported when they run, as torch takes seconds ---------------------------------------------------------
+
+
+def _decoders(arguments: argparse.Namespace) -> None:
+    print(decoders.options_of(arguments.name) if arguments.name else decoders.overview())
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    asked = request.generation(arguments)
+    _tell_loading(arguments.checkpoint)
+    from dlm.cli import run
+
+    run.generate(arguments, asked)
+
+
+def _infill(arguments: argparse.Namespace) -> None:
+    asked = request.infilling(arguments)
+    _tell_loading(arguments.checkpoint)
+    from dlm.cli import run
+
+    run.infill(arguments, asked)
+
+
+def _tell_loading(checkpoint: str) -> None:
+    """On a terminal: what follows takes seconds, and minutes for a large model."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"loading {checkpoint} ...", file=sys.stderr, flush=True)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    check_checkpoint(arguments.source)
+    from dlm.cli import convert
+
+    convert.convert(arguments)
+
+
+def _backfill(_: argparse.Namespace) -> None:
+    from dlm.pipeline.backfill import backfill
+
+    made = backfill()
+    print(f"{len(made)} runs made: {', '.join(made)}" if made else "nothing is missing")
+
+
+def _verify(_: argparse.Namespace) -> None:
+    from dlm.pipeline.verify import verify
+
+    print(f"{verify()} objects in DVC's cache, all as their hashes say")
+
+
+# --- Arguments --------------------------------------------------------------------------------------------------------
+
+
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the whole command line, and each command's."""
+    whole = Parser(prog="dlm", description=__doc__, epilog="dlm COMMAND --help says more.")
+    whole.add_argument("--version", action="version", version=f"dlm {dlm.__version__}")
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Command, summary: str) -> Parser:
+        parser: Parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        parser.set_defaults(run=run)
+        return parser
+
+    made = {
+        "decoders": command("decoders", _decoders, "list the decoders, or the options of one"),
+        "generate": command("generate", _generate, "answer prompts with a checkpoint"),
+        "infill": command("infill", _infill, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
+        "convert": command("convert", _convert, "write a published checkpoint in the layout that transformers loads"),
+        "backfill": command("backfill", _backfill, "log to MLflow what DVC restored instead of running (dvc.lock)"),
+        "verify": command("verify", _verify, "find spoilt files in DVC's cache, and remove them"),
+    }
+    made["decoders"].add_argument("name", nargs="?", help="a decoder")
+    _add_generate(made["generate"])
+    _add_infill(made["infill"])
+    _add_convert(made["convert"])
+    return whole, made
+
+
+def _add_generate(parser: Parser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint's folder, or a name on the Hugging Face hub")
+    parser.add_argument("texts", metavar="PROMPT", nargs="*", help="a prompt; without any: --prompts, or stdin")
+    parser.add_argument(
+        "--prompts",
+        dest="file",
+        metavar="FILE",
+        type=Path,
+        help="one prompt a line, or JSON (lines, an array) with `instruction` (and `input`), `messages`, `prompt` or "
+        "`prompt_ids` (used as they are)",
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--instruction",
+        dest="template",
+        action="store_true",
+        default=None,
+        help="prompts are instructions, put into the checkpoint's template (default where it has one)",
+    )
+    how.add_argument("--raw", dest="template", action="store_false", default=None, help="prompts are used as they are")
+    how.add_argument("--chat", action="store_true", help="prompts are a user's messages, put into the chat template")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system prompt of conversations without one")
+    parser.add_argument("--gen-length", type=int, default=128, metavar="N", help="tokens to generate (default: 128)")
+    _add_shared(parser, steps="as many as tokens")
+
+
+def _add_infill(parser: Parser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint's folder, or a name on the Hugging Face hub")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text with gaps; without any: --texts, or stdin")
+    parser.add_argument(
+        "--texts",
+        dest="file",
+        metavar="FILE",
+        type=Path,
+        help="one text a line, or JSON (lines, an array) with `text` or `canvas_ids`",
+    )
+    _add_shared(parser, steps="as many as the fullest text has masks")
+
+
+def _add_convert(parser: Parser) -> None:
+    parser.add_argument("source", help="a published checkpoint's folder or GGUF file, or its name on the hub")
+    parser.add_argument("folder", type=Path, help="where to write the converted one")
+    _add_layout(parser)
+    parser.add_argument(
+        "--template", metavar="NAME", help="the prompt format to save with it: alpaca, llada or dream (default: none)"
+    )
+    parser.add_argument("--causal", action="store_true", help="an autoregressive model, to stay one (a GGUF file, say)")
+    parser.add_argument(
+        "--logits-shift",
+        type=int,
+        choices=[0, 1],
+        help="with --layout causal_lm: 1 predicts each position at the one before, as the model did; 0 at itself "
+        "(default: 1)",
+    )
+    parser.add_argument("--mask-token", metavar="TOKEN", help="an entry of the tokenizer to become its mask")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the weights (default: auto, as published)",
+    )
+
+
+def _add_layout(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        default="auto",
+        help="causal_lm, masked_lm, llada, dream or mdlm (default: auto, by config.json)",
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="where the tokenizer is, if not beside the model")
+
+
+def _add_shared(parser: Parser, steps: str) -> None:
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument("--decoder", metavar="NAME", help="one of `dlm decoders` (default: conv)")
+    decoding.add_argument("--block", metavar="NAME", help="a block `decoding.NAME` of params.yaml instead")
+    decoding.add_argument("--params", metavar="FILE", type=Path, help="where --block is looked up (params.yaml)")
+    decoding.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="an option of the decoder; repeatable"
+    )
+    decoding.add_argument("--steps", type=int, metavar="N", help=f"denoising steps (default: {steps})")
+    decoding.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    running = parser.add_argument_group("running")
+    running.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at once (default: 32)")
+    running.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is any)")
+    running.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16"], default="fp32", help="(default: fp32; auto: bf16 on a GPU)"
+    )
+    _add_layout(running)
+    running.add_argument(
+        "--compile", choices=["none", "default", "cuda_graphs"], default="none", help="torch.compile (default: none)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="one JSON object a line")
+    output.add_argument("--watch", action="store_true", help="see one text being filled in (on a terminal)")
+    output.add_argument("--trace", metavar="FILE", type=Path, help="write every change of the canvas as JSON lines")

@@ -1,5 +1,0 @@
-"""`python -m dlm.command` is `dlm`."""
-
-from dlm.command import cli
-
-cli()

@@ -1,0 +1,297 @@
+"""The options of each decoder, as plain dataclasses: what a block `decoding.<name>` of params.yaml may hold.
+
+A decoder is a rule (which token a position would take, which positions commit), and parts that go with any rule: a
+window, hard blocks, a repetition penalty, guidance, EOS-fill, caches. `conv`, `semi_ar` and `repetition_penalty` are
+names for a rule with such a part switched on.
+
+No torch here: params.yaml is checked before anything heavy is imported.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dlm.config.schema import at_least, build, dotted, require, share
+from dlm.errors import UserError
+
+Gain = Literal["tanh", "linear", "sigmoid", "step"]
+Kernel = Literal["box", "exponential"]
+Confidence = Literal["probability", "margin", "entropy", "random"]
+RemdmSchedule = Literal["loop", "cap", "rescale", "conf"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderOptions:
+    """Common to all decoders.
+
+    Attributes:
+        eos_fill: once a response position holds EOS, everything to its right becomes EOS (paper §B.2).
+        eos: free; last: what would take EOS goes behind its row's other positions, whatever its confidence (LLaDA's
+            confidence_eos_eot_inf; not for rules that draw tokens late); never: EOS cannot come (logits_eos_inf).
+        cache: a step that committed nothing leaves its logits to the next (paper §B.2); exact.
+        kernel_size: a Conv window of so many positions (paper §4.1; odd), None for no window.
+        kernel: box (the paper's) or exponential: weights exp(-2·distance / reach), reach = kernel_size // 2.
+        gain: g of the window's weights g(conv_mult·u), u the committed tokens within the kernel.
+        conv_mult: the factor inside g.
+        block_length: hard blocks of so many positions from left to right (semi-AR), None for the whole window at once.
+        variant: of the blocks: stride (the paper's baseline) or restrict (LLaDA).
+        penalty: logits of tokens already on the canvas shrink by this factor (CTRL; paper §4.2); 1 is off.
+        cfg_scale: classifier-free guidance w: logits + w·(logits - logits without the context) (LLaDA); 0 is off.
+        suffix: masks that cannot commit at this step: full keeps them on the canvas (exact), none leaves them out,
+            dropout keeps some near ones (DPad). Both are approximations; they narrow `conv` and `restrict` blocks.
+        suffix_window, suffix_scale, suffix_sigma: DPad's W, a and k.
+        kv_cache: Fast-dLLM's approximate key-value cache for `restrict` blocks: prefix keeps what stands before the
+            block, dual what stands after it too; refreshed at each block.
+    """
+
+    eos_fill: bool = False
+    eos: Literal["free", "last", "never"] = "free"
+    cache: bool = True
+    kernel_size: int | None = None
+    kernel: Kernel = "box"
+    gain: Gain = "tanh"
+    conv_mult: float = 1.0
+    block_length: int | None = None
+    variant: Literal["stride", "restrict"] = "stride"
+    penalty: float = 1.0
+    cfg_scale: float = 0.0
+    suffix: Literal["full", "none", "dropout"] = "full"
+    suffix_window: int = 256
+    suffix_scale: float = 2.0
+    suffix_sigma: float = 4.0
+    kv_cache: Literal["none", "prefix", "dual"] = "none"
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["block_length", "suffix_window"])
+        at_least(self, where, 0, ["cfg_scale", "suffix_scale", "suffix_sigma"])
+        odd = self.kernel_size is None or (self.kernel_size >= 1 and self.kernel_size % 2 == 1)
+        require(odd, dotted(where, "kernel_size"), "odd and at least 1", self.kernel_size)
+        require(self.conv_mult > 0, dotted(where, "conv_mult"), "above 0", self.conv_mult)
+        require(self.penalty > 0, dotted(where, "penalty"), "above 0", self.penalty)
+        restricted = self.block_length is not None and self.variant == "restrict"
+        narrows = self.kernel_size is not None or restricted or isinstance(self, SlidingAnnealingOptions)
+        require(
+            narrows or self.suffix == "full",
+            dotted(where, "suffix"),
+            "full where every mask may commit (it goes with kernel_size, or block_length and variant: restrict)",
+            self.suffix,
+        )
+        unknown = self.eos == "last" and isinstance(self, CategoricalOptions | FirstHittingOptions)
+        require(not unknown, dotted(where, "eos"), "free or never where tokens are drawn only to commit", self.eos)
+        plain = self.suffix == "full" and not self.cfg_scale
+        require(
+            self.kv_cache == "none" or (restricted and plain),
+            dotted(where, "kv_cache"),
+            "none without block_length and variant: restrict, and with suffix or cfg_scale",
+            self.kv_cache,
+        )
+
+    def check_lengths(self, gen_length: int, steps: int, where: str) -> None:
+        """Refuse a window or a number of steps this decoder cannot divide."""
+        if self.block_length is None:
+            return
+        if gen_length % self.block_length:
+            raise UserError(
+                f"{dotted(where, 'block_length')} must divide gen_length ({gen_length}), got {self.block_length}"
+            )
+        blocks = gen_length // self.block_length
+        if steps % blocks:
+            raise UserError(
+                f"{where}: steps must be a multiple of the {blocks} blocks "
+                f"(gen_length {gen_length} / block_length {self.block_length}), got {steps}"
+            )
+
+    def check_infilling(self, where: str) -> None:
+        """Refuse what supposes that the response goes from left to right and nothing stands behind it."""
+        require(not self.eos_fill, dotted(where, "eos_fill"), "false where context stands on the right", True)
+        require(
+            self.block_length is None,
+            dotted(where, "block_length"),
+            "null for infilling (blocks go from left to right; conv needs none)",
+            self.block_length,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoricalOptions(DecoderOptions):
+    """Ancestral sampling over the whole vocabulary (MDLM; paper Eq. 4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKOptions(DecoderOptions):
+    """The k best candidates per position, one global rescaling (paper §A.3).
+
+    Attributes:
+        top_k: k, how many candidates each position keeps.
+    """
+
+    top_k: int = 20
+
+    def check(self, where: str) -> None:
+        DecoderOptions.check(self, where)
+        at_least(self, where, 1, ["top_k"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowConfidenceOptions(DecoderOptions):
+    """A fixed number of positions a step, the most confident first (LLaDA; Dream's margin and entropy).
+
+    Attributes:
+        confidence: what ranks: the token's probability, the margin over the second, the negative entropy, or chance.
+        temperature: 0 takes the best token; above it the token is drawn from p^(1/temperature).
+    """
+
+    confidence: Confidence = "probability"
+    temperature: float = 0.0
+
+    def check(self, where: str) -> None:
+        DecoderOptions.check(self, where)
+        at_least(self, where, 0, ["temperature"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdOptions(DecoderOptions):
+    """Every position whose best token passes a confidence, at least the schedule's number (Fast-dLLM).
+
+    Attributes:
+        threshold: the probability from which a position commits.
+    """
+
+    threshold: float = 0.9
+
+    def check(self, where: str) -> None:
+        DecoderOptions.check(self, where)
+        share(self, where, ["threshold"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorOptions(DecoderOptions):
+    """The n most confident positions with (n + 1)(1 - confidence of the n-th) < factor (Fast-dLLM).
+
+    Attributes:
+        factor: f of the rule; the larger it is, the more positions commit at a step.
+    """
+
+    factor: float = 1.0
+
+    def check(self, where: str) -> None:
+        DecoderOptions.check(self, where)
+        require(self.factor > 0, dotted(where, "factor"), "above 0", self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstHittingOptions(DecoderOptions):
+    """One position a step, chosen at random, sampled from the whole vocabulary (Zheng et al.; bd3lms).
+
+    Exact ancestral sampling in as many steps as tokens; with fewer steps several positions share one.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemdmOptions(TopKOptions):
+    """ReMDM (Wang et al. 2025): `top_k` whose committed tokens may be masked again; kernel_size adds Conv.
+
+    Attributes:
+        schedule: loop, cap, rescale or conf.
+        eta: how often a committed token is masked again (not for conf).
+        t_on, t_off, alpha_on: the loop runs from t_on down to t_off at a constant alpha_on.
+    """
+
+    schedule: RemdmSchedule = "loop"
+    eta: float = 0.04
+    t_on: float = 0.55
+    t_off: float = 0.05
+    alpha_on: float = 0.9
+
+    def check(self, where: str) -> None:
+        TopKOptions.check(self, where)
+        share(self, where, ["eta"])
+        require(0 < self.t_on < 1, dotted(where, "t_on"), "between 0 and 1", self.t_on)
+        require(0 < self.t_off < self.t_on, dotted(where, "t_off"), f"above 0, below t_on ({self.t_on})", self.t_off)
+        require(0 < self.alpha_on < 1, dotted(where, "alpha_on"), "between 0 and 1", self.alpha_on)
+        most = (1 - self.alpha_on) / self.alpha_on
+        require(
+            self.schedule != "loop" or self.eta <= most,
+            dotted(where, "eta"),
+            f"at most {most:.4g} ((1 - alpha_on) / alpha_on)",
+            self.eta,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingAnnealingOptions(TopKOptions):
+    """Every step commits the next gen_length / steps positions, and samples the `reach` behind them (paper §E.1.1).
+
+    Attributes:
+        reach: how many positions behind those that must commit may do so too.
+    """
+
+    reach: int = 32
+
+    def check(self, where: str) -> None:
+        TopKOptions.check(self, where)
+        at_least(self, where, 0, ["reach"])
+        for name in ("kernel_size", "block_length"):
+            value = getattr(self, name)
+            require(value is None, dotted(where, name), "null: sliding_annealing is a window of its own", value)
+
+    def check_infilling(self, where: str) -> None:
+        raise UserError(f"{where}: sliding_annealing goes from left to right and cannot fill gaps; conv can")
+
+
+RULES: dict[str, type[DecoderOptions]] = {
+    "categorical": CategoricalOptions,
+    "top_k": TopKOptions,
+    "low_confidence": LowConfidenceOptions,
+    "threshold": ThresholdOptions,
+    "factor": FactorOptions,
+    "first_hitting": FirstHittingOptions,
+    "remdm": RemdmOptions,
+    "sliding_annealing": SlidingAnnealingOptions,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A name for a rule (top_k unless the block says otherwise) with some options that have other defaults."""
+
+    summary: str
+    options: dict[str, Any]
+    rule: str = "top_k"
+
+
+PRESETS: dict[str, Preset] = {
+    "conv": Preset("A soft window around what is decoded, over any rule (paper §4.1).", {"kernel_size": 33}),
+    "semi_ar": Preset("Hard blocks from left to right, over any rule (LLaDA; stride).", {"block_length": 32}),
+    "repetition_penalty": Preset("Tokens on the canvas become less likely (CTRL; paper §4.2).", {"penalty": 1.2}),
+}
+DECODERS = (*RULES, *PRESETS)
+
+
+def decoder_options(name: str, block: Any, where: str) -> DecoderOptions:
+    """Check a decoder's options. A block may name its `decoder`; otherwise the block's own name is the decoder's.
+
+    Raises:
+        UserError: an unknown decoder or option, or an impossible value.
+    """
+    if block is not None and not isinstance(block, dict):
+        raise UserError(f"{where} must be a block of options, got {block!r}")
+    options = {str(key): value for key, value in (block or {}).items()}
+    decoder = options.pop("decoder", name)
+    if not isinstance(decoder, str) or decoder not in DECODERS:
+        raise UserError(f"{where}: {decoder!r} is not a decoder; known: {', '.join(DECODERS)}")
+    if decoder not in PRESETS:
+        return build(RULES[decoder], options, where)
+    preset = PRESETS[decoder]
+    rule = options.pop("rule", preset.rule)
+    if not isinstance(rule, str) or rule not in RULES:
+        raise UserError(f"{dotted(where, 'rule')} must be one of {', '.join(RULES)}, got {rule!r}")
+    for key, value in preset.options.items():
+        require(options.get(key, value) is not None, dotted(where, key), f"given for {decoder}", None)
+    if "top_k" not in RULES[rule].__dataclass_fields__:
+        options.pop("top_k", None)  # so that changing a block's rule alone is enough
+    return build(RULES[rule], {**preset.options, **options}, where)
+
+
+def override(options: DecoderOptions, where: str, **changes: Any) -> DecoderOptions:
+    """The same decoder with some options changed, checked again."""
+    return build(type(options), {**asdict(options), **changes}, where)

@@ -1,0 +1,54 @@
+"""Metrics and judges: the block `evaluate`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dlm.config.schema import at_least, dotted, require
+
+
+@dataclass(frozen=True)
+class JudgeParams:
+    """Who compares each answer with the reference's for the win rates (evaluation/judges).
+
+    Attributes:
+        kind: auto (the builtin corpus's exact judge, none elsewhere), endpoint (OpenAI-compatible chat) or local (a
+            causal LM of transformers).
+        model: the endpoint's name for it, or a folder or hub name for local.
+        key_variable: the environment variable that holds the endpoint's key.
+        grades: also grade every answer from 1 to 5 (endpoint and local).
+        difficulty: a CSV with a column instruction_difficulty, one row for each prompt of the evaluation set.
+    """
+
+    kind: Literal["auto", "none", "endpoint", "local"]
+    base_url: str
+    model: str
+    key_variable: str
+    concurrency: int
+    grades: bool
+    difficulty: str | None
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["concurrency"])
+        is_model = self.kind in ("endpoint", "local")
+        named = bool(self.model) or not is_model
+        require(named, dotted(where, "model"), f"the judge's name where kind is {self.kind}", self.model)
+        gives = is_model or not self.grades
+        require(gives, dotted(where, "grades"), f"false where kind is {self.kind}, which gives none", self.grades)
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """Metrics, win rates and their intervals.
+
+    Attributes:
+        scorer: a causal LM (folder or hub name) for perplexity and inlier; None for the reference.
+    """
+
+    high_prior_tokens: int
+    scorer: str | None
+    bootstrap_samples: int
+    judge: JudgeParams
+
+    def check(self, where: str) -> None:
+        at_least(self, where, 1, ["high_prior_tokens"])
+        at_least(self, where, 10, ["bootstrap_samples"])

@@ -1,0 +1,87 @@
+"""The answers' artefact: one JSON line for each prompt and decoding seed."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dlm.config.decoders import DecoderOptions
+from dlm.data.tokenizer import before_eos
+from dlm.decoding.lm import DiffusionLM
+from dlm.files import code_hash, read_jsonl, write_jsonl
+from dlm.pipeline import processes
+
+
+def decode_prompts(
+    lm: DiffusionLM,
+    rows: Sequence[dict[str, Any]],
+    options: DecoderOptions,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    gen_length: int,
+    batch_size: int,
+    parts: Path | None = None,
+    fingerprint: str = "",
+) -> tuple[list[dict[str, Any]], float]:
+    """Decode every prompt with every seed. Several processes share the prompts, and each gets all answers.
+
+    Args:
+        rows: prepared evaluation rows (id, prompt_ids).
+        parts: a folder in which every finished seed is kept, so that a run that was killed goes on after the last
+            one. The caller removes it when it no longer needs it.
+        fingerprint: a hash of the weights, for `parts`.
+
+    Returns:
+        The answers, and the seconds spent generating them by the slowest process (0 for seeds taken from disk).
+    """
+    setting = [type(options).__name__, asdict(options), steps, gen_length, lm.denoiser.bf16, lm.denoiser.compile]
+    key = [fingerprint, code_hash(), setting, [row["prompt_ids"] for row in rows]]
+    folder = parts and parts / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    share = _share([row["prompt_ids"] for row in rows])
+    suffix = f"-{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    seconds = 0.0
+    for seed in seeds if share else ():
+        kept = folder and folder / f"{seed}{suffix}.jsonl"
+        if kept and kept.is_file():
+            fresh = read_jsonl(kept)
+        else:
+            started = time.perf_counter()
+            out = lm.generate(
+                [rows[i]["prompt_ids"] for i in share],
+                options,
+                steps=steps,
+                gen_length=gen_length,
+                seed=seed,
+                batch_size=batch_size,
+            )
+            seconds += time.perf_counter() - started
+            fresh = [
+                {
+                    "id": rows[i]["id"],
+                    "seed": seed,
+                    "answer": out.texts[place],
+                    "tokens": before_eos(out.tokens[place].tolist(), lm.tokenizer.eos_token_id),
+                    "nfe": int(out.nfe[place]),
+                    "leftover_masks": int(out.leftover_masks[place]),
+                    "commit_step": out.commit_step[place].tolist(),
+                }
+                for place, i in enumerate(share)
+            ]
+            if kept:
+                write_jsonl(kept, fresh)
+        found |= {(seed, i): answer for i, answer in zip(share, fresh, strict=True)}
+    shares = processes.gather((found, seconds))
+    whole = {at: answer for part, _ in shares for at, answer in part.items()}
+    return [whole[seed, i] for seed in seeds for i in range(len(rows))], max(spent for _, spent in shares)
+
+
+def _share(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Which prompts are this process's. Equal ones stay together: each draws noise by its number among them."""
+    numbers: dict[tuple[int, ...], int] = {}
+    groups = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+    return [i for i, group in enumerate(groups) if group % processes.count() == processes.rank()]

@@ -1,0 +1,97 @@
+"""The decoders: each a row of parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from dlm.config.decoders import (
+    CategoricalOptions,
+    DecoderOptions,
+    FactorOptions,
+    FirstHittingOptions,
+    LowConfidenceOptions,
+    RemdmOptions,
+    SlidingAnnealingOptions,
+    ThresholdOptions,
+    TopKOptions,
+)
+from dlm.decoding import commit, plans, propose, schedules, windows
+from dlm.decoding.commit import Commit, Revoke
+from dlm.decoding.plans import Plan
+from dlm.decoding.propose import Propose
+from dlm.decoding.schedules import Schedule
+from dlm.decoding.windows import Window
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What tells one decoder from another.
+
+    Attributes:
+        propose: which token each open position would take.
+        commit: which open positions take theirs now.
+        schedule: how much is committed, and masked again, at each step.
+        revoke: how probable it is for each committed token to be masked again, None for never.
+        plan: (gen_length, steps) -> phases.
+    """
+
+    propose: Propose
+    commit: Commit
+    schedule: Schedule = schedules.log_linear
+    revoke: Revoke | None = None
+    plan: Plan = plans.whole
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts that the loop (loop.py) puts together: a rule, its window, and what any rule can be given.
+
+    `options` are read for what is a number or a switch (penalty, guidance, suffix, EOS-fill, caches).
+    """
+
+    rule: Rule
+    window: Window
+    options: DecoderOptions
+
+
+def _remdm(options: RemdmOptions) -> Rule:
+    schedule = {
+        "loop": schedules.remdm_loop(options.eta, options.t_on, options.t_off, options.alpha_on),
+        "cap": schedules.remdm_cap(options.eta),
+        "rescale": schedules.remdm_rescale(options.eta),
+        "conf": schedules.remdm_conf,
+    }[options.schedule]
+    revoke = commit.by_confidence if options.schedule == "conf" else commit.uniformly
+    return Rule(propose.top_k(options.top_k), commit.ancestral, schedule, revoke)
+
+
+def _low_confidence(options: LowConfidenceOptions) -> Rule:
+    chosen = commit.at_random if options.confidence == "random" else commit.fixed_count
+    return Rule(propose.single(options.confidence, options.temperature), chosen)
+
+
+BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
+    CategoricalOptions: lambda options: Rule(propose.categorical, commit.ancestral),
+    TopKOptions: lambda options: Rule(propose.top_k(options.top_k), commit.ancestral),
+    LowConfidenceOptions: _low_confidence,
+    ThresholdOptions: lambda options: Rule(propose.greedy, commit.threshold(options.threshold)),
+    FactorOptions: lambda options: Rule(propose.greedy, commit.factor(options.factor)),
+    FirstHittingOptions: lambda options: Rule(propose.categorical, commit.at_random),
+    RemdmOptions: _remdm,
+    SlidingAnnealingOptions: lambda options: Rule(
+        propose.top_k(options.top_k), commit.ancestral, plan=partial(plans.sliding, reach=options.reach)
+    ),
+}
+
+
+def make_decoder(options: DecoderOptions) -> Decoder:
+    """The decoder that checked options describe."""
+    rule = BUILDERS[type(options)](options)
+    if options.block_length is not None:
+        cut = {"stride": plans.stride, "restrict": plans.restrict}[options.variant]
+        rule = replace(rule, plan=partial(cut, block_length=options.block_length))
+    window: Window = windows.flat
+    if options.kernel_size is not None:
+        window = windows.conv(options.kernel_size, options.gain, options.conv_mult, options.kernel)
+    return Decoder(rule, window, options)

@@ -1,0 +1,175 @@
+"""The denoiser that the decode loop sees: hidden states of a canvas, and the head only where it is asked for."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from dlm.decoding.memory import keep_freed_memory
+from dlm.errors import UserError
+from dlm.models.compiled import Compiled
+from dlm.models.interface import backbone, head, inputs, is_masked_lm, logits_shift, max_length, shifted, token_count
+from dlm.models.probe import Habits, habits
+
+ACTIVATION = 2**21  # numbers in a CPU's widest activation, of so many rows at a time
+KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, [batch, heads, length, head width], positions already rotated
+
+
+class Denoiser:
+    """A backbone with the SUBS parameterisation: the mask token never gets probability (METHOD §1).
+
+    The vocabulary projection is a large part of a small model's work; callers gather the positions first and get
+    exactly the logits that a full projection would give there.
+    """
+
+    def __init__(self, model: PreTrainedModel, mask_id: int, *, bf16: bool = False, compile: str = "none") -> None:
+        self.model = model.eval()
+        self.mask_id = mask_id
+        self.bf16 = bf16
+        self.compile = compile
+        if model.device.type == "cpu":
+            keep_freed_memory()
+        self._backbone, self._head = backbone(model), head(model)
+        self._compiled = None if compile == "none" else Compiled(model, compile)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def width(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return token_count(self.model)
+
+    @property
+    def max_length(self) -> int | None:
+        """How many places a canvas can have, if there is a limit."""
+        return max_length(self.model)
+
+    @cached_property
+    def habits(self) -> Habits:
+        """What may be left out of a canvas; tried out when it is first asked for."""
+        return habits(self.model)
+
+    def hidden(
+        self, canvas: Int[Tensor, "batch length"], shown: Bool[Tensor, "batch length"] | None
+    ) -> Float[Tensor, "batch length width"]:
+        """Final hidden states. Right padding, what is not `shown` (None: all is), does not exist for the model and gets
+        states of no meaning. Where padding would change the others' states, rows of one length go together."""
+        if shown is None or self.habits.padding:
+            return self._in_pieces(canvas, shown, None)
+        lengths = shown.sum(-1)
+        states = torch.zeros(*canvas.shape, self.width, device=canvas.device)
+        for length in set(lengths.tolist()):
+            rows = lengths == length
+            states[rows, :length] = self._in_pieces(canvas[rows, :length], None, None).to(states.dtype)
+        return states
+
+    def hidden_of_visible(
+        self, canvas: Int[Tensor, "batch length"], visible: Bool[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch length width"]:
+        """`hidden` where what is not `visible` (padding, or masks left out) costs nothing beyond the fullest row's
+        count either. The others keep their position ids. A backbone with whom distances go by the order, too, sees the
+        whole canvas, what is not `visible` behind its attention mask.
+
+        Raises:
+            UserError: a backbone from which nothing can be left out.
+        """
+        if self.habits.gaps == "none":
+            raise UserError(f"suffix must be full for {type(self.model).__name__}: what is left out moves the others")
+        if self.habits.gaps == "hidden":
+            places = None if is_masked_lm(self.model) else torch.arange(canvas.shape[1], device=canvas.device)
+            return self._in_pieces(canvas, visible, None if places is None else places.expand_as(canvas))
+        # The visible positions of each row in order, then others up to the fullest row's count.
+        places = torch.argsort(~visible, dim=-1, stable=True)
+        place = torch.arange(canvas.shape[1], device=canvas.device)
+        counts = visible.sum(-1)
+        unmoved = (places == place).all(0).cumprod(0).sum()
+        most, least, unmoved = torch.stack([counts.max(), counts.min(), unmoved]).tolist()
+        if not most:
+            return torch.zeros(*canvas.shape, self.width, device=canvas.device)
+        places, moved = places[:, :most], unmoved < most
+        shown = None if least == most else place[:most] < counts[:, None]
+        output = self._in_pieces(canvas.gather(1, places), shown, places if moved else None)
+        if not moved and most == canvas.shape[1]:
+            return output
+        whole = output.new_zeros(*canvas.shape, output.shape[-1])
+        return whole.scatter_(1, places[..., None].expand_as(output), output)
+
+    def hidden_with_keys(
+        self, canvas: Int[Tensor, "batch length"], valid: Bool[Tensor, "batch length"]
+    ) -> tuple[Float[Tensor, "batch length width"], KeysValues]:
+        """Final hidden states of a whole canvas, and every layer's keys and values.
+
+        Raises:
+            UserError: a backbone that keeps none, one that tells distances by the order of what it sees, or one whose
+                states predict the next position.
+        """
+        if is_masked_lm(self.model) or logits_shift(self.model) or self.habits.gaps != "closed":
+            raise UserError("kv_cache goes with Llama-like backbones that predict a position at itself; use none here")
+        cache = DynamicCache()
+        hidden = self._run(canvas, None if valid.all() else valid, None, cache)
+        layers: list[Any] = cache.layers
+        return hidden, [(layer.keys, layer.values) for layer in layers]
+
+    def hidden_at(
+        self,
+        tokens: Int[Tensor, "batch some"],
+        positions: Int[Tensor, "batch some"],
+        keys: KeysValues,
+        kept: Bool[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch some width"]:
+        """Hidden states of some positions, which see each other and the `kept` positions' earlier keys and values."""
+        shown = torch.cat([kept, torch.ones_like(positions, dtype=torch.bool)], dim=1)
+        return self._run(tokens, shown, positions, DynamicCache(keys))
+
+    def _in_pieces(self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None) -> Tensor:
+        """`_run`, on a CPU a few rows at a time: as fast, and the memory does not grow with the batch."""
+        rows = len(tokens)
+        if self.device.type == "cpu" and self._compiled is None:
+            widest = getattr(
+                self.model.config, "intermediate_size", 4 * self.width
+            )  # DistilBERT has another name for it
+            rows = max(ACTIVATION // (tokens.shape[1] * widest), 1)
+        if rows >= len(tokens):
+            return self._run(tokens, shown, positions)
+        pieces = [slice(start, start + rows) for start in range(0, len(tokens), rows)]
+        return torch.cat(
+            [
+                self._run(tokens[p], None if shown is None else shown[p], None if positions is None else positions[p])
+                for p in pieces
+            ]
+        )
+
+    def _run(
+        self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None
+    ) -> Tensor:
+        with self._autocast():
+            if self._compiled is not None and cache is None:
+                hidden = self._compiled(tokens, shown, positions)
+            else:
+                hidden = self._backbone(**inputs(self.model, tokens, shown, positions, cache)).last_hidden_state
+        return shifted(self.model, hidden)
+
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 where asked for. Without a cache of weights: each is used once, and graphs must not keep them."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
+    def logits(self, hidden: Float[Tensor, "n width"]) -> Float[Tensor, "n vocab"]:
+        """Logits of some positions, in the type of the head's arithmetic; the mask token's is -inf."""
+        with self._autocast():
+            logits = self._head(hidden)
+        logits[:, self.mask_id] = float("-inf")
+        return logits
+
+
+def rows_of(keys: Sequence[tuple[Tensor, Tensor]], rows: Int[Tensor, " n"]) -> KeysValues:
+    """Some rows' keys and values."""
+    return [(key[rows], value[rows]) for key, value in keys]

@@ -1,0 +1,456 @@
+"""The library's front door: load a masked diffusion LM, generate text, fill gaps."""
+
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from dlm.config.decoders import DecoderOptions, decoder_options, override
+from dlm.config.schema import require
+from dlm.data.records import Record
+from dlm.data.template import Template, load_template
+from dlm.data.tokenizer import before_eos, encode, special_tokens
+from dlm.data.tokenizer import decode as decode_text
+from dlm.decoding.batches import in_batches
+from dlm.decoding.canvas import Trace
+from dlm.decoding.decoder import make_decoder
+from dlm.decoding.denoiser import Denoiser
+from dlm.decoding.loop import Decoded, Watch, decode, fill
+from dlm.decoding.noise import row_keys
+from dlm.errors import UserError
+from dlm.models.backbone import load_checkpoint
+from dlm.models.precision import use_bf16
+
+GAP = re.compile(r"\[MASK(?::(\d+))?\]")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `DiffusionLM.generate` returns; everything in the order of the prompts.
+
+    Attributes:
+        texts: the answers, up to their first end (`DiffusionLM.ends`).
+        tokens: EOS from the first end on.
+        nfe: forward passes that each row took (S* in the paper).
+        leftover_masks: positions the decoder left masked and one extra greedy pass filled.
+        commit_step: at which step each position took its token (-1: set by EOS-fill).
+        trace: every change of the canvas, with `trace=True`.
+    """
+
+    texts: list[str]
+    tokens: Int[Tensor, "batch gen_length"]
+    nfe: Int[Tensor, " batch"]
+    leftover_masks: Int[Tensor, " batch"]
+    commit_step: Int[Tensor, "batch gen_length"]
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Infilling:
+    """What `DiffusionLM.infill` returns; everything in the order of the canvases.
+
+    Attributes:
+        texts: each canvas as text, its gaps filled.
+        gaps: the text of each gap of each canvas, from left to right.
+        tokens: each canvas as ids [length].
+        nfe, leftover_masks: as in `Generation`.
+        commit_step: at which step each position took its token (-1: context).
+        trace: every change, with `trace=True`; offsets count from the canvas's first position.
+    """
+
+    texts: list[str]
+    gaps: list[list[str]]
+    tokens: list[Tensor]
+    nfe: Int[Tensor, " batch"]
+    leftover_masks: Int[Tensor, " batch"]
+    commit_step: list[Tensor]
+    trace: Trace | None = None
+
+
+class DiffusionLM:
+    """A masked diffusion language model with its tokenizer.
+
+    `ends` are the ids that end an answer: EOS, and what else the checkpoint's generation_config.json names (an end of
+    turn).
+
+    lm = DiffusionLM.load("build/models/r2ft")
+    out = lm.generate([lm.prompt("Describe Velmora: its trade and its weather.")], decoder="conv", steps=16)
+    out = lm.infill("Velmora lives from [MASK:8], and the winter there is short.", steps=8)
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        template: Template | None = None,
+        precision: str = "fp32",
+        compile: str = "none",
+    ) -> None:
+        if tokenizer.mask_token_id is None or tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer needs a mask and an end-of-text token; add them and save it again")
+        self.tokenizer = tokenizer
+        self.template = template
+        self.ends = _ends(model, tokenizer)
+        self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision), compile=compile)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        device: str | None = None,
+        precision: str = "fp32",
+        compile: str = "none",
+        *,
+        layout: str = "auto",
+        tokenizer: Path | str | None = None,
+    ) -> "DiffusionLM":
+        """Load a checkpoint (folder or hub name; safetensors, no remote code) onto `device` (default: CUDA if any).
+
+        `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 on a GPU that has it):
+        faster, and equal up to rounding. So is `compile`: default (torch.compile), or cuda_graphs on a GPU; each new
+        shape of a batch costs the time to compile it. In bf16 weights that are saved in half precision stay in it.
+
+        `layout` and `tokenizer` are for published checkpoints that do not say what they are (load_checkpoint).
+
+        Raises:
+            UserError: nothing there, not a masked diffusion model, broken weights, or no means to compile.
+        """
+        dtype = "auto" if use_bf16(precision) else torch.float32
+        model, own_tokenizer = load_checkpoint(path, causal=False, layout=layout, tokenizer=tokenizer, dtype=dtype)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.nn.Module.to(model, device)
+        return cls(model, own_tokenizer, load_template(path), precision, compile)
+
+    def prompt(self, instruction: str, input: str | None = None) -> list[int]:
+        """Token ids of an instruction in the checkpoint's own template. Special tokens that it spells stay text.
+
+        Raises:
+            UserError: the checkpoint has no template, or one of the two is no text.
+        """
+        if self.template is None:
+            raise UserError("this checkpoint carries no prompt template; pass the whole prompt to generate()")
+        record = Record(_text(instruction, "instruction"), "" if input is None else _text(input, "input"), "")
+        return self.template.encode(self.tokenizer, [record])[0]
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation in the checkpoint's own chat template, up to where the answer starts.
+
+        Args:
+            messages: turns with `role` (system, user, assistant) and `content`, the last one not the assistant's.
+                Special tokens that a content spells stay text.
+
+        Raises:
+            UserError: the checkpoint has no chat template, or it refuses the conversation; messages that are none.
+        """
+        if self.tokenizer.chat_template is None:
+            raise UserError("this checkpoint carries no chat template; use generate() with a whole prompt")
+        turns = [_turn(message, f"message {number}") for number, message in enumerate(_listed(messages, "messages"))]
+        if not turns or turns[-1]["role"] == "assistant":
+            raise UserError("a conversation must end with a message of the user or the system, for the model to answer")
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint's chat template does not take this conversation: {told}") from None
+        return list(ids)
+
+    def chat(self, messages: Sequence[Any], decoder: str | DecoderOptions = "conv", **settings: Any) -> Generation:
+        """Answer a conversation, or each of several: `generate` with the `chat_prompt` of each.
+
+        Args:
+            messages: one conversation (turns as `chat_prompt` takes them), or a list of conversations.
+            decoder, settings: as in `generate`.
+
+        Raises:
+            UserError: as `chat_prompt` and `generate`.
+        """
+        given = _listed(messages, "messages")
+        several = bool(given) and not isinstance(given[0], Mapping)
+        return self.generate(
+            [self.chat_prompt(turns) for turns in (given if several else [given])], decoder, **settings
+        )
+
+    def generate(
+        self,
+        prompts: str | Sequence[Any],
+        decoder: str | DecoderOptions = "conv",
+        *,
+        steps: int | None = None,
+        gen_length: int = 128,
+        seed: int = 0,
+        batch_size: int = 32,
+        trace: bool = False,
+        watch: Watch | None = None,
+        **options: Any,
+    ) -> Generation:
+        """Generate an answer to every prompt.
+
+        Args:
+            prompts: texts, used as they are (see `prompt` and `chat` for templates), or token ids (lists, arrays,
+                tensors); one text, or a list of either. Special tokens that a text spells stay text.
+            decoder: a decoder's name (dlm.config.decoders.DECODERS), or its options.
+            steps: denoising steps S; gen_length unless given. Whole numbers may be numpy's, here and below.
+            gen_length: tokens to generate for each prompt.
+            seed: of the noise. The same prompt gives the same answer whatever else is in the call.
+            batch_size: rows that go through the model at once; it does not change the result.
+            trace: record every commit with its step and confidence.
+            watch: called as watch(step, tokens [rows, gen_length]) after every step of every batch, the masks still in.
+            **options: the decoder's options, as in params.yaml (kernel_size=33, top_k=5, eos_fill=True, ...).
+
+        Raises:
+            UserError: an unknown decoder or option, an argument that is none, or a prompt beyond the model's length.
+        """
+        gen_length, batch_size = _whole("gen_length", gen_length, 1), _whole("batch_size", batch_size, 1)
+        steps = gen_length if steps is None else _whole("steps", steps, 1)
+        _check_switches(trace, watch)
+        ids = [self._ids(prompt, f"prompt {n}") for n, prompt in enumerate(_listed(prompts, "prompts"))]
+        chosen, where = _checked(decoder, options)
+        chosen.check_lengths(gen_length, steps, where)
+        self._check_ids(ids, "prompt", gen_length)
+        eos_id, keys = self.tokenizer.eos_token_id, row_keys(ids, _whole("seed", seed))
+
+        def run(batch: list[int]) -> Decoded:
+            return decode(
+                self.denoiser,
+                [ids[i] for i in batch],
+                make_decoder(chosen),
+                gen_length=gen_length,
+                steps=steps,
+                keys=keys[batch],
+                eos_id=eos_id,
+                ends=self.ends,
+                trace=trace,
+                watch=watch,
+            )
+
+        parts = in_batches(ids, batch_size, run)
+        tokens = cut_at_eos(torch.stack(parts.tokens), eos_id, self.ends)
+        texts = [decode_text(self.tokenizer, before_eos(row, eos_id)) for row in tokens.tolist()]
+        return Generation(texts, tokens, parts.nfe, parts.leftover_masks, torch.stack(parts.commit_step), parts.trace)
+
+    def infill(
+        self,
+        canvases: str | Sequence[Any],
+        decoder: str | DecoderOptions = "conv",
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        trace: bool = False,
+        watch: Watch | None = None,
+        **options: Any,
+    ) -> Infilling:
+        """Fill the gaps of every canvas from the context on all their sides.
+
+        Args:
+            canvases: texts with gaps written `[MASK]` (one token) or `[MASK:40]` (40 tokens), or token ids with the
+                tokenizer's mask id wherever a token is wanted.
+            steps: denoising steps S; as many as the fullest canvas has masks unless given.
+            decoder, seed, batch_size, trace, watch, options: as in `generate`.
+
+        Raises:
+            UserError: as in `generate`; a canvas without a gap; EOS-fill, hard blocks or a sliding window, which go
+                from left to right.
+        """
+        given = _listed(canvases, "canvases")
+        ids = [self._canvas(canvas, f"canvas {n}") for n, canvas in enumerate(given)]
+        self._check_ids(ids, "canvas")
+        mask_id = self.denoiser.mask_id
+        for number, canvas in enumerate(ids):
+            require(mask_id in canvas, f"canvas {number}", "a text with a gap such as [MASK:8]", given[number])
+        steps = max(canvas.count(mask_id) for canvas in ids) if steps is None else _whole("steps", steps, 1)
+        batch_size = _whole("batch_size", batch_size, 1)
+        _check_switches(trace, watch)
+        chosen, where = _checked(decoder, options)
+        chosen.check_infilling(where)
+        keys = row_keys(ids, _whole("seed", seed))
+
+        def run(batch: list[int]) -> Decoded:
+            return fill(
+                self.denoiser,
+                [ids[i] for i in batch],
+                make_decoder(chosen),
+                gen_length=max(map(len, ids)),
+                steps=steps,
+                keys=keys[batch],
+                eos_id=self.tokenizer.eos_token_id,
+                ends=self.ends,
+                trace=trace,
+                watch=watch,
+            )
+
+        parts = in_batches(ids, batch_size, run)
+        tokens = [row[: len(canvas)] for row, canvas in zip(parts.tokens, ids, strict=True)]
+        gaps = [
+            [self._added(row.tolist(), start, end) for start, end in _runs(canvas, mask_id)]
+            for row, canvas in zip(tokens, ids, strict=True)
+        ]
+        return Infilling(
+            [decode_text(self.tokenizer, row.tolist()) for row in tokens],
+            gaps,
+            tokens,
+            parts.nfe,
+            parts.leftover_masks,
+            [row[: len(canvas)] for row, canvas in zip(parts.commit_step, ids, strict=True)],
+            parts.trace,
+        )
+
+    def _added(self, ids: list[int], start: int, end: int) -> str:
+        """The text of ids[start:end], with the space that it has behind what stands before it."""
+        before, both = (decode_text(self.tokenizer, ids[:stop]) for stop in (start, end))
+        # Half a character on the border reads otherwise when the rest is there.
+        return both.removeprefix(before) if both.startswith(before) else decode_text(self.tokenizer, ids[start:end])
+
+    def _ids(self, prompt: Any, where: str = "a prompt") -> list[int]:
+        if isinstance(prompt, str):
+            return encode(self.tokenizer, [_text(prompt, where)])[0]
+        wanted = f"{where} must be a text or a list of token ids"
+        ids = _listed(prompt, where, wanted)
+        try:
+            return [_index(i) for i in ids]
+        except TypeError:
+            raise UserError(f"{wanted}, got {_shown(prompt)}") from None
+
+    def _canvas(self, canvas: Any, where: str = "a canvas") -> list[int]:
+        """A text's ids, its gaps as mask ids; ids as they are."""
+        if not isinstance(canvas, str):
+            return self._ids(canvas, where)
+        pieces = GAP.split(_text(canvas, where))  # text, length, text, length, ..., text
+        texts = [*encode(self.tokenizer, pieces[:1]), *encode(self.tokenizer, pieces[2::2], after=True)]
+        ids, most = texts[0], self.denoiser.max_length or 10**6
+        for length, text in zip(pieces[1::2], texts[1:], strict=True):
+            digits = (length or "1").lstrip("0")
+            require(bool(digits), f"{where}: a gap", "at least one token long", f"[MASK:{length}]")
+            if len(digits) > 7 or int(digits) > most:
+                raise UserError(f"{where}: a gap of {digits[:20]} tokens is too long; a canvas has at most {most}")
+            ids += [self.denoiser.mask_id] * int(digits) + text
+        return ids
+
+    def _check_ids(self, ids: list[list[int]], what: str, gen_length: int = 0) -> None:
+        if not ids:
+            raise UserError(f"no {'canvases' if what == 'canvas' else 'prompts'} were given; pass at least one")
+        limit, vocab = self.denoiser.max_length, self.denoiser.vocab_size
+        for number, row in enumerate(ids):
+            if limit is not None and len(row) + gen_length > limit:
+                told = f"{what} {number} has {len(row)} tokens"
+                if gen_length:
+                    raise UserError(
+                        f"{told}; with gen_length {gen_length} that exceeds the model's {limit} positions; shorten one "
+                        "of them"
+                    )
+                raise UserError(f"{told}, which exceeds the model's {limit} positions; shorten it")
+            if any(not 0 <= i < vocab for i in row):
+                raise UserError(f"{what} {number} has a token id outside the vocabulary of {vocab}")
+
+
+# --- What arguments may be --------------------------------------------------------------------------------------------
+
+
+def _listed(given: Any, name: str, wanted: str = "") -> list[Any]:
+    """What stands in a list, an array or anything else that has an order; a text is a list of one.
+
+    Raises:
+        UserError: a mapping (its keys are no prompts), a set (no order), bytes, or what holds nothing.
+    """
+    if isinstance(given, str):
+        return [given]
+    found = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
+    if isinstance(found, Mapping | Set | bytes | bytearray) or not isinstance(found, Iterable):
+        remedy = "; pass its input_ids" if isinstance(found, Mapping) and "input_ids" in found else ""
+        wanted = wanted or f"{name} must be a list"
+        raise UserError(f"{wanted}, got {_shown(given)}{remedy}")
+    return list(found)
+
+
+def _index(value: Any) -> int:
+    """A whole number, numpy's and torch's too; no truth value, nor a number with a point. Raises TypeError."""
+    value = value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    try:
+        number = _index(value)
+    except TypeError:
+        raise UserError(f"{name} must be a whole number, got {_shown(value)}") from None
+    require(least is None or number >= least, name, f"at least {least}", number)
+    return number
+
+
+def _text(value: Any, where: str) -> str:
+    """A text that can be written as UTF-8: no half of a surrogate pair. Raises UserError."""
+    if not isinstance(value, str):
+        raise UserError(f"{where} must be text, got {_shown(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: not valid Unicode (character {error.start} is half a surrogate pair)") from None
+    return value
+
+
+def _turn(message: Any, where: str) -> dict[str, str]:
+    """A message of a conversation. Its role is one of ROLES: a template may make special tokens of it."""
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        raise UserError(f"{where} must have a role and a content and nothing else, got {_shown(message)}")
+    require(message["role"] in ROLES, f"{where}: role", f"one of {', '.join(ROLES)}", message["role"])
+    return {"role": message["role"], "content": _text(message["content"], f"{where}: content")}
+
+
+def _check_switches(trace: Any, watch: Any) -> None:
+    require(isinstance(trace, bool | np.bool_), "trace", "true or false", trace)
+    require(watch is None or callable(watch), "watch", "a function or None", watch)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message of one line."""
+    return f"{type(value).__name__} {' '.join(repr(value).split())[:60]}"
+
+
+def _checked(decoder: Any, options: dict[str, Any]) -> tuple[DecoderOptions, str]:
+    """The options of a decoder, and what errors call it."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    if isinstance(decoder, str):
+        return decoder_options(decoder, plain, decoder), decoder
+    if not isinstance(decoder, DecoderOptions):
+        raise UserError(f"decoder must be a decoder's name or its options, got {_shown(decoder)}")
+    if options:
+        raise UserError(f"options ({', '.join(options)}) go with a decoder's name, not with checked options")
+    return override(decoder, "decoder"), "decoder"
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """EOS, and the other special tokens at which the checkpoint's generation stops (one id, or a list)."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
+    given = named if isinstance(named, list) else [named]
+    # Classes have defaults, which may be any word of this vocabulary.
+    others = special_tokens(tokenizer).keys() - {tokenizer.eos_token_id, tokenizer.mask_token_id}
+    return [tokenizer.eos_token_id, *sorted(others & set(given))]
+
+
+def _runs(ids: list[int], value: int) -> list[tuple[int, int]]:
+    """[start, end) of every unbroken run of `value`."""
+    starts = [i for i, x in enumerate(ids) if x == value and (i == 0 or ids[i - 1] != value)]
+    ends = [i + 1 for i, x in enumerate(ids) if x == value and (i + 1 == len(ids) or ids[i + 1] != value)]
+    return list(zip(starts, ends, strict=True))
+
+
+def cut_at_eos(
+    tokens: Int[Tensor, "batch length"], eos_id: int, ends: Sequence[int] = ()
+) -> Int[Tensor, "batch length"]:
+    """From a row's first end on (EOS, or one of `ends`) everything becomes EOS."""
+    ended = torch.isin(tokens, torch.tensor([eos_id, *ends])).cumsum(-1) > 0
+    return torch.where(ended, eos_id, tokens)

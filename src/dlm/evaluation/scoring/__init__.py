@@ -1,0 +1,1 @@
+"""Log-likelihoods of texts under a causal model: perplexity, relevance, and the models that give them."""

@@ -1,0 +1,1 @@
+"""Rule-made rejected answers for R2FT."""

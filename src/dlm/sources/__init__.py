@@ -1,0 +1,1 @@
+"""Where records come from; the stage `prepare` alone reads it."""

@@ -1,0 +1,56 @@
+"""One R2FT run (paper Eq. 5): negatives beside their examples, and the trainer around them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from dlm.config.training import R2ftParams
+from dlm.data.splits import log_prior
+from dlm.training.collators import R2ftCollator, Row
+from dlm.training.fit import fit, weights_hash
+from dlm.training.objectives import R2ftTrainer
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def fit_r2ft(
+    name: str,
+    model: M,
+    tokenizer: PreTrainedTokenizerFast,
+    train: list[Row],
+    valid: list[Row],
+    params: R2ftParams,
+    length: int,
+    token_counts: list[int],
+    seed: int,
+    fingerprint: Any,
+    visit: Callable[[int, M], None] | None = None,
+) -> tuple[M, list[dict[str, float]]]:
+    """Reject the negatives; returns the model with its curve (`fit` has the rest).
+
+    Args:
+        train, valid: of `beside`.
+        length: canvas length L.
+        token_counts: of the training answers, for the log-prior that evaluation reports.
+        fingerprint: hashes of the data and of the negatives (JSON-ready).
+        visit: as in `fit`.
+    """
+    make_trainer = functools.partial(
+        R2ftTrainer,
+        objective=params,
+        log_prior=torch.from_numpy(log_prior(token_counts)).float(),
+        mask_id=tokenizer.mask_token_id,
+        data_collator=R2ftCollator(length, tokenizer.eos_token_id, tokenizer.mask_token_id),
+    )
+    objective = [params.beta_w, params.beta_l, params.margin, params.gamma]
+    told = {"rows": fingerprint, "weights": weights_hash(model), "objective": objective}
+    return fit(name, make_trainer, model, train, valid, params.training, seed, told, visit=visit)
+
+
+def beside(examples: Sequence[Row], negatives: Sequence[Row]) -> list[Row]:
+    """Each negative with the example that it was made from."""
+    return [{**examples[negative["example"]], **negative} for negative in negatives]
