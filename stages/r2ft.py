@@ -1,4 +1,4 @@
-"""Rejective fine-tuning of `sft_answer` on the negatives (paper Eq. 5; METHOD §4) into build/models/r2ft."""
+"""Rejective fine-tuning of `sft_answer` on the negatives (paper Eq. 5; docs/method.md §4) into build/models/r2ft."""
 
 from dlm.config.params import tracked
 from dlm.data.splits import read_split

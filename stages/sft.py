@@ -1,4 +1,4 @@
-"""Masked-diffusion SFT of the base, in one of its two padding settings (METHOD §2).
+"""Masked-diffusion SFT of the base, in one of its two padding settings (docs/method.md §2).
 
 `sft` is the SFT-only model: loss on every padding EOS (sft.supervise_padding), and as many steps as SFT and R2FT
 together.

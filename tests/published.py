@@ -1,6 +1,6 @@
-"""Tiny random checkpoints as LLaDA, Dream and MDLM are published, and their forward passes straight from METHOD §8.
+"""Tiny random checkpoints as LLaDA, Dream and MDLM are published, and their forward passes (docs/method.md §8).
 
-Nothing of dlm.models or of transformers' models in here.
+Written from the page: nothing of dlm.models or of transformers' models in here.
 """
 
 import json

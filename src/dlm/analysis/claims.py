@@ -1,4 +1,4 @@
-"""The paper's claims (METHOD §7), tested on the table, the grids of settings and the ablations by one rule.
+"""The paper's claims (docs/method.md §7), tested on the table, the grids of settings and the ablations by one rule.
 
 They are judged at one budget (DecodeParams.judged_steps); what others show stands beside it. Quality has two axes
 (table.quality_axes). Two values differ only when their 95% intervals do not overlap.

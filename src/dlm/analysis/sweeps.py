@@ -137,7 +137,7 @@ def distinct(rows: Sequence[Row], key: str) -> list[Any]:
 
 
 def speed_data(rows: Sequence[Row], axis: Column) -> dict[str, Any]:
-    """A panel for each checkpoint: quality over tokens a pass (L*_norm / S*, METHOD §6), a line for each decoder."""
+    """A panel for each checkpoint, a line for each decoder: quality over L*_norm / S* (docs/method.md §6)."""
     panels = []
     for checkpoint in distinct(rows, "checkpoint"):
         found = of(rows, "steps", checkpoint=checkpoint)

@@ -202,7 +202,7 @@ def over_passes(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
 
 
 def _tokens_per_step(cell: Row, shared_length: float | None) -> Row:
-    """L*_norm / S* (METHOD §6): one length for all decoders, so that a longer answer does not look faster.
+    """L*_norm / S* (docs/method.md §6): one length for all decoders, so that a longer answer does not look faster.
 
     The reference makes one token a pass whatever the others' length (paper Table 5: AR = 1).
     """

@@ -162,7 +162,7 @@ class LoraParams:
 
 @dataclass(frozen=True)
 class SftParams:
-    """Supervised fine-tuning (METHOD §2); the SFT-only model trains `r2ft.training.steps` longer.
+    """Supervised fine-tuning (docs/method.md §2); the SFT-only model trains `r2ft.training.steps` longer.
 
     Attributes:
         supervise_padding: whether the SFT-only model's loss counts every EOS of the padding, as in the paper.

@@ -20,7 +20,7 @@ KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, [batch, heads, length
 
 
 class Denoiser:
-    """A backbone with the SUBS parameterisation: the mask token never gets probability (METHOD §1).
+    """A backbone with the SUBS parameterisation: the mask token never gets probability (docs/method.md §1).
 
     The vocabulary projection is a large part of a small model's work; callers gather the positions first and get
     exactly the logits that a full projection would give there.

@@ -1,4 +1,4 @@
-"""The one decode loop: a canvas of context and masks, filled by a decoder's parts (METHOD §5).
+"""The one decode loop: a canvas of context and masks, filled by a decoder's parts (docs/method.md §5).
 
 Context never changes. Everything is per row: noise, quotas, normalisers, NFE; a row that needs no forward pass at a
 step does not take part in it.

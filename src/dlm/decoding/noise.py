@@ -31,7 +31,7 @@ def row_keys(prompts: Sequence[Sequence[int]], seed: int) -> Int64[Tensor, " bat
 def uniforms(
     keys: Int64[Tensor, "*n"], step: int, channel: int, positions: Int64[Tensor, "*n"]
 ) -> Float64[Tensor, "*n"]:
-    """Uniform numbers strictly inside (0, 1), 52 random bits: float32 noise truncates the tail (METHOD §1)."""
+    """Uniform numbers strictly inside (0, 1), 52 random bits: float32 noise truncates the tail (docs/method.md §1)."""
     bits = _mix(_mix(keys ^ (step * 4 + channel)) ^ positions)
     return (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
 

@@ -24,7 +24,7 @@ Schedule = Callable[[int, int], Rates]
 
 
 def log_linear(step: int, steps: int) -> Rates:
-    """α_t = 1 - t (METHOD §1): move : stay = t - s : s, here in units of dt."""
+    """α_t = 1 - t (docs/method.md §1): move : stay = t - s : s, here in units of dt."""
     return Rates(1.0, float(steps - step - 1), steps - step)
 
 

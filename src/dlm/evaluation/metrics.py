@@ -16,7 +16,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def repetition(tokens: Sequence[int], n: int = 4) -> float | None:
-    """Share of a response's n-grams that occurred before in it: 1 - unique / total (METHOD §6, repeated 4-grams).
+    """Share of a response's n-grams that occurred before in it: 1 - unique / total (docs/method.md §6).
 
     Range [0, 1), 0 when nothing repeats. None when the response is shorter than n.
     """
@@ -27,7 +27,7 @@ def repetition(tokens: Sequence[int], n: int = 4) -> float | None:
 
 
 def distinct(responses: Sequence[Sequence[int]], n: int = 2) -> float | None:
-    """Distinct-n over a set of responses: unique n-grams / all n-grams, counted over the whole set (METHOD §6).
+    """Distinct-n over a set of responses: unique n-grams / all n-grams, counted over the whole set (docs/method.md §6).
 
     Range (0, 1], 1 when no n-gram occurs twice anywhere. N-grams do not cross responses. The value falls as the set
     grows, so only sets of the same size compare. None when no response has n tokens.
@@ -51,7 +51,7 @@ def distinct_share(numbered: Sequence[Int[np.ndarray, " _"]]) -> float | None:
 
 
 def prompt_repetition(response: Sequence[int], prompt: Sequence[int], ignore: frozenset[int]) -> float | None:
-    """Share of a response's tokens that also occur in its prompt (METHOD §6, share of prompt tokens repeated).
+    """Share of a response's tokens that also occur in its prompt (docs/method.md §6, share of prompt tokens repeated).
 
     Tokens in `ignore` (the high-prior ones: function words, punctuation) are left out of the numerator and of the
     denominator, so that an answer in plain prose does not count as an echo.
@@ -66,7 +66,7 @@ def prompt_repetition(response: Sequence[int], prompt: Sequence[int], ignore: fr
 
 
 def high_prior_share(response: Sequence[int], high_prior: frozenset[int]) -> float | None:
-    """Share of a response's tokens among the corpus's most frequent, 100 as a rule (METHOD §6).
+    """Share of a response's tokens among the corpus's most frequent, 100 as a rule (docs/method.md §6).
 
     Range [0, 1]. None for an empty response.
     """
@@ -76,7 +76,7 @@ def high_prior_share(response: Sequence[int], high_prior: frozenset[int]) -> flo
 
 
 def mean_log_prior(response: Sequence[int], log_prior: Sequence[float] | np.ndarray) -> float | None:
-    """Mean natural log of the corpus frequency of a response's tokens (METHOD §6; paper Fig. 12b).
+    """Mean natural log of the corpus frequency of a response's tokens (docs/method.md §6; paper Fig. 12b).
 
     Args:
         response: content tokens.
@@ -90,7 +90,7 @@ def mean_log_prior(response: Sequence[int], log_prior: Sequence[float] | np.ndar
 
 
 def inlier_bounds(perplexities: Sequence[float]) -> tuple[float, float]:
-    """Mean ± 2 standard deviations (of the population) of the training responses' perplexities (METHOD §6).
+    """Mean ± 2 standard deviations (of the population) of the training responses' perplexities (docs/method.md §6).
 
     The lower bound may be negative when the spread is wide; then only the upper one excludes anything.
 
@@ -121,7 +121,7 @@ def log_inlier_bounds(perplexities: Sequence[float]) -> tuple[float, float]:
 
 
 def is_inlier(perplexity: float | None, bounds: tuple[float, float]) -> bool:
-    """Whether a response reads like the training responses: its perplexity lies within `bounds` (METHOD §6).
+    """Whether a response reads like the training responses: its perplexity lies within `bounds` (docs/method.md §6).
 
     Perplexity alone rewards repetition, which falls out of the lower bound. None (an empty response) and NaN are
     outliers.
@@ -139,7 +139,7 @@ def last_number(text: str) -> str | None:
 
 
 def tokens_per_step(lengths: Sequence[int], nfe: Sequence[int], norm_length: float | None = None) -> float | None:
-    """Tokens per forward pass, L*_norm / S* (METHOD §6; paper Table 5).
+    """Tokens per forward pass, L*_norm / S* (docs/method.md §6; paper Table 5).
 
     Args:
         lengths: content tokens of each response.

@@ -1,4 +1,4 @@
-"""Win rates against a baseline, plain and controlled for length, from pairwise preferences (METHOD §6)."""
+"""Win rates against a baseline, plain and controlled for length, from pairwise preferences (docs/method.md §6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

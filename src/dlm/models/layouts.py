@@ -1,4 +1,4 @@
-"""How published checkpoints are laid out, and their reading as architectures of transformers (METHOD §8).
+"""How published checkpoints are laid out, and their reading as architectures of transformers (docs/method.md §8).
 
 Names are mapped while transformers loads, shard by shard: no second copy of the weights, and none of their own code.
 """

@@ -1,4 +1,4 @@
-"""MDLM's diffusion transformer (Sahoo et al. 2024; METHOD §8), its conditioning folded into the weights.
+"""MDLM's diffusion transformer (Sahoo et al. 2024; docs/method.md §8), its conditioning folded into the weights.
 
 The network is run without time (σ = 0), so the adaptive layer norms' shift, scale and gate are constants: shift and
 scale become a layer norm's bias and weight, a gate scales the rows of the projection before it. What is left is

@@ -1,4 +1,4 @@
-"""Answers of the autoregressive reference by nucleus sampling (METHOD §6)."""
+"""Answers of the autoregressive reference by nucleus sampling (docs/method.md §6)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -15,7 +15,7 @@ Mask = Bool[np.ndarray, " length"]
 
 @dataclass(frozen=True)
 class Rule:
-    """The numbers of Algorithm 1 (METHOD §3).
+    """The numbers of Algorithm 1 (docs/method.md §3).
 
     Attributes:
         g_max: longest repetition unit.
@@ -79,7 +79,8 @@ def continuation(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random
 def inside(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random.Generator) -> Negative:
     """Context on both sides: the masked span [c, e) lies inside the canvas, the unit comes from its left or right edge.
 
-    For pretraining-style text (official code); `question` tokens on the left always stay visible.
+    For pretraining-style text: the official code's idea, our details (docs/method.md §3). The first `question` tokens
+    always stay visible.
     """
     length = len(x0)
     c = int(rng.integers(max(question, 1), max(question, length - rule.z_min - 1, 1) + 1))
@@ -92,7 +93,10 @@ def inside(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random.Gener
 
 
 def outside(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random.Generator) -> Negative:
-    """One context span [c, e) in the middle is visible; its edges repeat over both sides (official code)."""
+    """One context span [c, e) in the middle is visible; its edges repeat over both sides.
+
+    The official code's idea, our details (docs/method.md §3).
+    """
     length = len(x0)
     c = int(rng.integers(1, max(length - rule.z_min - 1, 1) + 1))
     end = min(c + int(rng.integers(rule.z_min, rule.z_max + 1)), length - 1)

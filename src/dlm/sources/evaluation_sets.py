@@ -1,4 +1,4 @@
-"""The paper's evaluation sets by name (METHOD §6), each from a copy on disk or from the Hugging Face hub."""
+"""The paper's evaluation sets by name (docs/method.md §6), each from a copy on disk or from the Hugging Face hub."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

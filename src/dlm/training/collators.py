@@ -59,7 +59,7 @@ class SftCollator:
     """SFT (paper §A.1.2): the prompt is never masked, the canvas is filled with EOS up to `length`.
 
     Everything behind the prompt may be masked, the padding too, whatever counts: where the answer ends is not to be
-    read off a padding that stays visible (METHOD §2).
+    read off a padding that stays visible (docs/method.md §2).
 
     Args:
         length: canvas length L.
@@ -83,7 +83,7 @@ class SftCollator:
 
 
 class R2ftCollator:
-    """R2FT: a row of the negatives' artefact with its example -> one x_t, a chosen and a rejected side (METHOD §4).
+    """R2FT: a negative with its example -> one x_t, a chosen and a rejected side (docs/method.md §4).
 
     The context x_t keeps x0[0:c]; everything after is masked. The chosen mask starts at c and ends with the answer's
     first EOS.

@@ -44,7 +44,7 @@ def response_scores(
     eos_id: int,
     batch_size: int = 50,
 ) -> list[Scored | None]:
-    """Perplexity of each response's content tokens given its prompt, exp(mean -log p), teacher-forced (METHOD §6).
+    """Perplexity of each response's content tokens given its prompt: exp(mean -log p) (docs/method.md §6).
 
     Args:
         model: a causal LM of transformers. Scored in eval mode; its mode is put back afterwards.

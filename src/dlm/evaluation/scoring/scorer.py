@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Scorer:
-    """A causal LM for perplexity (METHOD §6) and relevance.
+    """A causal LM for perplexity (docs/method.md §6) and relevance.
 
     Attributes:
         eos_id: end-of-text of the ids that it reads.
