@@ -55,7 +55,7 @@ from dlm.config.training import LoraParams, R2ftParams, TrainingParams
 from dlm.models.adapters import new_adapter, unwrapped
 from dlm.models.compiled import compile_layers
 from dlm.models.precision import use_bf16
-from dlm.negatives.corruption import Rule, continuation
+from dlm.negatives.corruption import NegativeRule, continuation
 from dlm.pipeline.start import run_script
 from dlm.training.collators import R2ftCollator, Row, SftCollator
 from dlm.training.fit import StopAtNonFinite, training_arguments
@@ -205,7 +205,7 @@ class Bench:
         for step, inputs in enumerate(trainer.get_train_dataloader()):
             trainer.state.global_step = step
             seen = _Seen(self.subject.model.config.vocab_size)
-            trainer.figures(seen, inputs)
+            trainer.row_values(seen, inputs)
             places = seen.scored.flatten().nonzero()[:, 0]
             yield Canvases(seen.canvas, places, inputs["x0"].flatten()[places])
 
@@ -280,7 +280,7 @@ def synthetic_rows(subject: Subject, count: int, length: int) -> list[Row]:
     """Examples of random tokens with a negative each, in the columns that the r2ft stage reads."""
     rng = np.random.default_rng(SEED)
     ids = np.setdiff1d(np.arange(subject.model.config.vocab_size), [subject.mask_id, subject.eos_id])
-    rule = Rule(15, 30, 50, 1.0, False, 0.0, ids[:1], np.ones(1), subject.eos_id)  # params.yaml: negatives
+    rule = NegativeRule(15, 30, 50, 1.0, False, 0.0, ids[:1], np.ones(1), subject.eos_id)  # params.yaml: negatives
     rows = []
     for example in range(count):
         question, answer = int(rng.integers(length // 8, length // 4 + 1)), int(rng.integers(length // 8, length // 2))

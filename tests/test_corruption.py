@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm.negatives.corruption import RULES, Negative, Rule, continuation, inside, outside
+from dlm.negatives.corruption import RULES, Negative, NegativeRule, continuation, inside, outside
 
 EOS = 0
 PRIOR = np.array([900, 901, 902, 903])
-RULE = Rule(
+RULE = NegativeRule(
     g_max=15,
     z_min=30,
     z_max=50,
@@ -85,7 +85,7 @@ seeds = st.integers(0, 2**32)
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(shapes, rules, seeds)
-def test_algorithm_1(shape: tuple[int, int, int], rule: Rule, seed: int) -> None:
+def test_algorithm_1(shape: tuple[int, int, int], rule: NegativeRule, seed: int) -> None:
     question, answer, _ = shape
     x0 = canvas(*shape)
     before = x0.copy()
@@ -108,7 +108,7 @@ def test_algorithm_1(shape: tuple[int, int, int], rule: Rule, seed: int) -> None
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(shapes, rules, seeds)
-def test_equals_algorithm_1_written_out(shape: tuple[int, int, int], rule: Rule, seed: int) -> None:
+def test_equals_algorithm_1_written_out(shape: tuple[int, int, int], rule: NegativeRule, seed: int) -> None:
     """Given what was drawn (c, g, e and, read off the first token, the phase), the rest is fixed: written out here
     as the paper's loop, one token at a time."""
     question, answer, _ = shape
@@ -237,7 +237,7 @@ def test_high_prior_share_is_a_share() -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(0, 15), st.integers(20, 60), rules, seeds)
-def test_inside_has_context_on_both_sides(question: int, length: int, rule: Rule, seed: int) -> None:
+def test_inside_has_context_on_both_sides(question: int, length: int, rule: NegativeRule, seed: int) -> None:
     x0 = np.arange(10, 10 + length)
     drawn = inside(x0, question, length - question, rule, np.random.default_rng(seed))
     start, end = span(drawn.rejected_mask)
@@ -263,7 +263,7 @@ def test_inside_takes_its_unit_from_either_edge() -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(6, 60), rules, seeds)
-def test_outside_keeps_one_span_in_the_middle(length: int, rule: Rule, seed: int) -> None:
+def test_outside_keeps_one_span_in_the_middle(length: int, rule: NegativeRule, seed: int) -> None:
     x0 = np.arange(10, 10 + length)
     drawn = outside(x0, 3, length - 3, rule, np.random.default_rng(seed))
     start, end = span(drawn.context_mask)

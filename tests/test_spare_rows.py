@@ -17,7 +17,7 @@ from dlm.decoding.lm import DiffusionLM
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 from dlm.models.interface import head, states, token_count
 from dlm.models.reference import nucleus_answers
-from dlm.negatives.corruption import Rule
+from dlm.negatives.corruption import NegativeRule
 from dlm.negatives.draw import draw_negatives, make_rule
 from dlm.training.collators import SftCollator
 from dlm.training.fit import fit
@@ -80,10 +80,10 @@ def test_sft_and_r2ft_of_such_a_model(kind: str, tmp_path: Path, monkeypatch: py
     mask_id, eos_id = tokenizer.mask_token_id, tokenizer.eos_token_id
     collator = SftCollator(LENGTH, eos_id, padding=1.0)
     make = functools.partial(DiffusionTrainer, mask_id=mask_id, data_collator=collator)
-    model, curve = fit("sft", make, model, ROWS, ROWS[:4], TRAINING, 7, "sft")
+    model, curve = fit("sft", make, model, ROWS, ROWS[:4], TRAINING, 7)
     assert all(np.isfinite(row["eval_loss"]) and row["eval_loss"] < 20 for row in curve)
     counts = np.bincount(np.concatenate([row["answer_ids"] for row in ROWS]), minlength=len(tokenizer)).tolist()
-    rule: Rule = make_rule(PARAMS.negatives, {"token_counts": counts, "eos_id": eos_id}, 5)
+    rule: NegativeRule = make_rule(PARAMS.negatives, {"token_counts": counts, "eos_id": eos_id}, 5)
     pairs = beside(ROWS, draw_negatives(ROWS, "train", PARAMS.negatives, rule, LENGTH, 7))
     objective = R2ftParams(launcher="python", beta_w=1.0, beta_l=1.0, margin=0.0, gamma=0.1, training=TRAINING)
     model, curve = fit_r2ft("r2ft", model, tokenizer, pairs, pairs[:4], objective, LENGTH, counts, 7, "r2ft")

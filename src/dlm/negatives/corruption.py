@@ -1,6 +1,6 @@
-"""Rule-made rejected samples for R2FT (paper §A.1.1, Algorithm 1) and their variants: pure functions of a row.
+"""Rule-made rejected samples for R2FT (paper §A.1.1, Algorithm 1; docs/method.md §3): pure functions of a row.
 
-A negative keeps a context of x0 visible and puts a repetition of the context's edge where the model would write.
+A negative keeps a part of x0 unmasked, the context, and repeats tokens of its edge where the model would write.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Mask = Bool[np.ndarray, " length"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class NegativeRule:
     """The numbers of Algorithm 1 (docs/method.md §3).
 
     Attributes:
@@ -45,7 +45,7 @@ class Negative:
     Attributes:
         c, g, z: where the first rejected span starts, length of the repetition unit, length of that span.
         kind: `repetition` or `high_prior`, what the unit was made of.
-        context_mask: the positions of x0 that stay visible in x_t.
+        context_mask: the positions of x0 that are not masked in x_t.
         rejected_ids: y_l on the rejected positions, x0 elsewhere.
         rejected_mask: the rejected positions.
     """
@@ -59,8 +59,8 @@ class Negative:
     rejected_mask: Mask
 
 
-def continuation(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random.Generator) -> Negative:
-    """Algorithm 1: x0[0:c] is visible, its last g tokens repeat over [c, c+z), from a random phase of the unit.
+def continuation(x0: Ids, question: int, answer: int, rule: NegativeRule, rng: np.random.Generator) -> Negative:
+    """Algorithm 1: x0[0:c] is the context, its last g tokens repeat over [c, c+z), from a random phase of the unit.
 
     Args:
         x0: the canvas (prompt, answer, EOS up to its end).
@@ -76,11 +76,11 @@ def continuation(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random
     return _build(x0, context, [(c, end, x0[c - g : c])], rule, rng, c, g)
 
 
-def inside(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random.Generator) -> Negative:
+def inside(x0: Ids, question: int, answer: int, rule: NegativeRule, rng: np.random.Generator) -> Negative:
     """Context on both sides: the masked span [c, e) lies inside the canvas, the unit comes from its left or right edge.
 
     For pretraining-style text: the official code's idea, our details (docs/method.md §3). The first `question` tokens
-    always stay visible.
+    are never masked.
     """
     length = len(x0)
     c = int(rng.integers(max(question, 1), max(question, length - rule.z_min - 1, 1) + 1))
@@ -92,8 +92,8 @@ def inside(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random.Gener
     return _build(x0, (position < c) | (position >= end), [(c, end, unit)], rule, rng, c, g)
 
 
-def outside(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random.Generator) -> Negative:
-    """One context span [c, e) in the middle is visible; its edges repeat over both sides.
+def outside(x0: Ids, question: int, answer: int, rule: NegativeRule, rng: np.random.Generator) -> Negative:
+    """The context is one span [c, e) in the middle; its edges repeat over both sides.
 
     The official code's idea, our details (docs/method.md §3).
     """
@@ -109,7 +109,7 @@ def outside(x0: Ids, question: int, answer: int, rule: Rule, rng: np.random.Gene
     return _build(x0, (position >= c) & (position < end), spans, rule, rng, c, g)
 
 
-RULES: dict[str, Callable[[Ids, int, int, Rule, np.random.Generator], Negative]] = {
+RULES: dict[str, Callable[[Ids, int, int, NegativeRule, np.random.Generator], Negative]] = {
     "continuation": continuation,
     "inside": inside,
     "outside": outside,
@@ -120,7 +120,7 @@ def _build(
     x0: Ids,
     context: Mask,
     spans: list[tuple[int, int, np.ndarray]],
-    rule: Rule,
+    rule: NegativeRule,
     rng: np.random.Generator,
     c: int,
     g: int,

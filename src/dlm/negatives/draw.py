@@ -7,10 +7,10 @@ import numpy as np
 
 from dlm.config.training import NegativesParams
 from dlm.data.splits import most_frequent
-from dlm.negatives.corruption import RULES, Rule
+from dlm.negatives.corruption import RULES, NegativeRule
 
 
-def make_rule(settings: NegativesParams, vocabulary: Mapping[str, Any], high_prior_tokens: int) -> Rule:
+def make_rule(settings: NegativesParams, vocabulary: Mapping[str, Any], high_prior_tokens: int) -> NegativeRule:
     """Algorithm 1's numbers, and the corpus's most frequent tokens with their prior.
 
     Args:
@@ -19,7 +19,7 @@ def make_rule(settings: NegativesParams, vocabulary: Mapping[str, Any], high_pri
     """
     counts = np.asarray(vocabulary["token_counts"])
     frequent = most_frequent(vocabulary["token_counts"], high_prior_tokens)
-    return Rule(
+    return NegativeRule(
         g_max=settings.g_max,
         z_min=settings.z_min,
         z_max=settings.z_max,
@@ -36,7 +36,7 @@ def draw_negatives(
     examples: Sequence[Mapping[str, Any]],
     split: str,
     settings: NegativesParams,
-    rule: Rule,
+    rule: NegativeRule,
     length: int,
     seed: int,
 ) -> list[dict[str, Any]]:

@@ -23,15 +23,15 @@ def step_seed(*parts: int | str) -> int:
 
 
 def crop_length(length: int, share: float, seed: int, step: int) -> int:
-    """How much of a canvas of `length` is kept at a step: all, or with probability `share` uniformly 1 to `length`."""
+    """The length that canvases are cut to at a step: `length`, or with probability `share` one of 1 to `length`."""
     chosen, cut = torch.rand(2, generator=torch.Generator().manual_seed(step_seed(seed, "crop", step))).tolist()
     return 1 + int(cut * length) if chosen < share else length
 
 
 class DiffusionTrainer(OursTrainer):
-    """NELBO per token that counts on {x0, maskable, counts} (paper Eq. 3), for pretraining, adaptation and SFT.
+    """NELBO per counted token of {x0, maskable, counts} (paper Eq. 3), for pretraining, adaptation and SFT.
 
-    What may be masked and what is scored are two things: `maskable` says the one, `counts` weighs the other.
+    `maskable` says which positions may be masked, `counts` how much each masked one weighs in the loss.
 
     Args:
         suffix_share: share of the training rows that are masked by `mask_suffix` instead; needs `eos_id`.
@@ -59,11 +59,11 @@ class DiffusionTrainer(OursTrainer):
         length = crop_length(batches[0]["x0"].shape[1], self.crop_share, self.args.seed, self.state.global_step)
         return [{name: values[:, :length] for name, values in batch.items()} for batch in batches]
 
-    def weight(self, inputs: dict[str, Any]) -> Tensor:
+    def row_weights(self, inputs: dict[str, Any]) -> Tensor:
         counts: Tensor = inputs["counts"]
         return counts.sum(-1)
 
-    def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    def row_values(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         x0, maskable, counts = inputs["x0"], inputs["maskable"], inputs["counts"]
         places, total, kind, number = self.places(inputs)
         seed, length = self.args.seed, x0.shape[1]
@@ -100,10 +100,10 @@ class R2ftTrainer(OursTrainer):
         self.objective: R2ftParams = objective
         self.log_prior = log_prior
 
-    def weight(self, inputs: dict[str, Any]) -> Tensor:
+    def row_weights(self, inputs: dict[str, Any]) -> Tensor:
         return torch.ones(len(inputs["x0"]), device=inputs["x0"].device)
 
-    def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    def row_values(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         chosen_mask, rejected_mask = inputs["chosen_mask"], inputs["rejected_mask"]
         scored = chosen_mask | rejected_mask
         logits = model(inputs["xt"], scored)
@@ -114,13 +114,13 @@ class R2ftTrainer(OursTrainer):
             for side, mask in zip(sides, (chosen_mask, rejected_mask), strict=True)
         )
         o = self.objective
-        found = {"loss": r2ft_loss(chosen, rejected, beta_w=o.beta_w, beta_l=o.beta_l, margin=o.margin, gamma=o.gamma)}
+        values = {"loss": r2ft_loss(chosen, rejected, beta_w=o.beta_w, beta_l=o.beta_l, margin=o.margin, gamma=o.gamma)}
         if not model.training:
             log_probs = subs_log_probs(logits, self.mask_id)
             prior = over_canvas(log_probs.exp() @ self.log_prior.to(log_probs.device), scored)
-            found |= {
+            values |= {
                 "log_p_chosen": chosen,
                 "log_p_rejected": rejected,
                 "mean_log_prior": mean_log_prob(prior, scored),
             }
-        return found
+        return values

@@ -1,4 +1,4 @@
-"""transformers' Trainer with what our objectives share: a loss over the global batch, and held-out figures."""
+"""transformers' Trainer with what our objectives share: a loss over the global batch, and means over held-out rows."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -23,9 +23,9 @@ def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor, attention: Ten
 
 
 class OursTrainer(Trainer, ABC):
-    """Common to our objectives: a loss over the whole global batch, and held-out figures over whole rows.
+    """Common to our objectives: a loss over the whole global batch, and means over held-out rows.
 
-    The loss is Σ_rows loss / Σ_rows weight, both sums over all micro-batches and processes of a step.
+    The loss is Σ row loss / Σ row weight, both sums over all micro-batches and processes of a step.
     """
 
     loss_is_scaled_for_ga = True
@@ -35,7 +35,7 @@ class OursTrainer(Trainer, ABC):
     ) -> None:
         """With `compile` the model's layers and the loss over the vocabulary go through torch.compile (up to rounding
         the same). `release` gives the model back as it was."""
-        # What wraps a model to spread it (DDP, FSDP) acts when the whole model is called: so that is our forward pass.
+        # DDP and FSDP act when the whole model is called, so our forward pass has to be the model's own.
         inner = unwrapped(model)
         inner.forward = functools.partial(logits_at, inner)  # type: ignore[method-assign]
         self.token_log_probs = token_log_probs
@@ -46,18 +46,18 @@ class OursTrainer(Trainer, ABC):
             model=model, data_collator=_keeping_places(data_collator), compute_metrics=self._summary, **rest
         )
         self._micro: tuple[int, int] = (-1, 0)
-        self._figures: list[str] = []
+        self._value_names: list[str] = []
 
     @abstractmethod
-    def figures(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """The rows' "loss" [batch], and whatever else is worth reporting on held-out rows, each [batch]."""
+    def row_values(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """The rows' "loss" [batch], and what else is reported of held-out rows, each [batch]."""
 
     @abstractmethod
-    def weight(self, inputs: dict[str, Any]) -> Tensor:
-        """What each row's loss is a sum over [batch]."""
+    def row_weights(self, inputs: dict[str, Any]) -> Tensor:
+        """What each row counts in the mean [batch]: the weights of its scored tokens together, or 1."""
 
     def cropped(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The micro-batches of a step as they are to be trained on."""
+        """The micro-batches that are trained on in place of a step's."""
         return batches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> WholeSteps:
@@ -75,7 +75,7 @@ class OursTrainer(Trainer, ABC):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = self.cropped(batches) if batches else batches
-        total = sum(self.weight(batch).sum() for batch in batches)
+        total = sum(self.row_weights(batch).sum() for batch in batches)
         return batches, self.accelerator.gather(total).sum().clamp(min=1) if batches else None
 
     def compute_loss(
@@ -85,30 +85,30 @@ class OursTrainer(Trainer, ABC):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        total = self.weight(inputs).sum() if num_items_in_batch is None else num_items_in_batch
+        total = self.row_weights(inputs).sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over the processes, and so is the loss that is logged.
-        return self.figures(model, inputs)["loss"].sum() * self.args.world_size / total
+        return self.row_values(model, inputs)["loss"].sum() * self.args.world_size / total
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            figures = self.figures(model, inputs)
-        self._figures = list(figures)
-        return None, torch.stack([value.float() for value in figures.values()], dim=-1), self.weight(inputs)
+            values = self.row_values(model, inputs)
+        self._value_names = list(values)
+        return None, torch.stack([value.float() for value in values.values()], dim=-1), self.row_weights(inputs)
 
     def _summary(self, evaluated: EvalPrediction) -> dict[str, float]:
-        rows: Any = evaluated.predictions
-        rows = dict(zip(self._figures, rows.astype("float64").T, strict=True))
-        loss = float(rows.pop("loss").sum() / evaluated.label_ids.sum())  # type: ignore[union-attr]
-        return {"loss": loss, **{name: float(values.mean()) for name, values in rows.items()}}
+        predictions: Any = evaluated.predictions
+        by_name = dict(zip(self._value_names, predictions.astype("float64").T, strict=True))
+        loss = float(by_name.pop("loss").sum() / evaluated.label_ids.sum())  # type: ignore[union-attr]
+        return {"loss": loss, **{name: float(values.mean()) for name, values in by_name.items()}}
 
     @staticmethod
     def to_device(drawn: Tensor, device: torch.device) -> Tensor:
-        """A copy that a GPU's queue takes in its turn: the host does not wait for what stands before it."""
+        """A copy on the device. From pinned memory, so that the host need not wait for a GPU's earlier work."""
         return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
     def places(self, inputs: dict[str, Any]) -> tuple[Tensor, int, str, int]:
-        """Where the rows stand in their global batch [batch] and its size; what is drawn for, and its number."""
+        """The rows' places in their global batch [batch]; its size; "train" and the step's number, or "eval" and 0."""
         batch = len(inputs["x0"])
         if "place" in inputs:
             return inputs["place"], len(self.eval_dataset), "eval", 0  # type: ignore[arg-type]
@@ -121,14 +121,14 @@ class OursTrainer(Trainer, ABC):
 
 
 def release(model: nn.Module) -> None:
-    """Take off a model what its trainer put on it: a forward pass before the class's, and compiled layers."""
+    """Give a model back its own forward pass and layers, in place of its trainer's."""
     for part in (model, unwrapped(model)):
         part.__dict__.pop("forward", None)
         restore_layers(part)
 
 
 def _keeping_places(collate: Callable[[list[Row]], dict[str, Tensor]]) -> Callable[[list[Row]], dict[str, Tensor]]:
-    """Held-out rows carry their place (`fit`); what they are beside it is the collator's business."""
+    """`collate`, with the places of held-out rows (set by `fit`) added to the batch."""
 
     def collated(rows: list[Row]) -> dict[str, Tensor]:
         batch = collate(rows)
