@@ -21,7 +21,7 @@ from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint
 from dlm.pipeline.start import run_script
 from dlm.training.collators import PackedCollator
-from dlm.training.fit import fit, weights_hash
+from dlm.training.fit import fit
 from dlm.training.objectives import DiffusionTrainer
 
 SEED = 42
@@ -82,8 +82,7 @@ def variant(
     )
     given, held_out = ([{"ids": ids} for ids in rows] for rows in (train, valid))
     started = time.perf_counter()
-    told = {"weights": weights_hash(model), "shift": shift, "anneal": anneal_steps}
-    _, curve = fit(f"adaptation-{shift}-{anneal_steps}", make, model, given, held_out, params, SEED, told)
+    _, curve = fit(f"adaptation-{shift}-{anneal_steps}", make, model, given, held_out, params, SEED)
     losses = {str(row["step"]): row["eval_loss"] for row in curve if "eval_loss" in row}
     return {
         "logits_shift": shift,

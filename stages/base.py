@@ -10,13 +10,12 @@ from dlm.data.splits import read_split
 from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
-from dlm.files import content_hash
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, new_backbone
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.collators import PackedCollator, SftCollator
-from dlm.training.fit import fit, save_trained, weights_hash
+from dlm.training.fit import fit, save_trained
 from dlm.training.objectives import DiffusionTrainer
 
 
@@ -70,21 +69,6 @@ def main() -> None:
                 valid,
                 base.training,
                 params.seed,
-                {
-                    "data": content_hash(data),
-                    "rows": [
-                        base.rows,
-                        base.text,
-                        base.records_share,
-                        base.held_out,
-                        base.sequence_length,
-                        base.suffix_share,
-                        base.crop_share,
-                        base.anneal_steps,
-                        base.logits_shift,
-                    ],
-                    "weights": weights_hash(model),
-                },
             )
         save_trained(out, model, tokenizer, curve)
         run.metrics({"parameters": model.num_parameters(), **(curve[-1] if curve else {})})

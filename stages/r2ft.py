@@ -4,7 +4,7 @@ from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.template import Template
 from dlm.errors import UserError
-from dlm.files import content_hash, read_json
+from dlm.files import read_json
 from dlm.models.backbone import load_trainable
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
@@ -40,7 +40,6 @@ def main() -> None:
             length,
             read_json(build / "data" / "vocabulary.json")["token_counts"],
             params.seed,
-            {"data": content_hash(build / "data"), "negatives": content_hash(build / "negatives")},
         )
         template = Template(params.template.prompt, params.template.prompt_with_input)
         save_trained(out, model, tokenizer, curve, template, merge=params.sft.lora.merge)

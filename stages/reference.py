@@ -10,7 +10,7 @@ from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
 from dlm.evaluation.scoring.scorer import load_scorer, training_perplexities
-from dlm.files import atomic_directory, content_hash, write_json, write_jsonl
+from dlm.files import atomic_directory, write_json, write_jsonl
 from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
 from dlm.models.reference import nucleus_answers
 from dlm.pipeline import processes
@@ -18,7 +18,7 @@ from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.causal import CausalTrainer
 from dlm.training.collators import CausalCollator, CausalPackedCollator
-from dlm.training.fit import fit, weights_hash, write_curve
+from dlm.training.fit import fit, write_curve
 
 COLUMNS = ["id", "prompt", "prompt_ids", "output", "answer_ids"]
 
@@ -44,8 +44,6 @@ def main() -> None:
             model = new_backbone(params.model, tokenizer, params.seed, causal=True)
         if settings.init == "pretrain":
             train, valid = packed_text(params.base, data, tokenizer)
-            base = params.base
-            text = [base.text, base.records_share, base.held_out, base.sequence_length]
             model, _ = fit(
                 "reference-text",
                 functools.partial(CausalTrainer, data_collator=CausalPackedCollator()),
@@ -54,7 +52,6 @@ def main() -> None:
                 valid,
                 params.base.training,
                 params.seed,
-                {"data": content_hash(data), "text": text, "weights": weights_hash(model)},
             )
         train = read_split(data, "train", COLUMNS)
         model, curve = fit(
@@ -65,7 +62,6 @@ def main() -> None:
             read_split(data, "valid", COLUMNS),
             settings.training,
             params.seed,
-            {"data": content_hash(data), "weights": weights_hash(model)},
         )
         torch.nn.Module.to(model, processes.device()).eval()
         answers = nucleus_answers(

@@ -10,7 +10,7 @@ from dlm.data.splits import read_split
 from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.setting import measure
-from dlm.files import content_hash, read_json, write_json
+from dlm.files import read_json, write_json
 from dlm.models.adapters import unwrapped
 from dlm.models.backbone import load_trainable
 from dlm.negatives.draw import draw_negatives, make_rule
@@ -72,7 +72,6 @@ def main() -> None:
             length,
             vocabulary["token_counts"],
             params.seed,
-            {"data": content_hash(data), "negatives": asdict(settings)},
             visit=look,
         )
         counts = np.asarray(vocabulary["token_counts"])

@@ -10,12 +10,11 @@ import functools
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.template import Template
-from dlm.files import content_hash
 from dlm.models.backbone import load_trainable
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.collators import SftCollator
-from dlm.training.fit import fit, save_trained, weights_hash
+from dlm.training.fit import fit, save_trained
 from dlm.training.objectives import DiffusionTrainer
 
 COLUMNS = ["prompt_ids", "answer_ids"]
@@ -47,12 +46,6 @@ def main() -> None:
             read_split(data, "valid", COLUMNS),
             params.sft.training,
             params.seed,
-            {
-                "data": content_hash(data),
-                "weights": weights_hash(model),
-                "padding": padding,
-                "crop": params.sft.crop_share,
-            },
             steps=steps,
         )
         template = Template(params.template.prompt, params.template.prompt_with_input)

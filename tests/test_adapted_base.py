@@ -1,5 +1,6 @@
 """Training from causal to full attention; and the stages on a base that was adapted (base.init: adapt)."""
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,11 +45,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
 
 
 def annealed_run(over: int, model: PreTrainedModel | None = None, **changes: Any) -> list[dict[str, float]]:
-    def make(**rest: Any) -> DiffusionTrainer:
-        collator = SftCollator(LENGTH, EOS, padding=1.0)
-        return DiffusionTrainer(mask_id=MASK, data_collator=collator, anneal_steps=over, **rest)
-
-    return fit("base", make, model or tiny_model(), TRAIN, VALID, replace(TRAINING, **changes), 7, "annealed")[1]
+    collator = SftCollator(LENGTH, EOS, padding=1.0)
+    make = functools.partial(DiffusionTrainer, mask_id=MASK, data_collator=collator, anneal_steps=over)
+    return fit("base", make, model or tiny_model(), TRAIN, VALID, replace(TRAINING, **changes), 7)[1]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

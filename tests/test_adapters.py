@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import TOKENIZER, TRAINING, At, Crash, crash, elsewhere, one_thread, sft, tiny_model
+from test_training import TOKENIZER, TRAINING, At, Crash, Started, crash, elsewhere, one_thread, sft, tiny_model
 from torch import Tensor
 
 from dlm.config.training import LoraParams
@@ -84,6 +84,18 @@ def test_an_interrupted_run_goes_on() -> None:
     assert sft(model) == expected
     ours, theirs = weights(model), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("change", [{"alpha": 2 * LORA.alpha}, {"dropout": 0.25}], ids=str)
+def test_other_adapters_do_not_take_over_a_checkpoint(change: dict[str, float]) -> None:
+    """Neither number is a weight."""
+    base(Path("base"))
+    with pytest.raises(Crash):
+        sft(load_trainable("base", LORA, 3)[0], TRAINING, At(10, crash))
+    started = Started()
+    with pytest.raises(Crash):
+        sft(load_trainable("base", replace(LORA, **change), 3)[0], TRAINING, started, At(1, crash))
+    assert started.step == 0
 
 
 def test_a_run_cut_after_its_last_checkpoint() -> None:

@@ -86,7 +86,7 @@ def test_sft_and_r2ft_of_such_a_model(kind: str, tmp_path: Path, monkeypatch: py
     rule: NegativeRule = make_rule(PARAMS.negatives, {"token_counts": counts, "eos_id": eos_id}, 5)
     pairs = beside(ROWS, draw_negatives(ROWS, "train", PARAMS.negatives, rule, LENGTH, 7))
     objective = R2ftParams(launcher="python", beta_w=1.0, beta_l=1.0, margin=0.0, gamma=0.1, training=TRAINING)
-    model, curve = fit_r2ft("r2ft", model, tokenizer, pairs, pairs[:4], objective, LENGTH, counts, 7, "r2ft")
+    model, curve = fit_r2ft("r2ft", model, tokenizer, pairs, pairs[:4], objective, LENGTH, counts, 7)
     assert all(np.isfinite(value) for row in curve for value in row.values())
     tokens = DiffusionLM(model, tokenizer).generate([[5, 9, 12]], steps=4, gen_length=16).tokens[0].tolist()
     assert max(tokens) < 300

@@ -1,6 +1,7 @@
 """Collators, the trainers' losses against full logits, and a run that can be killed at any time."""
 
 import copy
+import functools
 import json
 import math
 import os
@@ -37,8 +38,9 @@ from dlm.training.collators import (
     SftCollator,
     WholeSteps,
 )
-from dlm.training.fit import curve, fit, last_whole_checkpoint
+from dlm.training.fit import curve, fit
 from dlm.training.objectives import DiffusionTrainer, R2ftTrainer, crop_length
+from dlm.training.resume import last_whole_checkpoint, resume_key
 
 LENGTH = 24
 SHAPE = ModelParams(hidden_size=16, layers=1, heads=2, intermediate_size=32, max_length=32, init_std=0.02)
@@ -122,22 +124,21 @@ def sft(
     *extra: TrainerCallback,
     train: Sequence[dict[str, Any]] = TRAIN,
     valid: Sequence[dict[str, Any]] = VALID,
-    fingerprint: str = "one",
     steps: int | None = None,
     pad: bool = True,
     crop: float = 0.0,
+    length: int = LENGTH,
     visit: Callable[[int, PreTrainedModel], None] | None = None,
 ) -> list[dict[str, float]]:
     """`fit` as the sft stage calls it, with callbacks of the test's own."""
 
     def make(*, callbacks: list[TrainerCallback], **rest: Any) -> DiffusionTrainer:
-        collator = SftCollator(LENGTH, EOS, padding=float(pad))
-        return DiffusionTrainer(
-            mask_id=MASK, data_collator=collator, callbacks=[*callbacks, *extra], crop_share=crop, **rest
-        )
+        return DiffusionTrainer(callbacks=[*callbacks, *extra], **rest)
 
-    told = {"test": fingerprint}
-    return fit("sft", make, model, list(train), list(valid), params, 7, told, steps=steps, visit=visit)[1]
+    objective = functools.partial(
+        make, mask_id=MASK, data_collator=SftCollator(length, EOS, padding=float(pad)), crop_share=crop
+    )
+    return fit("sft", objective, model, list(train), list(valid), params, 7, steps=steps, visit=visit)[1]
 
 
 def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:
@@ -506,7 +507,7 @@ def test_r2ft_run_pushes_the_rejected_side_down() -> None:
     scored = batch["chosen_mask"] | batch["rejected_mask"]
     prior = mean_log_prob((log_probs.exp() * LOG_PRIOR).sum(-1), scored).mean()
     params = replace(TRAINING, batch_size=8, steps=40, eval_every=10, save_every=10, learning_rate=3e-2)
-    found = fit("r2ft", make, model, rows[:20], rows[20:], params, 7, "r2ft")[1]
+    found = fit("r2ft", make, model, rows[:20], rows[20:], params, 7)[1]
     assert found[0]["eval_log_p_chosen"] == pytest.approx(chosen.item(), rel=1e-4)
     assert found[0]["eval_mean_log_prior"] == pytest.approx(prior.item(), rel=1e-4)
     assert [row["step"] for row in found] == [0, 10, 20, 30, 40]
@@ -603,15 +604,43 @@ def test_broken_checkpoints_are_skipped(
 def test_another_run_does_not_take_over_a_checkpoint() -> None:
     with pytest.raises(Crash):
         sft(tiny_model(), TRAINING, At(10, crash))
-    for params, fingerprint, steps in (
-        (TRAINING, "two", None),
-        (TRAINING, "one", 13),
-        (replace(TRAINING, learning_rate=2e-2), "one", None),
-    ):
+    other = [*TRAIN[:-1], {**TRAIN[-1], "answer_ids": [9, *TRAIN[-1]["answer_ids"][1:]]}]
+    changes: list[dict[str, Any]] = [
+        {"steps": 13},
+        {"params": replace(TRAINING, learning_rate=2e-2)},
+        {"crop": 0.5},
+        {"pad": False},
+        {"length": LENGTH + 1},
+        {"train": other},
+        {"valid": VALID[:-1]},
+        {"model": tiny_model(8)},
+    ]
+    for change in changes:
         started = Started()
+        run = {"model": tiny_model(), "params": TRAINING, **change}
         with pytest.raises(Crash):
-            sft(tiny_model(), params, started, At(1, crash), fingerprint=fingerprint, steps=steps)
-        assert started.step == 0
+            sft(run.pop("model"), run.pop("params"), started, At(1, crash), **run)
+        assert started.step == 0, change
+
+
+def test_a_key_is_made_of_all_that_decides() -> None:
+    """The same for equal objects, another for any number in the objective, and for each of an adapter's."""
+    model, rows = tiny_model(), [{"ids": [1, 2]}, {"ids": np.array([3, 4])}, {"text": "a"}]
+
+    def key(**changes: Any) -> str:
+        objective = replace(OBJECTIVE, **changes)
+        make = functools.partial(R2ftTrainer, mask_id=MASK, objective=objective, log_prior=LOG_PRIOR.clone())
+        return resume_key(make, model, [rows], TRAINING, 12)
+
+    assert key() == key()
+    assert len({key(), key(gamma=0.3), key(margin=0.3), key(beta_l=0.3)}) == 4
+    make = functools.partial(R2ftTrainer, log_prior=LOG_PRIOR)
+    others = [
+        functools.partial(R2ftTrainer, log_prior=LOG_PRIOR + 1e-3),
+        functools.partial(DiffusionTrainer, log_prior=LOG_PRIOR),
+    ]
+    assert len({resume_key(one, model, [rows]) for one in (make, *others)}) == 3
+    assert len({resume_key(make, model, [one]) for one in (rows, rows[:2], rows[::-1])}) == 3
 
 
 def test_last_whole_checkpoint_counts_as_numbers_do(tmp_path: Path) -> None:
@@ -766,7 +795,7 @@ def test_compiled_training_is_the_same_up_to_rounding(monkeypatch: pytest.Monkey
             if name == "sft":
                 curves.append(sft(model, params))
             else:
-                curves.append(fit(name, r2ft_trainer, model, rows[:20], rows[20:], params, 7, name)[1])
+                curves.append(fit(name, r2ft_trainer, model, rows[:20], rows[20:], params, 7)[1])
             assert all(module._compiled_call_impl is None for module in model.modules())
         assert len(curves[0]) == len(curves[1]) > 2
         for plain, compiled in zip(*curves, strict=True):

@@ -1,15 +1,12 @@
 """One training run: arguments for the Trainer, checkpoints outside the outputs, resume, and the loss curve."""
 
 import copy
-import hashlib
-import json
 import logging
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +18,13 @@ from transformers.trainer_callback import TrainerCallback, TrainerState
 from dlm.config.training import TrainingParams
 from dlm.data.template import Template
 from dlm.errors import UserError
-from dlm.files import atomic_directory, code_hash, write_json
+from dlm.files import atomic_directory, write_json
 from dlm.models.adapters import is_wrapped, merged, restore, save_adapter
 from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import use_bf16
 from dlm.pipeline import processes
 from dlm.training.optimizer import MuonAdamW, muon_groups
+from dlm.training.resume import last_whole_checkpoint, resume_key, step_of
 from dlm.training.trainer import release
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
@@ -47,7 +45,6 @@ def fit(
     valid: list[dict[str, Any]],
     params: TrainingParams,
     seed: int,
-    fingerprint: Any,
     *,
     steps: int | None = None,
     visit: Callable[[int, M], None] | None = None,
@@ -66,8 +63,7 @@ def fit(
 
     Args:
         make_trainer: called as make_trainer(model=, args=, train_dataset=, eval_dataset=, callbacks=,
-            optimizer_cls_and_kwargs=, compile=).
-        fingerprint: what besides `params` decides the result (JSON-ready): objective, hashes of data and weights.
+            optimizer_cls_and_kwargs=, compile=); a functools.partial, whose arguments then belong to the key.
         steps: optimizer steps, `params.steps` unless given.
         visit: called with (step, the model as it was then) for every `save_every` steps and the last, after training
             (one process only).
@@ -92,8 +88,7 @@ def fit(
         raise UserError(f"{name}: minutes must be null for several processes, whose clocks differ; give steps")
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     whole = copy.deepcopy(model) if sharded else model
-    decides = [asdict(params), steps, seed, fingerprint, code_hash()]
-    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    key = resume_key(make_trainer, model, [train, valid], params, steps, seed)
     folder = CHECKPOINTS / f"{name}-{key[:16]}"
     checkpoint = processes.gather(last_whole_checkpoint(folder) if processes.is_main() else None)[0]
     trainer = make_trainer(
@@ -121,9 +116,9 @@ def fit(
         restore(whole, folder / f"checkpoint-{last}")
     release(whole)
     if visit is not None:
-        for path in sorted(folder.glob("checkpoint-*"), key=_step_of):
+        for path in sorted(folder.glob("checkpoint-*"), key=step_of):
             restore(whole, path)
-            visit(_step_of(path), whole)
+            visit(step_of(path), whole)
     processes.gather(None)  # before the checkpoints go, everybody has read them
     if processes.is_main():
         shutil.rmtree(folder, ignore_errors=True)
@@ -249,21 +244,6 @@ class WithinMinutes(TrainerCallback):
         lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, place)
 
 
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose last-written file is whole; broken ones are removed."""
-    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(path)
-        except (OSError, json.JSONDecodeError):
-            shutil.rmtree(path)
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
-
-
 def curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Training and evaluation entries merged by step, without anything that differs from run to run (timings)."""
     rows: dict[int, dict[str, float]] = {}
@@ -273,11 +253,3 @@ def curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
             rows.setdefault(int(values["step"]), {}).update(values)
     # A resumed run reads its earlier entries back in another order of keys.
     return [dict(sorted(rows[step].items())) for step in sorted(rows)]
-
-
-def weights_hash(model: nn.Module) -> str:
-    """A hash of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()

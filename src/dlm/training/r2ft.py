@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from dlm.config.training import R2ftParams
 from dlm.data.splits import log_prior
 from dlm.training.collators import R2ftCollator, Row
-from dlm.training.fit import fit, weights_hash
+from dlm.training.fit import fit
 from dlm.training.objectives import R2ftTrainer
 
 M = TypeVar("M", bound=nn.Module)
@@ -27,7 +27,6 @@ def fit_r2ft(
     length: int,
     token_counts: list[int],
     seed: int,
-    fingerprint: Any,
     visit: Callable[[int, M], None] | None = None,
 ) -> tuple[M, list[dict[str, float]]]:
     """Reject the negatives; returns the model with its curve (`fit` has the rest).
@@ -36,7 +35,6 @@ def fit_r2ft(
         train, valid: of `beside`.
         length: canvas length L.
         token_counts: of the training answers, for the log-prior that evaluation reports.
-        fingerprint: hashes of the data and of the negatives (JSON-ready).
         visit: as in `fit`.
     """
     make_trainer = functools.partial(
@@ -46,9 +44,7 @@ def fit_r2ft(
         mask_id=tokenizer.mask_token_id,
         data_collator=R2ftCollator(length, tokenizer.eos_token_id, tokenizer.mask_token_id),
     )
-    objective = [params.beta_w, params.beta_l, params.margin, params.gamma]
-    told = {"rows": fingerprint, "weights": weights_hash(model), "objective": objective}
-    return fit(name, make_trainer, model, train, valid, params.training, seed, told, visit=visit)
+    return fit(name, make_trainer, model, train, valid, params.training, seed, visit=visit)
 
 
 def beside(examples: Sequence[Row], negatives: Sequence[Row]) -> list[Row]:
