@@ -56,10 +56,10 @@ def test_what_is_invisible_does_not_exist(case: str, attention: str) -> None:
     model.set_attn_implementation(attention)
     denoiser = Denoiser(model, MASK)
     canvas = torch.randint(2, 300, (3, 9), generator=torch.Generator().manual_seed(0))
-    visible = torch.zeros(3, 9).bool()
+    kept = torch.zeros(3, 9).bool()
     for row, places in enumerate(SUBSETS[case]):
-        visible[row, places] = True
-    found = denoiser.hidden_of_visible(canvas, visible)
+        kept[row, places] = True
+    found = denoiser.hidden_of_kept(canvas, kept)
     for row, places in enumerate(SUBSETS[case]):
         alone = model.get_decoder()(
             input_ids=canvas[row : row + 1, places], position_ids=torch.tensor([places])
@@ -72,8 +72,8 @@ def test_positions_matter() -> None:
     """The check above would fail if the visible tokens were moved together: a gap is not no gap."""
     denoiser = Denoiser(tiny_model(3), MASK)
     canvas = torch.tensor([[5, 6, 7, 8, 9, 10]])
-    holes = denoiser.hidden_of_visible(canvas, torch.tensor([[True, True, False, False, True, True]]))[:, [0, 1, 4, 5]]
-    moved = denoiser.hidden_of_visible(canvas[:, [0, 1, 4, 5]], torch.ones(1, 4).bool())
+    holes = denoiser.hidden_of_kept(canvas, torch.tensor([[True, True, False, False, True, True]]))[:, [0, 1, 4, 5]]
+    moved = denoiser.hidden_of_kept(canvas[:, [0, 1, 4, 5]], torch.ones(1, 4).bool())
     assert (holes - moved).abs().max() > 1e-2
 
 
@@ -95,10 +95,10 @@ def test_suffix_none_on_conv_shows_no_mask_that_cannot_commit(rule: str) -> None
     extra = {"schedule": "cap", "eta": 0.2} if rule == "remdm" else {}
     found = run(recorder, "conv", 12, 12, [[2, 3, 4]], rule=rule, kernel_size=5, suffix="none", **extra)
     assert not found.leftover_masks.any()
-    for canvas, visible in zip(recorder.canvases, recorder.visible, strict=True):
+    for canvas, kept in zip(recorder.canvases, recorder.kept, strict=True):
         near = reached(canvas[0].tolist(), 2)
-        assert visible[0].tolist() == [token != MASK or near[i] for i, token in enumerate(canvas[0].tolist())]
-    assert not recorder.visible[0].all() and recorder.visible[-1].all()
+        assert kept[0].tolist() == [token != MASK or near[i] for i, token in enumerate(canvas[0].tolist())]
+    assert not recorder.kept[0].all() and recorder.kept[-1].all()
 
 
 def test_suffix_none_in_the_middle_of_a_text() -> None:
@@ -114,7 +114,7 @@ def test_suffix_none_in_the_middle_of_a_text() -> None:
         keys=row_keys([canvas], 0),
         eos_id=EOS,
     )
-    assert recorder.visible[0].tolist() == [[True] * 4 + [False] * 5 + [True] * 3]
+    assert recorder.kept[0].tolist() == [[True] * 4 + [False] * 5 + [True] * 3]
 
 
 @pytest.mark.parametrize("variant", ["none", "dropout"])
@@ -123,15 +123,15 @@ def test_blocks_hide_what_stands_behind_them(variant: str) -> None:
     recorder = Recorder(TableDenoiser(7, MASK, seed=1))
     options = {"rule": "first_hitting", "variant": "restrict", "block_length": 4, "suffix_window": 8}
     run(recorder, "semi_ar", 12, 12, [[2, 3, 4]], suffix=variant, **options)
-    passes = [visible[0].tolist() for visible in recorder.visible]
+    passes = [kept[0].tolist() for kept in recorder.kept]
     assert len(passes) == 12
-    for step, visible in enumerate(passes):
+    for step, kept in enumerate(passes):
         end = 3 + 4 * (step // 4 + 1)
-        assert all(visible[:end])
+        assert all(kept[:end])
         if variant == "none":
-            assert not any(visible[end:])
+            assert not any(kept[end:])
         else:
-            assert visible == passes[step // 4 * 4]  # drawn once a block
+            assert kept == passes[step // 4 * 4]  # drawn once a block
     if variant == "dropout":
         assert 0 < sum(passes[0][7:]) < 8
 
@@ -139,9 +139,9 @@ def test_blocks_hide_what_stands_behind_them(variant: str) -> None:
 def test_sliding_hides_what_is_beyond_its_reach() -> None:
     recorder = Recorder(TableDenoiser(7, MASK, seed=1))
     run(recorder, "sliding_annealing", 12, 6, [[2, 3, 4]], reach=3, suffix="none")
-    for step, visible in enumerate(recorder.visible):
+    for step, kept in enumerate(recorder.kept):
         end = min(3 + 2 * (step + 1) + 3, 15)
-        assert visible[0].tolist() == [True] * end + [False] * (15 - end)
+        assert kept[0].tolist() == [True] * end + [False] * (15 - end)
 
 
 @pytest.mark.parametrize("suffix", ["none", "dropout"])
@@ -150,8 +150,8 @@ def test_the_leftover_pass_sees_the_whole_canvas(suffix: str) -> None:
     prompts = [[2, 3, 4], [5]]
     found = run(recorder, "conv", 9, 2, prompts, rule="low_confidence", kernel_size=3, suffix=suffix, suffix_scale=0.1)
     assert (found.leftover_masks > 0).all() and found.nfe.tolist() == [3, 3]
-    assert recorder.visible[-1].tolist() == [[True] * 12, [True] * 10 + [False] * 2]
-    assert not recorder.visible[0].all()
+    assert recorder.kept[-1].tolist() == [[True] * 12, [True] * 10 + [False] * 2]
+    assert not recorder.kept[0].all()
 
 
 @pytest.mark.parametrize("prompt", [[], [MASK, MASK]])
@@ -162,7 +162,7 @@ def test_without_context_the_first_step_sees_all_masks(prompt: list[int]) -> Non
     options = {"rule": "low_confidence", "kernel_size": 3, "suffix": "none"}
     out = run(recorder, "conv", 6, 6, [prompt], **options)
     assert out.leftover_masks.tolist() == [0] and (out.tokens != MASK).all()
-    counts = [int(visible.sum()) for visible in recorder.visible]
+    counts = [int(kept.sum()) for kept in recorder.kept]
     assert counts[0] == (3 if prompt else 6) and min(counts[1:]) < 6
 
 
@@ -199,15 +199,15 @@ def test_dropout_keeps_at_the_rate_of_the_density() -> None:
     options = {"variant": "restrict", "block_length": 5, "suffix": "dropout"}
     shape = {"suffix_scale": scale, "suffix_sigma": sigma, "suffix_window": window}
     run(recorder, "semi_ar", 20, 4, [[2, 3]] * rows, **options, **shape)
-    behind = recorder.visible[0][:, 7:]
-    for j, kept in enumerate(behind.double().mean(0).tolist()):
+    behind = recorder.kept[0][:, 7:]
+    for j, share_kept in enumerate(behind.double().mean(0).tolist()):
         x = sigma * j / (window - 1)
         p = min(scale * math.exp(-x * x / 2) / math.sqrt(2 * math.pi), 1) if j < window else 0.0
-        assert kept == pytest.approx(p, abs=4.5 * math.sqrt(p * (1 - p) / rows) + 1e-12)
+        assert share_kept == pytest.approx(p, abs=4.5 * math.sqrt(p * (1 - p) / rows) + 1e-12)
     near, far = behind[:, 1].double(), behind[:, 5].double()
     assert abs(torch.corrcoef(torch.stack([near, far]))[0, 1]) < 4.5 / math.sqrt(rows)
     # Other draws for the next block: the third one's masks have kept another pattern by then.
-    assert (recorder.visible[1][:, 12:17] != recorder.visible[0][:, 7:12]).any()
+    assert (recorder.kept[1][:, 12:17] != recorder.kept[0][:, 7:12]).any()
 
 
 def test_dropout_counts_from_the_nearest_open_mask_on_either_side() -> None:
@@ -224,7 +224,7 @@ def test_dropout_counts_from_the_nearest_open_mask_on_either_side() -> None:
         keys=row_keys([canvas], 0),
         eos_id=EOS,
     )
-    assert recorder.visible[0].tolist() == [[True] * 5 + [False] * 3 + [True] * 5]
+    assert recorder.kept[0].tolist() == [[True] * 5 + [False] * 3 + [True] * 5]
 
 
 # --- Kept keys and values ---------------------------------------------------------------------------------------------
@@ -238,14 +238,14 @@ class Spy(Denoiser):
         self.whole: list[tuple[Tensor, Tensor, Tensor]] = []
         self.partial: list[int] = []
 
-    def hidden_with_keys(self, canvas: Tensor, valid: Tensor) -> tuple[Tensor, KeysValues]:
-        hidden, keys = super().hidden_with_keys(canvas, valid)
-        self.whole.append((canvas.clone(), valid.clone(), hidden.clone()))
+    def hidden_with_keys(self, canvas: Tensor, not_padding: Tensor) -> tuple[Tensor, KeysValues]:
+        hidden, keys = super().hidden_with_keys(canvas, not_padding)
+        self.whole.append((canvas.clone(), not_padding.clone(), hidden.clone()))
         return hidden, keys
 
-    def hidden_at(self, tokens: Tensor, positions: Tensor, keys: KeysValues, kept: Tensor) -> Tensor:
+    def hidden_at(self, tokens: Tensor, positions: Tensor, keys: KeysValues, cached: Tensor) -> Tensor:
         self.partial.append(tokens.shape[1])
-        return super().hidden_at(tokens, positions, keys, kept)
+        return super().hidden_at(tokens, positions, keys, cached)
 
 
 KEPT = [
@@ -277,9 +277,9 @@ def test_the_first_pass_of_a_block_is_a_full_pass(kv_cache: str) -> None:
     blocks = {"rule": "low_confidence", "variant": "restrict", "block_length": 4}
     found = run(spy, "semi_ar", 12, 12, **blocks, kv_cache=kv_cache)
     assert len(spy.whole) == 3 and len(spy.partial) == 9
-    for number, (canvas, valid, hidden) in enumerate(spy.whole):
-        expected = spy.hidden(canvas, valid)
-        torch.testing.assert_close(hidden[valid], expected[valid], atol=1e-5, rtol=1e-4)
+    for number, (canvas, not_padding, hidden) in enumerate(spy.whole):
+        expected = spy.hidden(canvas, not_padding)
+        torch.testing.assert_close(hidden[not_padding], expected[not_padding], atol=1e-5, rtol=1e-4)
         for row, prompt in enumerate(PROMPTS):
             response = canvas[row, len(prompt) : len(prompt) + 12].tolist()
             assert response == [*found.tokens[row, : 4 * number].tolist(), *[MASK] * (12 - 4 * number)]
@@ -299,11 +299,11 @@ def test_fresh_positions_against_fresh_keys_are_a_full_pass(attention: str) -> N
     model.set_attn_implementation(attention)
     denoiser = Denoiser(model, MASK)
     canvas = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(0))
-    valid = torch.tensor([[True] * 9, [True] * 6 + [False] * 3])
-    whole, keys = denoiser.hidden_with_keys(canvas, valid)
+    not_padding = torch.tensor([[True] * 9, [True] * 6 + [False] * 3])
+    whole, keys = denoiser.hidden_with_keys(canvas, not_padding)
     positions = torch.tensor([[3, 4, 5], [2, 3, 4]])
-    kept = valid.scatter(1, positions, False)
-    found = denoiser.hidden_at(canvas.gather(1, positions), positions, keys, kept)
+    cached = not_padding.scatter(1, positions, False)
+    found = denoiser.hidden_at(canvas.gather(1, positions), positions, keys, cached)
     torch.testing.assert_close(found, whole.gather(1, positions[..., None].expand_as(found)), atol=1e-5, rtol=1e-4)
 
 

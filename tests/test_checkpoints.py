@@ -42,10 +42,10 @@ def load(kind: str, folder: Path, gpt2: Path, **options: Any) -> Any:
     return load_checkpoint(folder, causal=False, tokenizer=gpt2 if kind == "mdlm" else None, **options)
 
 
-def logits(denoiser: Denoiser, canvas: Tensor, visible: Tensor | None) -> Tensor:
+def logits(denoiser: Denoiser, canvas: Tensor, kept: Tensor | None) -> Tensor:
     with torch.inference_mode():
-        whole = visible is None
-        hidden = denoiser.hidden(canvas, None) if whole else denoiser.hidden_of_visible(canvas, visible)
+        whole = kept is None
+        hidden = denoiser.hidden(canvas, None) if whole else denoiser.hidden_of_kept(canvas, kept)
         return denoiser.logits(hidden.flatten(0, 1)).view(*canvas.shape, -1)
 
 
@@ -71,14 +71,14 @@ def test_logits(kind: str, tmp_path: Path, gpt2: Path) -> None:
     expected[..., mask] = -torch.inf
     assert expected[..., :mask].std() > 0.5
     same(logits(denoiser, ids, None), expected)
-    visible = torch.ones(2, 12, dtype=torch.bool)
-    visible[1, 9:] = False
+    kept = torch.ones(2, 12, dtype=torch.bool)
+    kept[1, 9:] = False
     short = forward(weights, ids[1:, :9])[0]
     short[:, mask] = -torch.inf
-    same(logits(denoiser, ids, visible)[1, :9], short)
+    same(logits(denoiser, ids, kept)[1, :9], short)
     # Rotary positions count differences: three places to the right it is the same text.
     left = torch.cat([ids[1:, 9:], ids[1:, :9]], dim=1)
-    same(logits(denoiser, left, visible[1:].flip(1))[0, 3:], short)
+    same(logits(denoiser, left, kept[1:].flip(1))[0, 3:], short)
 
 
 @every_kind

@@ -32,9 +32,9 @@ def test_the_same_states() -> None:
     plain, fast = Denoiser(model, 1), Denoiser(model, 1, compile="default")
     canvas = torch.randint(2, 300, (3, 11), generator=torch.Generator().manual_seed(0))
     holes = torch.tensor([[True] * 11, [True] * 4 + [False] * 3 + [True] * 4, [True] * 6 + [False] * 5])
-    for visible in (None, holes):
-        expected, found = plain.hidden(canvas, visible), fast.hidden(canvas, visible)
-        seen = torch.ones_like(holes) if visible is None else visible
+    for attention_mask in (None, holes):
+        expected, found = plain.hidden(canvas, attention_mask), fast.hidden(canvas, attention_mask)
+        seen = torch.ones_like(holes) if attention_mask is None else attention_mask
         torch.testing.assert_close(found[seen], expected[seen], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
         fast.hidden(canvas[:, :5], None), plain.hidden(canvas[:, :5], None), atol=1e-4, rtol=1e-4

@@ -164,14 +164,14 @@ def test_what_is_left_out_is_as_if_it_were_not_shown(kind: str, tmp_path: Path) 
     model: Any = write(kind, tmp_path / "model")
     denoiser = Denoiser(load_checkpoint(tmp_path / "model", causal=False)[0], 3)
     tokens = torch.stack(canvas(40, 40))
-    visible = torch.ones(2, 40, dtype=torch.bool)
-    visible[0, 10:30], visible[1, 3:20], visible[1, 36:] = False, False, False
+    kept = torch.ones(2, 40, dtype=torch.bool)
+    kept[0, 10:30], kept[1, 3:20], kept[1, 36:] = False, False, False
     start = 2 if kind in STARTS_LATER else 0
     places = {"position_ids": start + torch.arange(40).expand(2, 40)} if start else {}
     with torch.no_grad():
-        expected = model.base_model(tokens, attention_mask=visible.long(), **places).last_hidden_state
-        found = denoiser.hidden_of_visible(tokens, visible)
-    torch.testing.assert_close(found[visible], expected[visible], atol=1e-4, rtol=1e-4)
+        expected = model.base_model(tokens, attention_mask=kept.long(), **places).last_hidden_state
+        found = denoiser.hidden_of_kept(tokens, kept)
+    torch.testing.assert_close(found[kept], expected[kept], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", BY_BATCH)
@@ -291,11 +291,11 @@ def test_gaps_in_a_decoder_only_class(kind: str, tmp_path: Path) -> None:
     model = decoder(kind, tmp_path / "model")
     lm = DiffusionLM.load(tmp_path / "model", layout="causal_lm")
     model.config.is_causal = False
-    tokens, visible = torch.stack(canvas(40, 40)), torch.ones(2, 40, dtype=torch.bool)
-    visible[0, 10:30], visible[1, 3:20], visible[1, 36:] = False, False, False
+    tokens, kept = torch.stack(canvas(40, 40)), torch.ones(2, 40, dtype=torch.bool)
+    kept[0, 10:30], kept[1, 3:20], kept[1, 36:] = False, False, False
     places = torch.arange(40).expand(2, 40)
-    expected = model.get_decoder()(tokens, attention_mask=visible.long(), position_ids=places).last_hidden_state
-    torch.testing.assert_close(lm.denoiser.hidden_of_visible(tokens, visible)[visible], expected[visible])
+    expected = model.get_decoder()(tokens, attention_mask=kept.long(), position_ids=places).last_hidden_state
+    torch.testing.assert_close(lm.denoiser.hidden_of_kept(tokens, kept)[kept], expected[kept])
     if kind == "Mistral":
         with pytest.raises(UserError, match="kv_cache goes with Llama-like"):
             lm.generate([[5]], "semi_ar", kv_cache="dual", **SUFFIX)

@@ -71,14 +71,14 @@ class TableDenoiser(Denoiser):
     def vocab_size(self) -> int:
         return len(self.left)
 
-    def hidden_of_visible(self, canvas: Tensor, visible: Tensor) -> Tensor:
-        return self.hidden(canvas, visible)
+    def hidden_of_kept(self, canvas: Tensor, kept: Tensor) -> Tensor:
+        return self.hidden(canvas, kept)
 
-    def hidden(self, canvas: Tensor, visible: Tensor | None) -> Tensor:
+    def hidden(self, canvas: Tensor, kept: Tensor | None) -> Tensor:
         hidden = torch.zeros(*canvas.shape, self.width)
-        visible = torch.ones_like(canvas, dtype=torch.bool) if visible is None else visible
-        hidden[:, 1:] += self.left[canvas[:, :-1]] * visible[:, :-1, None]
-        hidden[:, :-1] += self.right[canvas[:, 1:]] * visible[:, 1:, None]
+        kept = torch.ones_like(canvas, dtype=torch.bool) if kept is None else kept
+        hidden[:, 1:] += self.left[canvas[:, :-1]] * kept[:, :-1, None]
+        hidden[:, :-1] += self.right[canvas[:, 1:]] * kept[:, 1:, None]
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Recorder(Denoiser):
         self.inner = inner
         self.mask_id = inner.mask_id
         self.canvases: list[Tensor] = []
-        self.visible: list[Tensor] = []
+        self.kept: list[Tensor] = []
 
     @property
     def device(self) -> torch.device:
@@ -108,15 +108,15 @@ class Recorder(Denoiser):
     def vocab_size(self) -> int:
         return self.inner.vocab_size
 
-    def hidden(self, canvas: Tensor, visible: Tensor | None) -> Tensor:
+    def hidden(self, canvas: Tensor, kept: Tensor | None) -> Tensor:
         self.canvases.append(canvas.clone())
-        self.visible.append(torch.ones_like(canvas, dtype=torch.bool) if visible is None else visible.clone())
-        return self.inner.hidden(canvas, visible)
+        self.kept.append(torch.ones_like(canvas, dtype=torch.bool) if kept is None else kept.clone())
+        return self.inner.hidden(canvas, kept)
 
-    def hidden_of_visible(self, canvas: Tensor, visible: Tensor) -> Tensor:
+    def hidden_of_kept(self, canvas: Tensor, kept: Tensor) -> Tensor:
         self.canvases.append(canvas.clone())
-        self.visible.append(visible.clone())
-        return self.inner.hidden_of_visible(canvas, visible)
+        self.kept.append(kept.clone())
+        return self.inner.hidden_of_kept(canvas, kept)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.inner.logits(hidden)

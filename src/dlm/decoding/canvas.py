@@ -59,20 +59,22 @@ class Canvas:
         self.ends = torch.tensor([eos_id, *ends], device=device)
         self.keys = keys.to(device)
         self.offset: Int[Tensor, "batch length"] = (place - torch.tensor(starts)[:, None]).to(device)
-        self.valid: Bool[Tensor, "batch length"] = (place < lengths[:, None]).to(device)
+        self.not_padding: Bool[Tensor, "batch length"] = (place < lengths[:, None]).to(device)
         tokens = torch.full(size, eos_id)
         for b, row in enumerate(rows):
             tokens[b, : len(row)] = torch.tensor(row, dtype=torch.long)
         self.tokens = tokens.to(device)
-        self.masked: Bool[Tensor, "batch length"] = (self.tokens == denoiser.mask_id) & self.valid & (self.offset >= 0)
+        self.masked: Bool[Tensor, "batch length"] = (
+            (self.tokens == denoiser.mask_id) & self.not_padding & (self.offset >= 0)
+        )
         self.response = self.masked.clone()
-        self.context = self.valid & ~self.response
+        self.context = self.not_padding & ~self.response
         self.steps: Int[Tensor, "batch length"] = torch.full(size, -1, device=device)
         self.log_p: Float[Tensor, "batch length"] = torch.zeros(size, device=device)
         self.nfe = torch.zeros(size[0], dtype=torch.long, device=device)
         self.dirty = torch.ones(size[0], dtype=torch.bool, device=device)
         self.hidden: Float[Tensor, "batch length width"] = torch.zeros(*size, denoiser.width, device=device)
-        # Without the context, for guidance.
+        # Hidden states without the context, for guidance.
         self.unguided = torch.zeros_like(self.hidden) if options.cfg_scale else None
         self.events: list[tuple[Tensor, ...]] | None = [] if tracing else None
         self.phases = 0
@@ -81,7 +83,7 @@ class Canvas:
     # --- What may happen now ------------------------------------------------------------------------------------
 
     def start_phase(self) -> None:
-        """Approximations look anew: other masks may commit now, so other masks are on the canvas."""
+        """With an approximation all rows are computed again: a new phase keeps other masks on the canvas."""
         self.phases += 1
         self._block = None
         if self.options.suffix != "full" or self.options.kv_cache != "none":
@@ -102,15 +104,15 @@ class Canvas:
         return (tokens[..., None] == self.ends).any(-1)
 
     def stale(self, needed: Bool[Tensor, "batch length"]) -> Bool[Tensor, " batch"]:
-        """Rows with a position that is needed now, whose hidden states are not of what stands there."""
+        """Rows with a position that is needed now and hidden states that are out of date."""
         rows = needed.any(-1)
         return rows & self.dirty if self.options.cache else rows
 
-    def visible(self, open_: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"] | None:
-        """What the model is shown: everything (None), or without (some of) the masks that cannot commit now.
+    def kept(self, open_: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"] | None:
+        """The positions that stay on the canvas: all (None), or without some of the masks that cannot commit now.
 
-        DPad (arXiv 2508.14148): the j-th mask behind what is shown anyway (a block's end, though its last positions may
-        have committed) is kept with probability a·φ(k·j / (W - 1)), j < W; drawn once a phase.
+        DPad (arXiv 2508.14148) keeps the j-th mask from the nearest position that stays anyway with probability
+        a·φ(k·j / (W - 1)), j < W. It is drawn once a phase.
         """
         options = self.options
         if options.suffix == "full":
@@ -118,7 +120,7 @@ class Canvas:
         far = self.masked & ~open_
         if options.suffix == "dropout":
             place = torch.arange(far.shape[1], device=far.device)
-            near = self.valid & ~far
+            near = self.not_padding & ~far
             where = place.expand_as(near)
             left = where.masked_fill(~near, -far.shape[1]).cummax(-1).values
             right = where.masked_fill(~near, 2 * far.shape[1]).flip(-1).cummin(-1).values.flip(-1)
@@ -127,51 +129,51 @@ class Canvas:
             density = options.suffix_scale * torch.exp(-x.double().square() / 2) / math.sqrt(2 * math.pi)
             drawn = uniforms(self.keys[:, None].expand_as(far), self.phases, DROP, self.offset)
             far &= (drawn >= density) | (j >= options.suffix_window)
-        return self.valid & ~far
+        return self.not_padding & ~far
 
     # --- The model ----------------------------------------------------------------------------------------------
 
     def refresh(
         self,
         stale: Bool[Tensor, " batch"],
-        known: Sequence[int],
+        stale_flags: Sequence[int],
         phase: Phase,
-        visible: Bool[Tensor, "batch length"] | None = None,
+        kept: Bool[Tensor, "batch length"] | None = None,
     ) -> None:
-        """Run the backbone for the rows that `stale` marks; no others take part in the pass. `known` says the same to
-        the host: a copy from it to the device would be waited for."""
-        chosen = [b for b, marked in enumerate(known) if marked]
+        """Run the backbone for the stale rows alone. `stale_flags` is a copy of `stale` on the host, so that nothing
+        here waits for the device."""
+        chosen = [b for b, marked in enumerate(stale_flags) if marked]
         if not chosen:
             return
         rows = torch.nonzero_static(stale, size=len(chosen))[:, 0]
         lengths = {self.lengths[b] for b in chosen}
         length = max(lengths)
-        shown = self.valid[rows, :length] if len(lengths) > 1 else None
-        if visible is not None:
-            visible = visible[rows, :length]
+        attention_mask = self.not_padding[rows, :length] if len(lengths) > 1 else None
+        if kept is not None:
+            kept = kept[rows, :length]
 
         def hidden(tokens: Tensor) -> Tensor:
-            if visible is None:
-                return self.denoiser.hidden(tokens, shown)
-            return self.denoiser.hidden_of_visible(tokens, visible)
+            if kept is None:
+                return self.denoiser.hidden(tokens, attention_mask)
+            return self.denoiser.hidden_of_kept(tokens, kept)
 
         if self.options.kv_cache != "none":
             self._refresh_block(rows, phase)
         else:
             self._store(self.hidden, rows, hidden(self.tokens[rows, :length]))
         if self.unguided is not None:
-            hushed = self.tokens.masked_fill(self.context, self.denoiser.mask_id)[rows, :length]
-            self._store(self.unguided, rows, hidden(hushed))
+            without_context = self.tokens.masked_fill(self.context, self.denoiser.mask_id)[rows, :length]
+            self._store(self.unguided, rows, hidden(without_context))
         self.nfe[rows] += 1 if self.unguided is None else 2
         self.dirty[rows] = False
 
     def _refresh_block(self, rows: Tensor, phase: Phase) -> None:
-        """Fast-dLLM (arXiv 2505.22618): a whole pass when a block starts, then the block against what was kept of it.
+        """Fast-dLLM (arXiv 2505.22618): a whole pass when a block starts, then passes of the block against its cache.
 
         `prefix` keeps what stands before the block and computes all behind it; `dual` keeps both sides.
         """
         if self._block is None:
-            hidden, keys = self.denoiser.hidden_with_keys(self.tokens[rows], self.valid[rows])
+            hidden, keys = self.denoiser.hidden_with_keys(self.tokens[rows], self.not_padding[rows])
             self._store(self.hidden, rows, hidden)
             place = torch.full_like(self.nfe, -1)
             place[rows] = torch.arange(len(rows), device=rows.device)
@@ -179,12 +181,12 @@ class Canvas:
             return
         keys, place = self._block
         offset = self.offset[rows]
-        fresh = self.valid[rows] & (offset >= phase.start)
+        fresh = self.not_padding[rows] & (offset >= phase.start)
         if self.options.kv_cache == "dual":
             fresh &= offset < phase.end
         positions = fresh.nonzero()[:, 1].view(len(rows), -1)  # as many in every row: the response is as long in each
         tokens = self.tokens[rows].gather(1, positions)
-        hidden = self.denoiser.hidden_at(tokens, positions, rows_of(keys, place[rows]), self.valid[rows] & ~fresh)
+        hidden = self.denoiser.hidden_at(tokens, positions, rows_of(keys, place[rows]), self.not_padding[rows] & ~fresh)
         self.hidden[rows[:, None], positions] = hidden.to(self.hidden.dtype)
 
     @staticmethod
@@ -212,14 +214,14 @@ class Canvas:
     def _present(self) -> Bool[Tensor, "batch vocab"]:
         """Which tokens stand on each row's canvas."""
         vocab = self.denoiser.vocab_size
-        seen = self.tokens.masked_fill(self.masked | ~self.valid, vocab)
+        seen = self.tokens.masked_fill(self.masked | ~self.not_padding, vocab)
         present = torch.zeros(len(seen), vocab + 1, dtype=torch.bool, device=seen.device)
         return present.scatter_(1, seen, True)[:, :vocab]
 
     # --- Changes ------------------------------------------------------------------------------------------------
 
     def commit(self, row: Tensor, position: Tensor, chosen: Tensor, tokens: Tensor, log_p: Tensor, clock: int) -> None:
-        """Write the `chosen` of some masked positions; how many they are the host need not know."""
+        """Write the `chosen` ones of some masked positions, without asking the device how many there are."""
         for state, new in ((self.tokens, tokens), (self.steps, torch.full_like(row, clock)), (self.log_p, log_p)):
             state[row, position] = torch.where(chosen, new, state[row, position])
         self.masked[row, position] = ~chosen

@@ -55,29 +55,30 @@ class Denoiser:
 
     @cached_property
     def habits(self) -> Habits:
-        """What may be left out of a canvas; tried out when it is first asked for."""
+        """What may be left out of a canvas; tried on the model at the first call."""
         return habits(self.model)
 
     def hidden(
-        self, canvas: Int[Tensor, "batch length"], shown: Bool[Tensor, "batch length"] | None
+        self, canvas: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"] | None
     ) -> Float[Tensor, "batch length width"]:
-        """Final hidden states. Right padding, what is not `shown` (None: all is), does not exist for the model and gets
-        states of no meaning. Where padding would change the others' states, rows of one length go together."""
-        if shown is None or self.habits.padding:
-            return self._in_pieces(canvas, shown, None)
-        lengths = shown.sum(-1)
+        """Final hidden states. Positions outside `attention_mask` (None: there are none) are padding on the right: the
+        model does not see them, and their states mean nothing. Where padding would change the other states, rows of
+        one length go together."""
+        if attention_mask is None or self.habits.padding:
+            return self._in_pieces(canvas, attention_mask, None)
+        lengths = attention_mask.sum(-1)
         states = torch.zeros(*canvas.shape, self.width, device=canvas.device)
         for length in set(lengths.tolist()):
             rows = lengths == length
             states[rows, :length] = self._in_pieces(canvas[rows, :length], None, None).to(states.dtype)
         return states
 
-    def hidden_of_visible(
-        self, canvas: Int[Tensor, "batch length"], visible: Bool[Tensor, "batch length"]
+    def hidden_of_kept(
+        self, canvas: Int[Tensor, "batch length"], kept: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, "batch length width"]:
-        """`hidden` where what is not `visible` (padding, or masks left out) costs nothing beyond the fullest row's
-        count either. The others keep their position ids. A backbone with whom distances go by the order, too, sees the
-        whole canvas, what is not `visible` behind its attention mask.
+        """`hidden` of the `kept` positions alone, under their own position ids; padding and masks that are left out are
+        not computed. A backbone that reads distances off the order of its input gets the whole canvas instead, with the
+        kept positions as its attention mask.
 
         Raises:
             UserError: a backbone from which nothing can be left out.
@@ -86,25 +87,25 @@ class Denoiser:
             raise UserError(f"suffix must be full for {type(self.model).__name__}: what is left out moves the others")
         if self.habits.gaps == "hidden":
             places = None if is_masked_lm(self.model) else torch.arange(canvas.shape[1], device=canvas.device)
-            return self._in_pieces(canvas, visible, None if places is None else places.expand_as(canvas))
-        # The visible positions of each row in order, then others up to the fullest row's count.
-        places = torch.argsort(~visible, dim=-1, stable=True)
+            return self._in_pieces(canvas, kept, None if places is None else places.expand_as(canvas))
+        # The kept positions of each row in order, then others up to the fullest row's count.
+        places = torch.argsort(~kept, dim=-1, stable=True)
         place = torch.arange(canvas.shape[1], device=canvas.device)
-        counts = visible.sum(-1)
+        counts = kept.sum(-1)
         unmoved = (places == place).all(0).cumprod(0).sum()
         most, least, unmoved = torch.stack([counts.max(), counts.min(), unmoved]).tolist()
         if not most:
             return torch.zeros(*canvas.shape, self.width, device=canvas.device)
         places, moved = places[:, :most], unmoved < most
-        shown = None if least == most else place[:most] < counts[:, None]
-        output = self._in_pieces(canvas.gather(1, places), shown, places if moved else None)
+        attention_mask = None if least == most else place[:most] < counts[:, None]
+        output = self._in_pieces(canvas.gather(1, places), attention_mask, places if moved else None)
         if not moved and most == canvas.shape[1]:
             return output
         whole = output.new_zeros(*canvas.shape, output.shape[-1])
         return whole.scatter_(1, places[..., None].expand_as(output), output)
 
     def hidden_with_keys(
-        self, canvas: Int[Tensor, "batch length"], valid: Bool[Tensor, "batch length"]
+        self, canvas: Int[Tensor, "batch length"], not_padding: Bool[Tensor, "batch length"]
     ) -> tuple[Float[Tensor, "batch length width"], KeysValues]:
         """Final hidden states of a whole canvas, and every layer's keys and values.
 
@@ -115,7 +116,7 @@ class Denoiser:
         if is_masked_lm(self.model) or logits_shift(self.model) or self.habits.gaps != "closed":
             raise UserError("kv_cache goes with Llama-like backbones that predict a position at itself; use none here")
         cache = DynamicCache()
-        hidden = self._run(canvas, None if valid.all() else valid, None, cache)
+        hidden = self._run(canvas, None if not_padding.all() else not_padding, None, cache)
         layers: list[Any] = cache.layers
         return hidden, [(layer.keys, layer.values) for layer in layers]
 
@@ -124,14 +125,14 @@ class Denoiser:
         tokens: Int[Tensor, "batch some"],
         positions: Int[Tensor, "batch some"],
         keys: KeysValues,
-        kept: Bool[Tensor, "batch length"],
+        cached: Bool[Tensor, "batch length"],
     ) -> Float[Tensor, "batch some width"]:
-        """Hidden states of some positions, which see each other and the `kept` positions' earlier keys and values."""
-        shown = torch.cat([kept, torch.ones_like(positions, dtype=torch.bool)], dim=1)
-        return self._run(tokens, shown, positions, DynamicCache(keys))
+        """Hidden states of some positions. They see each other and the keys and values of the `cached` positions."""
+        attention_mask = torch.cat([cached, torch.ones_like(positions, dtype=torch.bool)], dim=1)
+        return self._run(tokens, attention_mask, positions, DynamicCache(keys))
 
-    def _in_pieces(self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None) -> Tensor:
-        """`_run`, on a CPU a few rows at a time: as fast, and the memory does not grow with the batch."""
+    def _in_pieces(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        """`_run`; on a CPU a few rows at a time, which is as fast and needs less memory."""
         rows = len(tokens)
         if self.device.type == "cpu" and self._compiled is None:
             widest = getattr(
@@ -139,23 +140,29 @@ class Denoiser:
             )  # DistilBERT has another name for it
             rows = max(ACTIVATION // (tokens.shape[1] * widest), 1)
         if rows >= len(tokens):
-            return self._run(tokens, shown, positions)
+            return self._run(tokens, attention_mask, positions)
         pieces = [slice(start, start + rows) for start in range(0, len(tokens), rows)]
         return torch.cat(
             [
-                self._run(tokens[p], None if shown is None else shown[p], None if positions is None else positions[p])
+                self._run(
+                    tokens[p],
+                    None if attention_mask is None else attention_mask[p],
+                    None if positions is None else positions[p],
+                )
                 for p in pieces
             ]
         )
 
     def _run(
-        self, tokens: Tensor, shown: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None
+        self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None
     ) -> Tensor:
         with self._autocast():
             if self._compiled is not None and cache is None:
-                hidden = self._compiled(tokens, shown, positions)
+                hidden = self._compiled(tokens, attention_mask, positions)
             else:
-                hidden = self._backbone(**inputs(self.model, tokens, shown, positions, cache)).last_hidden_state
+                hidden = self._backbone(
+                    **inputs(self.model, tokens, attention_mask, positions, cache)
+                ).last_hidden_state
         return shifted(self.model, hidden)
 
     def _autocast(self) -> torch.autocast:

@@ -65,7 +65,7 @@ def decode(
     starts = torch.tensor([len(prompt) for prompt in prompts])
     place = starts[:, None] + torch.arange(gen_length)
 
-    def shown(step: int, tokens: Tensor) -> None:
+    def watch_responses(step: int, tokens: Tensor) -> None:
         if watch is not None:
             watch(step, tokens.gather(1, place))
 
@@ -80,7 +80,7 @@ def decode(
         ends=ends,
         starts=starts.tolist(),
         trace=trace,
-        watch=None if watch is None else shown,
+        watch=None if watch is None else watch_responses,
     )
     tokens, commit_step = filled.tokens.gather(1, place), filled.commit_step.gather(1, place)
     return Decoded(tokens, filled.nfe, filled.leftover_masks, commit_step, filled.trace)
@@ -140,19 +140,18 @@ def _step(canvas: Canvas, decoder: Decoder, phase: Phase, step: int, clock: int)
 def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock: int) -> None:
     """A forward pass where one is needed, and the tokens that commit now.
 
-    A device is waited for once: for the numbers that say how much there is to compute. What was drawn decides which
-    rows leave, and which states are used again because nothing was committed. A draw from the whole vocabulary
-    (`categorical`) also asks where tokens are needed.
+    The host waits for the device once, for the number of stale rows and of open positions. A draw from the whole
+    vocabulary (`categorical`) waits once more, for the positions that need a token.
     """
     in_phase = canvas.in_phase(phase)
-    log_weight = decoder.window(canvas.valid & ~canvas.masked)
+    log_weight = decoder.window(canvas.not_padding & ~canvas.masked)
     open_ = in_phase & (log_weight > float("-inf"))
     stale = canvas.stale(in_phase)
-    known, counts = torch.stack([stale.long(), open_.sum(-1)]).tolist()
-    canvas.refresh(stale, known, phase, canvas.visible(open_))
-    if not any(counts):
+    stale_flags, open_counts = torch.stack([stale.long(), open_.sum(-1)]).tolist()
+    canvas.refresh(stale, stale_flags, phase, canvas.kept(open_))
+    if not any(open_counts):
         return
-    row, position = torch.nonzero_static(open_, size=sum(counts)).unbind(-1)
+    row, position = torch.nonzero_static(open_, size=sum(open_counts)).unbind(-1)
     offset = canvas.offset[row, position]
     must = offset < phase.must
     candidates = decoder.rule.propose(_source(canvas, row, position, clock))

@@ -50,21 +50,21 @@ class Compiled:
     def __call__(
         self,
         tokens: Int[Tensor, "batch length"],
-        shown: Bool[Tensor, "batch length"] | None,
+        attention_mask: Bool[Tensor, "batch length"] | None,
         positions: Int[Tensor, "batch length"] | None,
     ) -> Float[Tensor, "batch length width"]:
         """The backbone's final hidden states, in memory of their own: a graph's is written again by its next run."""
         batch, length = tokens.shape
         rows, columns = static_shape(batch, length, max_length(self._model))
-        if shown is None and columns > length:
-            shown = torch.ones_like(tokens, dtype=torch.bool)
+        if attention_mask is None and columns > length:
+            attention_mask = torch.ones_like(tokens, dtype=torch.bool)
         padding = (0, columns - length, 0, rows - batch)
-        if shown is not None:
-            shown = F.pad(shown, padding)
-            shown[batch:, 0] = True  # a row without any position has no softmax
+        if attention_mask is not None:
+            attention_mask = F.pad(attention_mask, padding)
+            attention_mask[batch:, 0] = True  # a row without any position has no softmax
         if positions is not None:
             positions = F.pad(positions, padding)
-        given = inputs(self._model, F.pad(tokens, padding), shown, positions)
+        given = inputs(self._model, F.pad(tokens, padding), attention_mask, positions)
         if self._graphs is None:
             return self._run(**given).last_hidden_state[:batch, :length].clone()
         with self._lock:

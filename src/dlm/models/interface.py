@@ -31,18 +31,21 @@ def backbone(model: PreTrainedModel) -> nn.Module:
 def inputs(
     model: PreTrainedModel,
     tokens: Int[Tensor, "batch length"],
-    shown: Bool[Tensor, "batch seen"] | None = None,
+    attention_mask: Bool[Tensor, "batch seen"] | None = None,
     positions: Int[Tensor, "batch length"] | None = None,
     cache: DynamicCache | None = None,
 ) -> dict[str, Any]:
     """The arguments of `backbone(model)`.
 
     Args:
-        shown: what exists for the model, of what is cached and of `tokens`; None for all of it.
+        attention_mask: True for what the model sees, of the cached positions and of `tokens`; None for all.
         positions: places on the canvas; None for 0, 1, 2, ...
         cache: keys and values that are read and added to; decoder-only classes alone have one.
     """
-    given: dict[str, Any] = {"input_ids": tokens, "attention_mask": None if shown is None else shown.long()}
+    given: dict[str, Any] = {
+        "input_ids": tokens,
+        "attention_mask": None if attention_mask is None else attention_mask.long(),
+    }
     first = first_position(model)
     if positions is None and first:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)

@@ -19,10 +19,10 @@ Gaps = Literal["closed", "hidden", "none"]
 
 @dataclass(frozen=True)
 class Habits:
-    """What may be done to a canvas without changing the states of the places that are shown.
+    """What may be done to a canvas without changing the states of the places that are kept.
 
     Attributes:
-        padding: padding on the right that is not shown.
+        padding: whether padding on the right, behind the attention mask, changes nothing.
         gaps: how places in the middle are left out: "closed", where position ids alone say how far apart two places
             are; "hidden" behind the attention mask, where their order does, too; "none", where either changes states.
     """
@@ -44,9 +44,9 @@ def check_sees_ahead(model: PreTrainedModel, otherwise: str) -> None:
     ids = _tokens(model, 5)
     ids = torch.cat([ids, ids])
     ids[1, 2] = ids[0, 3]
-    shown = torch.tensor([[True, True, True, False, False]] * 2, device=model.device)
+    attention_mask = torch.tensor([[True, True, True, False, False]] * 2, device=model.device)
     try:
-        alone, padded = _states(model, ids[:, :3]), _states(model, ids, shown)
+        alone, padded = _states(model, ids[:, :3]), _states(model, ids, attention_mask)
     except Exception as error:  # whatever a class raises that wants other inputs
         told = " ".join(str(error).split())[:200]
         raise UserError(f"{name}: cannot be run ({type(error).__name__}: {told}); {otherwise}") from None
@@ -60,16 +60,17 @@ def habits(model: PreTrainedModel) -> Habits:
     """Up to five passes over seven tokens."""
     ids = _tokens(model, 7)
     place = torch.arange(7, device=model.device)[None]
-    front, visible = place < 5, (place < 2) | (place > 3)
+    front, kept = place < 5, (place < 2) | (place > 3)
     padding = _same(_states(model, ids, front)[:, :5], _states(model, ids[:, :5]))
     if is_masked_lm(model):
-        others = torch.where(visible, ids, ids.flip(1))
-        hidden = _same(_states(model, ids, visible)[visible], _states(model, others, visible)[visible])
+        others = torch.where(kept, ids, ids.flip(1))
+        hidden = _same(_states(model, ids, kept)[kept], _states(model, others, kept)[kept])
         return Habits(padding, "hidden" if hidden else "none")
-    kept = place[visible][None]
-    closed, squeezed = _states(model, ids[:, kept[0]], None, kept), _states(model, ids[:, kept[0]], None, place[:, :5])
-    # One that does not read position ids counts what it is shown, and is wrong about it either way.
-    if torch.equal(closed, squeezed) or not _same(_states(model, ids, visible, place)[visible], closed[0]):
+    kept_places = place[kept][None]
+    kept_ids = ids[:, kept_places[0]]
+    closed, squeezed = _states(model, kept_ids, None, kept_places), _states(model, kept_ids, None, place[:, :5])
+    # A model that does not read position ids counts its input's places, and is wrong about them either way.
+    if torch.equal(closed, squeezed) or not _same(_states(model, ids, kept, place)[kept], closed[0]):
         return Habits(padding, "none")
     return Habits(padding, "hidden" if _has_windows(model.config) else "closed")
 
@@ -90,11 +91,11 @@ def _tokens(model: PreTrainedModel, count: int) -> Int[Tensor, "1 count"]:
 def _states(
     model: PreTrainedModel,
     ids: Int[Tensor, "batch length"],
-    shown: Bool[Tensor, "batch length"] | None = None,
+    attention_mask: Bool[Tensor, "batch length"] | None = None,
     positions: Int[Tensor, "batch length"] | None = None,
 ) -> Float[Tensor, "batch length width"]:
     # The method itself: hooks on the module count the passes of decoding.
-    states: Tensor = backbone(model).forward(**inputs(model, ids, shown, positions)).last_hidden_state
+    states: Tensor = backbone(model).forward(**inputs(model, ids, attention_mask, positions)).last_hidden_state
     return states
 
 

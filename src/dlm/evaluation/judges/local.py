@@ -69,7 +69,7 @@ class LocalModel:
 
     @torch.no_grad()
     def _next_labels(self, rows: list[list[int]], spelled: Sequence[list[int]]) -> Float[Tensor, "batch labels"]:
-        """The labels' shares after each row, in float64; the padding on the right is seen by no row's end."""
+        """The labels' shares after each row, in float64; no row's last token sees the padding on its right."""
         last = torch.tensor([len(row) - 1 for row in rows])
         input_ids = torch.zeros(len(rows), int(last.max()) + 1, dtype=torch.long)
         visible = torch.zeros_like(input_ids)
