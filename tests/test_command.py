@@ -64,7 +64,9 @@ def lm(instruct: Path) -> DiffusionLM:
 
 @pytest.fixture(autouse=True)
 def no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And frames as fast as they come."""
     stdin(monkeypatch, b"")
+    monkeypatch.setattr("dlm.cli.watch.LEAST", 0.0)
 
 
 def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -529,7 +531,7 @@ def test_frames_by_hand(lm: DiffusionLM) -> None:
     """Masks as blocks, fresh tokens highlighted once, ends as dots, escape sequences as text."""
     console, mask = terminal(), lm.denoiser.mask_id
     ids = lm.tokenizer.backend_tokenizer.encode(RED + "é", add_special_tokens=False).ids
-    view = View(lm, [mask] * (len(ids) + 3), 4)
+    view = View(lm, [mask] * (len(ids) + 3))
     for canvas in ([*ids, mask, mask, 0], [*ids, ids[0], mask, 0]):
         console.print(view.frame(canvas, "status"))
     written = console.file.getvalue()  # type: ignore[attr-defined]

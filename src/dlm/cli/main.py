@@ -227,4 +227,12 @@ def _add_shared(parser: Parser, steps: str) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object a line")
     output.add_argument("--watch", action="store_true", help="see one text being filled in (on a terminal)")
+    output.add_argument("--record", metavar="FILE.svg", type=Path, help="draw one text being filled in, as it moves")
+    output.add_argument(
+        "--beside",
+        metavar="NAME[:KEY=VALUE,...]",
+        action="append",
+        default=[],
+        help="with --record: another decoder, --set's options on it too, beside the first; repeatable",
+    )
     output.add_argument("--trace", metavar="FILE", type=Path, help="write every change of the canvas as JSON lines")

@@ -20,7 +20,7 @@ def print_generation(
     Their ids are what the model was given: a text says nothing of special tokens.
     """
     if not json:
-        _print_texts(out.texts, asked)
+        print_texts(out.texts, asked)
         return
     for b, prompt in enumerate(prompts):
         _print_object({"prompt": prompt, "prompt_ids": list(ids[b]), "text": out.texts[b], **_numbers(out, b)})
@@ -29,7 +29,7 @@ def print_generation(
 def print_infilling(out: Infilling, canvases: Sequence[str], ids: Sequence[Sequence[int]], *, json: bool) -> None:
     """As `print_generation`."""
     if not json:
-        _print_texts(out.texts, canvases)
+        print_texts(out.texts, canvases)
         return
     for b, canvas in enumerate(canvases):
         told = {"canvas": canvas, "canvas_ids": list(ids[b]), "text": out.texts[b], "gaps": out.gaps[b]}
@@ -49,7 +49,8 @@ def write_trace(path: Path, lm: DiffusionLM, trace: Trace) -> None:
     write_jsonl(path, ({**row, "text": text(row["token"])} for row in rows))
 
 
-def _print_texts(texts: Sequence[str], asked: Sequence[str]) -> None:
+def print_texts(texts: Sequence[str], asked: Sequence[str]) -> None:
+    """Texts, each under its heading where there are several."""
     for number, (text, prompt) in enumerate(zip(texts, asked, strict=True)):
         if len(texts) > 1:
             print("\n" * (number > 0) + f"==> {one_line(prompt)} <==")

@@ -3,15 +3,18 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
 from rich.console import Console
 
-from dlm.cli.output import print_generation, print_infilling, write_trace
+from dlm.cli.output import print_generation, print_infilling, print_texts, write_trace
 from dlm.cli.prompts import Prompt
+from dlm.cli.record import recorded, write_picture
 from dlm.cli.request import Request
 from dlm.cli.watch import watched
+from dlm.config.decoders import DecoderOptions
 from dlm.data.records import Record
 from dlm.decoding.lm import DiffusionLM, Generation, Infilling
 from dlm.decoding.loop import Watch
@@ -21,27 +24,27 @@ Result = TypeVar("Result", Generation, Infilling)
 
 
 def generate(arguments: argparse.Namespace, request: Request) -> None:
-    """Decode, write the trace, print."""
+    """Decode, write the trace or the picture, print."""
     lm = _load(arguments)
     whole = [whole_prompt(lm, prompt, arguments) for prompt in request.prompts]
     prompts, shown = [ids for ids, _ in whole], [text for _, text in whole]
     steps = arguments.gen_length if arguments.steps is None else arguments.steps
 
-    def run(watch: Watch | None) -> Generation:
+    def run(options: DecoderOptions, watch: Watch | None) -> Generation:
         return lm.generate(
             prompts,
-            request.options,
+            options,
             steps=steps,
             gen_length=arguments.gen_length,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
-            trace=arguments.trace is not None,
+            trace=_tracing(arguments),
             watch=watch,
         )
 
     canvas = [lm.denoiser.mask_id] * arguments.gen_length
-    out = _decoded(arguments, lm, canvas, steps, run)
-    if not _watching(arguments):
+    out = _decoded(arguments, request, lm, canvas, steps, run)
+    if out is not None:
         print_generation(out, shown, prompts, [prompt.text for prompt in request.prompts], json=arguments.json)
 
 
@@ -51,21 +54,22 @@ def infill(arguments: argparse.Namespace, request: Request) -> None:
     given = [list(prompt.ids) if prompt.kind == "ids" else prompt.text for prompt in request.prompts]
     canvases = [lm._canvas(one, prompt.where) for one, prompt in zip(given, request.prompts, strict=True)]
     canvas = canvases[0]
-    steps = canvas.count(lm.denoiser.mask_id) if arguments.steps is None and arguments.watch else arguments.steps
+    one = arguments.watch or arguments.record is not None  # several texts: as many steps as the fullest has masks
+    steps = canvas.count(lm.denoiser.mask_id) if arguments.steps is None and one else arguments.steps
 
-    def run(watch: Watch | None) -> Infilling:
+    def run(options: DecoderOptions, watch: Watch | None) -> Infilling:
         return lm.infill(
             given,
-            request.options,
+            options,
             steps=steps,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
-            trace=arguments.trace is not None,
+            trace=_tracing(arguments),
             watch=watch,
         )
 
-    out = _decoded(arguments, lm, canvas, steps, run)
-    if not _watching(arguments):
+    out = _decoded(arguments, request, lm, canvas, steps, run)
+    if out is not None:
         print_infilling(out, [prompt.text for prompt in request.prompts], canvases, json=arguments.json)
 
 
@@ -131,19 +135,51 @@ def _watching(arguments: argparse.Namespace) -> bool:
     return arguments.watch and sys.stdout.isatty()
 
 
+def _tracing(arguments: argparse.Namespace) -> bool:
+    return arguments.trace is not None or arguments.record is not None
+
+
 def _decoded(
     arguments: argparse.Namespace,
+    request: Request,
     lm: DiffusionLM,
     canvas: list[int],
     steps: int | None,
-    run: Callable[[Watch | None], Result],
-) -> Result:
-    """Decode, on the terminal where it is to be seen, and write the trace."""
+    run: Callable[[DecoderOptions, Watch | None], Result],
+) -> Result | None:
+    """Decode and write what was asked for. None where the texts have been shown already."""
     try:
-        shown = _watching(arguments)
-        out = watched(Console(highlight=False), lm, canvas, steps or 0, run) if shown else run(None)
+        if arguments.record is not None:
+            results = _recorded(arguments, request, lm, canvas, steps or 0, run)
+        elif _watching(arguments):
+            results = [watched(Console(highlight=False), lm, canvas, steps or 0, partial(run, request.options))]
+        else:
+            results = [run(request.options, None)]
     except torch.OutOfMemoryError:
         raise UserError("the device is out of memory; take a smaller --batch-size or --gen-length") from None
+    out = results[0]
     if arguments.trace is not None and out.trace is not None:
         write_trace(arguments.trace, lm, out.trace)
-    return out
+    if len(results) > 1:
+        print_texts([one.texts[0] for one in results], [decoder.title for decoder in request.decoders])
+    return None if _watching(arguments) or len(results) > 1 else out
+
+
+def _recorded(
+    arguments: argparse.Namespace,
+    request: Request,
+    lm: DiffusionLM,
+    canvas: list[int],
+    steps: int,
+    run: Callable[[DecoderOptions, Watch | None], Result],
+) -> list[Result]:
+    """Each decoder's result; all of them in one picture."""
+    results, recordings = [], []
+    for decoder in request.decoders:
+        out, recording = recorded(lm, canvas, steps, partial(run, decoder.options))
+        results.append(out)
+        recordings.append((decoder.title, recording))
+    masks = canvas.count(lm.denoiser.mask_id)
+    note = " · ".join([f"{masks} tokens in {steps} steps", f"seed {arguments.seed}", *arguments.set])
+    write_picture(arguments.record, lm, request.prompts[0].text, note, recordings)
+    return results

@@ -1,5 +1,6 @@
 """`--watch`: one canvas in the terminal, drawn anew after every step."""
 
+import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TypeVar
@@ -18,17 +19,40 @@ from dlm.models.interface import backbone
 Result = TypeVar("Result", Generation, Infilling)
 
 STYLES = {"mask": "dim", "end": "dim", "fresh": "black on green", "old": ""}
+LEAST = 0.1  # seconds that a frame stays: a small model's steps are too fast for the eye
+
+
+class Passes:
+    """Forward passes of a model while the block runs; with one row, its NFE."""
+
+    def __init__(self, lm: DiffusionLM) -> None:
+        self.lm, self.count = lm, 0
+
+    def __enter__(self) -> "Passes":
+        self._hook = backbone(self.lm.denoiser.model).register_forward_hook(self._add)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _add(self, *_: object) -> None:
+        self.count += 1
+
+
+def status(step: int, steps: int, passes: int, masks: int) -> str:
+    """Where a decoding stands, in one line."""
+    where = f"step {step}/{steps}" if step <= steps else "one pass for the leftover masks"
+    return f"{where} · NFE {passes} · {masks} masks left"
 
 
 class View:
     """Frames of one row: masks as blocks, what has just been committed highlighted, end-of-text as a dot."""
 
-    def __init__(self, lm: DiffusionLM, canvas: Sequence[int], steps: int) -> None:
-        self.lm, self.steps = lm, steps
+    def __init__(self, lm: DiffusionLM, canvas: Sequence[int]) -> None:
+        self.lm = lm
         self.before = list(canvas)
-        self.passes = 0  # of the model; with one row, its NFE
 
-    def frame(self, tokens: Sequence[int], status: str) -> Group:
+    def frame(self, tokens: Sequence[int], line: str) -> Group:
         """A canvas under a status line, which stays in sight when the canvas is longer than the screen."""
         body = Text()
         kinds = [self._kind(position, token) for position, token in enumerate(tokens)]
@@ -36,12 +60,7 @@ class View:
         for kind, run in groupby(zip(kinds, tokens, strict=True), key=lambda pair: pair[0]):
             body.append(self._text(kind, [token for _, token in run]), STYLES[kind])
         self.before = list(tokens)
-        return Group(Text(status, "bold"), body)
-
-    def status(self, step: int, tokens: Sequence[int]) -> str:
-        masks = list(tokens).count(self.lm.denoiser.mask_id)
-        where = f"step {step}/{self.steps}" if step <= self.steps else "one pass for the leftover masks"
-        return f"{where} · NFE {self.passes} · {masks} masks left"
+        return Group(Text(line, "bold"), body)
 
     def _kind(self, position: int, token: int) -> str:
         if token == self.lm.denoiser.mask_id:
@@ -59,24 +78,21 @@ class View:
 def watched(
     console: Console, lm: DiffusionLM, canvas: list[int], steps: int, run: Callable[[Watch | None], Result]
 ) -> Result:
-    """Run a decoding of one row and show it; its text stays on the screen."""
-    view = View(lm, canvas, steps)
+    """Run a decoding of one row and show it, a frame at least LEAST seconds long; its text stays on the screen."""
+    view, mask = View(lm, canvas), lm.denoiser.mask_id
+    first = view.frame(canvas, status(0, steps, 0, canvas.count(mask)))
+    with Passes(lm) as passes, Live(first, console=console, auto_refresh=False, transient=True) as live:
+        due = time.monotonic() + LEAST
 
-    def count(*_: object) -> None:
-        view.passes += 1
+        def watch(step: int, tokens: Tensor) -> None:
+            nonlocal due
+            row = tokens[0].tolist()
+            time.sleep(max(0.0, due - time.monotonic()))
+            live.update(view.frame(row, status(step + 1, steps, passes.count, row.count(mask))), refresh=True)
+            due = time.monotonic() + LEAST
 
-    counting = backbone(lm.denoiser.model).register_forward_hook(count)
-    first = view.frame(canvas, view.status(0, canvas))
-    try:
-        with Live(first, console=console, auto_refresh=False, transient=True) as live:
-
-            def watch(step: int, tokens: Tensor) -> None:
-                row = tokens[0].tolist()
-                live.update(view.frame(row, view.status(step + 1, row)), refresh=True)
-
-            out = run(watch)
-    finally:
-        counting.remove()
+        out = run(watch)
+        time.sleep(max(0.0, due - time.monotonic()))
     leftover = int(out.leftover_masks[0])
     extra = f" · {leftover} leftover masks filled by one more pass" if leftover else ""
     console.print(Text(f"{steps} steps · NFE {int(out.nfe[0])}{extra}", "bold"))
