@@ -41,7 +41,7 @@ def main() -> None:
         grids = [build / "selection" / f"{decoder}-grid.json" for decoder in params.report.decoders]
         grid = [row for path in grids if path.is_file() for row in read_json(path)]
         paths = [build / "ablation" / f"{checkpoint}.json" for checkpoint in CHECKPOINTS]
-        # A run within a time budget may have come without them (benchmarks/pipeline.py); DVC runs them first.
+        # A run within a time budget may have come without them (tools/pipeline.py); DVC runs them first.
         ablation = [row for path in paths if path.is_file() for row in read_json(path)]
         curves = {name: read_json(build / "models" / name / "curve.json") for name in TRAINED}
         answers = {(c, d): at_budget(read_jsonl(build / "answers" / f"{c}-{d}.jsonl"), judged) for c, d in cells}

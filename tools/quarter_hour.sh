@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The paper's table from an adapted SmolLM2-135M on a machine with a large GPU, without network, DVC or MLflow, in a quarter of an hour:
-# unpacks what was brought there in parts, runs benchmarks/pipeline.py within its budget, and leaves everything that is worth keeping in
+# unpacks what was brought there in parts, runs tools/pipeline.py within its budget, and leaves everything that is worth keeping in
 # archives. docs/adapt.md says how the parts are made.
 #
-#   benchmarks/quarter_hour.sh PARTS OUT MINUTES [options of benchmarks/pipeline.py]
+#   tools/quarter_hour.sh PARTS OUT MINUTES [options of tools/pipeline.py]
 #
 # PARTS: SmolLM2.gguf.* (or the converted model in data/input already), rows.npy.xz, alpaca_data.json.xz, *_questions.json(l)
 # The variable WORK names another folder than the repository for data/input, build and the results.
@@ -34,7 +34,7 @@ with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as rows:
         esac
     done
     echo "unpacked after $SECONDS s"
-    run=(python3 "$root/benchmarks/pipeline.py" --profile smollm2 --folder "$folder" "$@")
+    run=(python3 "$root/tools/pipeline.py" --profile smollm2 --folder "$folder" "$@")
     # A fault on the GPU spoils the process for all later stages: another one does what is missing, once.
     "${run[@]}" --minutes "$minutes" --resume || "${run[@]}" --minutes "$(python3 -c "print(max($minutes - $SECONDS / 60, 0))")" --resume
     status=$?
@@ -47,8 +47,8 @@ status=${PIPESTATUS[0]}
 shopt -s nullglob
 results=$(python3 -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["report"]["results"])' "$folder/params.yaml")
 tar -cJf "$out/results.tar.xz" "$results"
-tar -cJf "$out/answers.tar.xz" --ignore-failed-read "$folder"/build/answers "$folder"/build/models/reference/answers.jsonl "$folder"/beside/*/build/answers
+tar -cJf "$out/answers.tar.xz" --ignore-failed-read "$folder"/build/answers "$folder"/build/models/reference/answers.jsonl
 tar -cJf "$out/figures.tar.xz" --ignore-failed-read --exclude='*.safetensors' --exclude=tokenizer.json "$folder"/params.yaml "$folder"/state.json \
-    "$folder"/build/{selection,evaluation,ablation,speed,sweeps} "$folder"/build/data/*.json "$folder"/build/models "$folder"/beside/*/build/{evaluation,sweeps,speed}
+    "$folder"/build/{selection,evaluation,ablation,speed,sweeps} "$folder"/build/data/*.json "$folder"/build/models
 ls -l "$out"
 exit "$status"

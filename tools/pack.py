@@ -1,12 +1,12 @@
 """Running text as rows of token ids, for a machine that should not spend its time on tokenising: base.text: FILE.npy.
 
-python benchmarks/pack.py simplewiki.txt.xz data/input/smollm2-135m-instruct --length 512 --out rows.npy
+python tools/pack.py simplewiki.txt.xz data/input/smollm2-135m-instruct --length 512 --out rows.npy
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
-from common import Arguments
 
 from dlm.config.schema import require
 from dlm.data.text import pack, read_documents
@@ -16,7 +16,7 @@ from dlm.pipeline.start import run_script
 
 
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, help="documents separated by blank lines (.txt, also .xz .gz .zst)")
     parser.add_argument("tokenizer", help="a folder, a GGUF file or a name on the hub")
     parser.add_argument("--length", type=int, required=True, help="tokens a row: base.sequence_length")

@@ -1,4 +1,4 @@
-"""What travels to another machine and back: rows of ids (benchmarks/pack.py), checkpoints in parts (parts.py)."""
+"""What travels to another machine and back: rows of ids (tools/pack.py), checkpoints in parts (parts.py)."""
 
 import sys
 from pathlib import Path
@@ -145,11 +145,14 @@ def test_other_parts_beside_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert load_checkpoint(tmp_path / "joined", causal=False)[0].num_parameters() == tiny_model().num_parameters()
 
 
-def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path) -> None:
+def test_what_it_refuses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match=r"no model\.safetensors there; give a checkpoint's folder"):
         run(monkeypatch, parts, "pack", tmp_path, tmp_path / "out", "--name", "a")
     run(monkeypatch, parts, "pack", checkpoint, tmp_path / "out", "--name", "a")
     with pytest.raises(UserError, match="is there already; name a new folder"):
         run(monkeypatch, parts, "join", tmp_path / "out", checkpoint, "--name", "a")
-    with pytest.raises(UserError, match="see --help"):
+    with pytest.raises(SystemExit):
         run(monkeypatch, parts, "pack", checkpoint, tmp_path / "out")
+    assert "required: --name" in capsys.readouterr().err

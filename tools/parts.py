@@ -1,18 +1,18 @@
 """A checkpoint in parts that travel: matrices as 8-bit integers with a scale a row, compressed, in files of 16 MB.
 
-    python benchmarks/parts.py pack build/models/r2ft OUT --name r2ft
-    python benchmarks/parts.py join OUT build/models/r2ft --name r2ft
+    python tools/parts.py pack build/models/r2ft OUT --name r2ft
+    python tools/parts.py join OUT build/models/r2ft --name r2ft
 
 What is joined differs from what was packed by at most half a step of 1/127 of the largest weight of a row.
 """
 
+import argparse
 import io
 import tarfile
 from pathlib import Path
 
 import torch
 import zstandard
-from common import Arguments
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
@@ -82,7 +82,7 @@ def join(source: Path, out: Path, name: str) -> None:
 
 
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["pack", "join"])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)

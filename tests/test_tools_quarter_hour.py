@@ -1,4 +1,4 @@
-"""benchmarks/quarter_hour.sh rehearsed: the whole of it on a tiny model, in a folder of its own."""
+"""tools/quarter_hour.sh rehearsed: the whole of it on a tiny model, in a folder of its own."""
 
 import json
 import lzma
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import commands
 from test_adapt import causal_model, saved
-from test_benchmark_pipeline import arguments
 from test_convert import write_gguf
+from test_tools_pipeline import ABSENT, FILES, arguments
 from tiny import SENTENCES
 from workspaces import ROOT
 
+from dlm.config.yaml import load_yaml
 from dlm.data.text import pack
 from dlm.data.tokenizer import load_tokenizer
 from dlm.files import read_json, write_json
@@ -83,7 +85,7 @@ def quarter_hour(work: Path, *words: object) -> "subprocess.CompletedProcess[str
     """The script with this Python, on one thread."""
     environment = {**os.environ, "WORK": str(work), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    script = ROOT / "benchmarks/quarter_hour.sh"
+    script = ROOT / "tools/quarter_hour.sh"
     return subprocess.run(
         [str(script), *map(str, words)], env=environment, cwd=work.parent, capture_output=True, text=True
     )
@@ -94,15 +96,18 @@ def packed(archive: Path) -> set[str]:
         return {entry.name for entry in found if entry.isfile()}
 
 
-def test_a_rehearsal(tmp_path: Path) -> None:
+def test_a_rehearsal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Everything that is worth keeping is left in files; what cannot be done (gaps without the builtin corpus) stops
-    nothing; what is in data/input already stays."""
+    nothing; what is in data/input already stays; none of ABSENT is there."""
     made, work = parts(tmp_path), tmp_path / "work"
     model, tokenizer = load_checkpoint(tmp_path / "ar", causal=True)
     save_checkpoint(work / MODEL, model, tokenizer)
     own = [{"instruction": f"Ask {i}.", "output": "The fog."} for i in range(5)]
     write_json(work / "data/input/alpaca_eval_questions.json", own)
-    words = ["parts", "out", 30, *arguments(**TINY), "--rejections", "looks:sweeps.rejection.steps=3"]
+    words = ["parts", "out", 30, *arguments(**TINY)]
+    (tmp_path / "lacks").mkdir()
+    (tmp_path / "lacks/sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lacks"))
     ended = quarter_hour(work, *words)
     out, log = tmp_path / "out", (tmp_path / "out/log.txt").read_text()
     assert ended.returncode == 0, log[-3000:] + ended.stderr[-3000:]
@@ -117,12 +122,13 @@ def test_a_rehearsal(tmp_path: Path) -> None:
     results = read_json(work / "results/smollm2/run.json")
     assert "infill" in results["failed"] and results["skipped"] == []
     done = {row["stage"] for row in results["stages"]}
-    assert {"report", "figures", "looks: rejection", "settings@r2ft"} <= done and not done & {"infill"}
+    params = load_yaml((work / "results/smollm2/params.yaml").read_text())
+    assert done == {name for file in FILES for name, _ in commands(ROOT / file, params)} - {"infill"}
     assert results["trained"]["base"]["step"] == 3
     cells = [f"{checkpoint}-{decoder}" for checkpoint in ("sft", "r2ft") for decoder in ("top_k", "conv")]
     assert sorted(results["decoding"]) == sorted(cells)
     kept = packed(out / "results.tar.xz")
-    assert {f"results/smollm2/{name}" for name in ("run.json", "table.md", "report.html", "looks.md")} <= kept
+    assert {f"results/smollm2/{name}" for name in ("run.json", "table.md", "report.html")} <= kept
     folder = "build/quarter_hour"
     answers = {f"{folder}/build/answers/{cell}.jsonl" for cell in cells}
     assert packed(out / "answers.tar.xz") == answers | {f"{folder}/build/models/reference/answers.jsonl"}
@@ -130,7 +136,7 @@ def test_a_rehearsal(tmp_path: Path) -> None:
     expected = ["params.yaml", "state.json", "build/models/base/curve.json", "build/evaluation/reference-nucleus.json"]
     expected += [f"build/{kind}/{cell}.json" for kind in ("evaluation", "speed") for cell in cells]
     expected += ["build/ablation/sft.json", "build/selection/conv.json", "build/selection/conv-grid.json"]
-    expected += ["beside/looks/build/sweeps/rejection-default.json"]
+    expected += ["build/sweeps/settings-r2ft.json"]
     assert {f"{folder}/{name}" for name in expected} <= figures
     assert not any(name.endswith((".safetensors", "tokenizer.json")) for name in figures)
 
