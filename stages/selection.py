@@ -3,6 +3,7 @@
 Candidates are the lists in the decoder's block of params.yaml; without lists there is nothing to decode.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", nargs="+", required=True, help="folders of build/models that share the choice")
     arguments = parser.parse_args()
     params = start_stage(arguments)
-    name, candidates = arguments.decoder, params.candidates(arguments.decoder)
+    name, candidates = arguments.decoder, params.block(arguments.decoder).candidates
     tracked_params = tracked(params, "select", "decode", f"decoding.{name}")
     with stage_run("select", cell=name, params=tracked_params) as run:
         grid = []
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def measure_all(
-    params: Params, build: Path, name: str, candidates: list[dict[str, Any]], checkpoints: list[str]
+    params: Params, build: Path, name: str, candidates: Sequence[dict[str, Any]], checkpoints: list[str]
 ) -> list[dict[str, Any]]:
     """A row of figures with intervals for each checkpoint, number of steps and candidate."""
     corpus = load_corpus(build, params.data, params.evaluate, "valid")

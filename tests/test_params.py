@@ -75,7 +75,7 @@ def test_values_arrive_as_written() -> None:
 
 
 def test_a_decoder_without_a_block_is_named() -> None:
-    for read in load_params(SHIPPED).decoder, load_params(SHIPPED).candidates:
+    for read in load_params(SHIPPED).decoder, load_params(SHIPPED).block:
         with pytest.raises(UserError, match=r"decoding\.duo is missing; known: categorical, top_k"):
             read("duo")
 
@@ -84,21 +84,21 @@ def test_candidates_are_all_combinations_in_order(tmp_path: Path) -> None:
     """The last list goes round fastest; a plain value is none of the choice; what stands first is what is taken."""
     edits = {"decoding.conv": {"rule": ["top_k", "low_confidence"], "top_k": 5, "kernel_size": [33, 9]}}
     params = load(tmp_path, dump_yaml(edited(edits)))
-    assert params.candidates("conv") == [
+    assert params.block("conv").candidates == (
         {"rule": "top_k", "kernel_size": 33},
         {"rule": "top_k", "kernel_size": 9},
         {"rule": "low_confidence", "kernel_size": 33},
         {"rule": "low_confidence", "kernel_size": 9},
-    ]
+    )
     assert params.decoder("conv") == TopKOptions(top_k=5, kernel_size=33)
-    last = params.decoder("conv", **params.candidates("conv")[-1], top_k=7)
+    last = params.decoder("conv", **params.block("conv").candidates[-1], top_k=7)
     assert last == LowConfidenceOptions(kernel_size=9)
-    assert params.candidates("categorical") == params.candidates("remdm") == [{}]
+    assert params.block("categorical").candidates == params.block("remdm").candidates == ({},)
 
 
 @pytest.mark.parametrize("block", [None, {}])
 def test_a_block_without_options_has_one_candidate(tmp_path: Path, block: dict[str, Any] | None) -> None:
-    assert load(tmp_path, dump_yaml(edited({"decoding.categorical": block}))).candidates("categorical") == [{}]
+    assert load(tmp_path, dump_yaml(edited({"decoding.categorical": block}))).block("categorical").candidates == ({},)
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def test_stage_reads_only_tracked_parameters(name: str) -> None:
     items = PIPELINE[name].get("foreach", {})
     entries = [*stage["params"], *(item["length"] for item in (items.values() if isinstance(items, dict) else ()))]
     tracked = {entry.split(".")[0] for entry in entries}
-    # `params.decoder(name)` and `params.candidates(name)` read decoding.<name>.
-    reads = {"decoder": "decoding", "candidates": "decoding", "negatives_of": "negatives"}
+    # `params.decoder(name)` and `params.block(name)` read decoding.<name>.
+    reads = {"decoder": "decoding", "block": "decoding", "negatives_of": "negatives"}
     assert {reads.get(block, block) for block in blocks} <= tracked
 
 

@@ -513,7 +513,7 @@ def build_folder(folder: Path, params: Params) -> None:
             written = [{**answer, "steps": budget} for budget in steps for answer in answers(length)]
             write_jsonl(folder / "answers" / f"{checkpoint}-{decoder}.jsonl", written)
     for decoder in decoders:
-        candidates = params.candidates(decoder)
+        candidates = params.block(decoder).candidates
         chosen = [{"steps": budget, "options": candidates[-1]} for budget in steps]
         write_json(folder / "selection" / f"{decoder}.json", chosen)
         grid = [

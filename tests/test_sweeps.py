@@ -155,7 +155,7 @@ def test_settings_go_through_every_list(tmp_path: Path) -> None:
 
     def choice(decoder: str, steps: int) -> Row:
         """With 16 steps the second candidate, with 64 the third, as far as there is another than the first."""
-        return (params.candidates(decoder) * 3)[1 if steps == 16 else 2]
+        return (params.block(decoder).candidates * 3)[1 if steps == 16 else 2]
 
     for decoder in params.report.decoders:
         chosen = [{"steps": steps, "options": choice(decoder, steps)} for steps in (16, 64)]

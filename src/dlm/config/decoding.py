@@ -1,10 +1,12 @@
-"""What is decoded: the blocks `decode`, `select`, `ablation`, `infill` (decoders.py has the decoders' own)."""
+"""What is decoded: the blocks `decode`, `decoding`, `select`, `ablation`, `infill`."""
 
+import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dlm.config.checks import check_launcher, check_seeds
+from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.schema import at_least, dotted, require
 
 
@@ -79,3 +81,45 @@ class InfillParams:
         at_least(self, where, 1, ["prompts"])
         check_seeds(self.seeds, dotted(where, "seeds"))
         require(min(self.steps, default=0) >= 1, dotted(where, "steps"), "a list from 1", self.steps)
+
+
+@dataclass(frozen=True)
+class DecoderBlock:
+    """decoding.<name>: a decoder, and what lists in its block leave to choose.
+
+    `kernel_size: [17, 9]` gives the candidates {"kernel_size": 17} and {"kernel_size": 9}; several lists give every
+    combination; a block without lists has the one candidate {}.
+
+    Attributes:
+        where: what errors call it.
+        values: the block as it stands in the file.
+        options: of each candidate, checked.
+    """
+
+    name: str
+    where: str
+    values: dict[str, Any]
+    candidates: tuple[dict[str, Any], ...]
+    options: tuple[DecoderOptions, ...]
+
+    def changed(self, **changes: Any) -> DecoderOptions:
+        """The first candidate's options, some of them changed. Raises UserError for an impossible value."""
+        if not changes:
+            return self.options[0]
+        return decoder_options(self.name, {**self.values, **self.candidates[0], **changes}, self.where)
+
+
+def decoder_blocks(raw: Any, where: str) -> dict[str, DecoderBlock]:
+    """The block `decoding`, every candidate checked. Raises UserError."""
+    require(isinstance(raw, dict), where, "a block of keys", raw)
+    return {str(name): _decoder_block(str(name), values, dotted(where, name)) for name, values in raw.items()}
+
+
+def _decoder_block(name: str, raw: Any, where: str) -> DecoderBlock:
+    if not isinstance(raw, dict):
+        return DecoderBlock(name, where, {}, ({},), (decoder_options(name, raw, where),))
+    lists = {key: value for key, value in raw.items() if isinstance(value, list)}
+    candidates = tuple(dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
+    require(bool(candidates), where, "without empty lists", raw)
+    options = tuple(decoder_options(name, {**raw, **chosen}, where) for chosen in candidates)
+    return DecoderBlock(name, where, raw, candidates, options)

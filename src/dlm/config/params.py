@@ -4,14 +4,13 @@
 in the file it stands.
 """
 
-import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dlm.config.data import DataParams, TemplateParams, TokenizerParams
-from dlm.config.decoders import DecoderOptions, decoder_options
-from dlm.config.decoding import AblationParams, DecodeParams, InfillParams, SelectParams
+from dlm.config.decoders import DecoderOptions
+from dlm.config.decoding import AblationParams, DecodeParams, DecoderBlock, InfillParams, SelectParams, decoder_blocks
 from dlm.config.evaluation import EvaluateParams
 from dlm.config.report import ReportParams, SweepsParams
 from dlm.config.schema import LARGEST_SEED, at_least, build, dotted, require
@@ -35,7 +34,7 @@ class Params:
     negatives: NegativesParams
     r2ft: R2ftParams
     decode: DecodeParams
-    decoding: dict[str, Any]
+    decoding: dict[str, DecoderBlock] = field(metadata={"parse": decoder_blocks})
     select: SelectParams
     ablation: AblationParams
     infill: InfillParams
@@ -46,10 +45,10 @@ class Params:
     def check(self, where: str) -> None:
         at_least(self, where, 0, ["seed"])
         require(self.seed <= LARGEST_SEED, dotted(where, "seed"), f"at most {LARGEST_SEED}", self.seed)
-        for name, block in self.decoding.items():
-            for options in _each(name, block, f"{where}decoding.{name}"):
+        for decoder in self.decoding.values():
+            for options in decoder.options:
                 for steps in self.decode.steps:
-                    options.check_lengths(self.decode.gen_length, steps, f"{where}decoding.{name}")
+                    options.check_lengths(self.decode.gen_length, steps, decoder.where)
         for block, names in (
             ("report", self.report.decoders),
             ("infill", self.infill.decoders),
@@ -64,7 +63,7 @@ class Params:
             self.negatives_of(name)
         if "semi_ar" in self.decoding:
             long = f"{where}ablation.steps (decoding.semi_ar)"
-            for options in _each("semi_ar", self.decoding["semi_ar"], f"{where}decoding.semi_ar"):
+            for options in self.decoding["semi_ar"].options:
                 options.check_lengths(self.decode.gen_length, self.ablation.steps, long)
         if self.decode.gen_length > self.data.window:
             raise UserError(
@@ -90,34 +89,15 @@ class Params:
         """The options of `decoding.<name>`, some of them changed; of a list of candidates the first.
 
         Raises:
-            UserError: a name without a block.
+            UserError: a name without a block, or an impossible value.
         """
-        first = {**self.candidates(name)[0], **changes}
-        return decoder_options(name, {**(self.decoding[name] or {}), **first}, f"params.yaml: decoding.{name}")
+        return self.block(name).changed(**changes)
 
-    def candidates(self, name: str) -> list[dict[str, Any]]:
-        """What the lists of `decoding.<name>` leave to choose: every combination of their values, by option.
-
-        `kernel_size: [17, 9]` gives [{"kernel_size": 17}, {"kernel_size": 9}]; a block without lists gives [{}].
-
-        Raises:
-            UserError: a name without a block.
-        """
+    def block(self, name: str) -> DecoderBlock:
+        """`decoding.<name>`. Raises UserError for a name without a block."""
         if name not in self.decoding:
             raise UserError(f"params.yaml: decoding.{name} is missing; known: {', '.join(self.decoding)}")
-        return _combinations(self.decoding[name])
-
-
-def _combinations(block: Any) -> list[dict[str, Any]]:
-    lists = {key: value for key, value in block.items() if isinstance(value, list)} if isinstance(block, dict) else {}
-    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-
-
-def _each(name: str, block: Any, where: str) -> list[DecoderOptions]:
-    """The checked options of a decoder's block, one for each of its candidates."""
-    found = _combinations(block)
-    require(bool(found), where, "without empty lists", block)
-    return [decoder_options(name, {**block, **chosen} if chosen else block, where) for chosen in found]
+        return self.decoding[name]
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -144,9 +124,13 @@ def parse_params(text: str, name: str) -> Params:
 
 def tracked(params: Params, *names: str) -> dict[str, Any]:
     """The named top-level blocks as plain values, for the tracker; `decoding.conv` picks one decoder's block."""
-    whole = asdict(params)
     picked = {}
     for name in names:
         block, _, rest = name.partition(".")
-        picked[name] = whole[block][rest] if rest else whole[block]
+        value: Any = getattr(params, block)
+        if block == "decoding":
+            value = {decoder: one.values for decoder, one in value.items()}
+        elif not isinstance(value, int):
+            value = asdict(value)
+        picked[name] = value[rest] if rest else value
     return picked

@@ -5,6 +5,7 @@ import difflib
 import math
 import types
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dlm.config.yaml import is_number
@@ -17,7 +18,8 @@ LARGEST_SEED = 2**32 - 1  # what NumPy takes
 def build(cls: type[T], raw: Any, where: str) -> T:
     """Make the dataclass `cls` from a mapping, checking every key and type; fields with defaults may be left out.
 
-    A dataclass with a method `check(where)` is asked last; it raises UserError for an impossible combination.
+    A field whose metadata have `parse` is made by parse(value, where). A dataclass with a method `check(where)` is
+    asked last; it raises UserError for an impossible combination.
 
     Raises:
         UserError: naming the key (prefixed by `where`), the value and the remedy.
@@ -32,7 +34,8 @@ def build(cls: type[T], raw: Any, where: str) -> T:
     values = {}
     for name, field in fields.items():
         if name in raw:
-            values[name] = convert(hints[name], raw[name], dotted(where, name))
+            parse = field.metadata.get("parse", partial(convert, hints[name]))
+            values[name] = parse(raw[name], dotted(where, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{dotted(where, name)} is missing; add it ({_describe(hints[name])})")
     made = cls(**values)

@@ -17,7 +17,7 @@ def choose(candidates: Sequence[Candidate], grid: Sequence[dict[str, Any]], step
     """The candidate with the highest mean quality over the checkpoints at `steps`; of equals the first.
 
     Args:
-        candidates: Params.candidates, at least one.
+        candidates: DecoderBlock.candidates, at least one.
         grid: a row for each candidate, number of steps and checkpoint; may be empty where there is one candidate.
     """
 
@@ -34,7 +34,7 @@ def chosen(build: Path, params: Params, decoder: str, steps: int) -> Candidate:
     Raises:
         UserError: no choice was made, or it was made among other candidates.
     """
-    path, candidates = build / "selection" / f"{decoder}.json", params.candidates(decoder)
+    path, candidates = build / "selection" / f"{decoder}.json", params.block(decoder).candidates
     if len(candidates) == 1:
         return candidates[0]
     if not path.is_file():
