@@ -21,11 +21,11 @@ def main() -> None:
     build, sweeps = arguments.build, arguments.build / "sweeps"
     results = Path(params.report.results) / "sweeps"
     with stage_run("figures", params=tracked(params, "sweeps")) as run:
-        shown = read_split(build / "data", "eval", ["id", "prompt_ids"])[0]
+        example = read_split(build / "data", "eval", ["id", "prompt_ids"])[0]
         answers = read_jsonl(build / "answers" / f"{CHECKPOINTS[-1]}-conv.jsonl")
-        steps, prompt_length = params.decode.steps[0], len(shown["prompt_ids"])
+        steps, prompt_length = params.decode.steps[0], len(example["prompt_ids"])
         conv = params.decoder("conv", **chosen(build, params, "conv", steps))
-        answer = next(answer for answer in at_budget(answers, steps) if answer["id"] == shown["id"])
+        answer = next(answer for answer in at_budget(answers, steps) if answer["id"] == example["id"])
         figures = sweep_figures(
             [row for c in CHECKPOINTS for row in read_json(sweeps / f"settings-{c}.json")],
             [read_json(sweeps / f"distance-{c}.json") for c in CHECKPOINTS],

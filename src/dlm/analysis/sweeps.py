@@ -18,7 +18,7 @@ SPEED_LABEL = "tokens a forward pass (log scale)"
 def sweep_figures(
     settings: Sequence[Row],
     distance: Sequence[Mapping[str, Any]],
-    rejection: Sequence[Mapping[str, Any]],
+    r2ft_sweeps: Sequence[Mapping[str, Any]],
     weights: dict[str, Any],
     baseline: str,
 ) -> list[ReportFigure]:
@@ -27,7 +27,7 @@ def sweep_figures(
     Args:
         settings: rows of the settings stage, of all checkpoints.
         distance: of the distance stage, by checkpoint (SFT alone first).
-        rejection: of the rejection stage, by negatives (the default first).
+        r2ft_sweeps: of the r2ft_sweep stage, by negatives (the default first).
         weights: of weights_data.
         baseline: the cell that the win rates compare with.
     """
@@ -35,14 +35,14 @@ def sweep_figures(
     sized = [COLUMNS["perplexity"], *(axis for axis in axes if axis.name != "perplexity")]
     zones = [
         ReportFigure(
-            f"fig-{number:02}-candidate-zone-{found['checkpoint']}",
-            f"Candidate zone, {found['checkpoint']} (the paper's Fig. {number})",
+            f"fig-{number:02}-candidate-zone-{zone['checkpoint']}",
+            f"Candidate zone, {zone['checkpoint']} (the paper's Fig. {number})",
             "Look for where the blue ends: from there on no candidate says anything new, and a decoder that commits "
             "there can only repeat, fill or stop.",
-            {key: found[key] for key in ("checkpoint", "prompts", "example", "candidates")},
+            {key: zone[key] for key in ("checkpoint", "prompts", "example", "candidates")},
             draw_zone,
         )
-        for number, found in zip((2, 11), distance, strict=True)
+        for number, zone in zip((2, 11), distance, strict=True)
     ]
     return [
         ReportFigure(
@@ -99,7 +99,7 @@ def sweep_figures(
             "R2FT over its steps (the paper's Fig. 12)",
             "Look for a chosen side that stays flat while the rejected side falls; where the chosen side or the log-"
             "prior leaves its first value, R2FT has gone on for too long.",
-            rejection_data(rejection[0]),
+            r2ft_sweep_data(r2ft_sweeps[0]),
             draw_lines,
         ),
         ReportFigure(
@@ -107,7 +107,7 @@ def sweep_figures(
             "Other negatives over R2FT's steps",
             "Look for lines that leave the default's: fewer or simpler negatives are learnt by heart, and what they "
             "cost shows in the quality of the text.",
-            negatives_data(rejection, axes),
+            negatives_data(r2ft_sweeps, axes),
             draw_lines,
         ),
         ReportFigure(
@@ -140,33 +140,35 @@ def speed_data(rows: Sequence[Row], axis: Column) -> dict[str, Any]:
     """A panel for each checkpoint, a line for each decoder: quality over L*_norm / S* (docs/method.md §6)."""
     panels = []
     for checkpoint in distinct(rows, "checkpoint"):
-        found = of(rows, "steps", checkpoint=checkpoint)
-        length = sum(row["length"] for row in found) / len(found)
+        checkpoint_rows = of(rows, "steps", checkpoint=checkpoint)
+        length = sum(row["length"] for row in checkpoint_rows) / len(checkpoint_rows)
         lines = []
-        for colour, decoder in enumerate(distinct(found, "decoder")):
-            mine = sorted((row for row in found if row["decoder"] == decoder), key=lambda row: row["nfe"])
-            points = [point(row, axis) for row in mine]
-            lines.append(line(decoder, [length / row["nfe"] for row in mine], points, colour, 0))
+        for colour, decoder in enumerate(distinct(checkpoint_rows, "decoder")):
+            decoder_rows = sorted(
+                (row for row in checkpoint_rows if row["decoder"] == decoder), key=lambda row: row["nfe"]
+            )
+            points = [point(row, axis) for row in decoder_rows]
+            lines.append(line(decoder, [length / row["nfe"] for row in decoder_rows], points, colour, 0))
         panels.append(metric_panel(axis, SPEED_LABEL, lines, where=f", {checkpoint}", x_scale="log2"))
     return {"columns": len(panels), "panels": panels}
 
 
 def over_size(rows: Sequence[Row], sweep: str, x_label: str, columns: Axes) -> dict[str, Any]:
     """A panel for each column: a colour for each S, dashes for the checkpoint."""
-    found = of(rows, sweep)
+    sweep_rows = of(rows, sweep)
     panels = []
     for column in columns:
         lines = [
             line_of(
                 f"S = {steps}, {checkpoint}",
-                of(found, sweep, steps=steps, checkpoint=checkpoint),
+                of(sweep_rows, sweep, steps=steps, checkpoint=checkpoint),
                 "x",
                 column,
                 colour,
                 1 - dash,
             )
-            for dash, checkpoint in enumerate(distinct(found, "checkpoint"))
-            for colour, steps in enumerate(distinct(found, "steps"))
+            for dash, checkpoint in enumerate(distinct(sweep_rows, "checkpoint"))
+            for colour, steps in enumerate(distinct(sweep_rows, "steps"))
         ]
         y_scale: Literal["linear", "log"] = "log" if column.name == "perplexity" else "linear"
         panels.append(metric_panel(column, x_label, lines, x_scale="log2", y_scale=y_scale))
@@ -175,13 +177,13 @@ def over_size(rows: Sequence[Row], sweep: str, x_label: str, columns: Axes) -> d
 
 def over_steps(rows: Sequence[Row], columns: Axes) -> dict[str, Any]:
     """A panel for each column and checkpoint: quality over S, a line for each decoder."""
-    found = of(rows, "steps")
+    step_rows = of(rows, "steps")
     panels = []
     for column in columns:
-        for checkpoint in distinct(found, "checkpoint"):
+        for checkpoint in distinct(step_rows, "checkpoint"):
             lines = [
-                line_of(decoder, of(found, "steps", decoder=decoder, checkpoint=checkpoint), "x", column, colour)
-                for colour, decoder in enumerate(distinct(found, "decoder"))
+                line_of(decoder, of(step_rows, "steps", decoder=decoder, checkpoint=checkpoint), "x", column, colour)
+                for colour, decoder in enumerate(distinct(step_rows, "decoder"))
             ]
             panels.append(metric_panel(column, STEPS_LABEL, lines, where=f", {checkpoint}", x_scale="log2"))
     return {"columns": 2, "panels": panels}
@@ -209,9 +211,9 @@ def _win_rates(rows: Sequence[Row], baseline: str) -> list[ReportFigure]:
     ]
 
 
-def rejection_data(found: Mapping[str, Any]) -> dict[str, Any]:
+def r2ft_sweep_data(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """Both sides' log p (12a); the log-prior that the model gives and that of what it writes (12b)."""
-    curve, rows = found["curve"], found["rows"]
+    curve, rows = sweep["curve"], sweep["rows"]
     prior = [curve_line("sampled from the model", curve, "eval_mean_log_prior", 2)]
     prior += [
         line_of(
@@ -223,24 +225,24 @@ def rejection_data(found: Mapping[str, Any]) -> dict[str, Any]:
         )
         for colour, decoder in enumerate(distinct(rows, "decoder"))
     ]
-    right = panel(PRIOR_TITLE, STEPS, NATS, prior, marks={"real answers": found["corpus_log_prior"]})
+    right = panel(PRIOR_TITLE, STEPS, NATS, prior, marks={"real answers": sweep["corpus_log_prior"]})
     return {"columns": 2, "panels": [sides(curve), right]}
 
 
-def negatives_data(found: Sequence[Mapping[str, Any]], axes: Axes) -> dict[str, Any]:
+def negatives_data(r2ft_sweeps: Sequence[Mapping[str, Any]], axes: Axes) -> dict[str, Any]:
     """A panel for each metric and decoder: a line for each kind of negatives."""
     panels = []
-    for decoder in distinct(found[0]["rows"], "decoder"):
+    for decoder in distinct(r2ft_sweeps[0]["rows"], "decoder"):
         for column in (*axes, COLUMNS["repetition_4"], COLUMNS["length"]):
             lines = [
                 line_of(
-                    each["negatives"],
-                    [row for row in each["rows"] if row["decoder"] == decoder],
+                    sweep["negatives"],
+                    [row for row in sweep["rows"] if row["decoder"] == decoder],
                     "r2ft_steps",
                     column,
                     colour,
                 )
-                for colour, each in enumerate(found)
+                for colour, sweep in enumerate(r2ft_sweeps)
             ]
             panels.append(metric_panel(column, STEPS, lines, where=f", {decoder}"))
     return {"columns": len(axes) + 2, "panels": panels}
@@ -250,20 +252,20 @@ def named_data(
     rows: Sequence[Row], sweep: str, x_label: str, columns: Axes, x_scale: Literal["linear", "log2"]
 ) -> dict[str, Any]:
     """A panel for each column: a line for each decoder and checkpoint."""
-    found = of(rows, sweep)
+    sweep_rows = of(rows, sweep)
     panels = []
     for column in columns:
         lines = [
             line_of(
                 f"{decoder}, {checkpoint}",
-                of(found, sweep, decoder=decoder, checkpoint=checkpoint),
+                of(sweep_rows, sweep, decoder=decoder, checkpoint=checkpoint),
                 "x",
                 column,
                 colour,
                 1 - dash,
             )
-            for colour, decoder in enumerate(distinct(found, "decoder"))
-            for dash, checkpoint in enumerate(distinct(found, "checkpoint"))
+            for colour, decoder in enumerate(distinct(sweep_rows, "decoder"))
+            for dash, checkpoint in enumerate(distinct(sweep_rows, "checkpoint"))
         ]
         panels.append(metric_panel(column, x_label, lines, x_scale=x_scale))
     return {"columns": len(panels), "panels": panels}

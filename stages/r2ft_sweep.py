@@ -1,4 +1,4 @@
-"""R2FT with one kind of negatives, for longer than usual: what the model writes at every look (paper Fig. 12)."""
+"""R2FT with one kind of negatives, for longer: what the model writes at several of its steps (paper Fig. 12)."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -29,7 +29,7 @@ def main() -> None:
     data, length = build / "data", params.data.canvas_length
     settings = params.negatives_of(name)
     logged = {**tracked(params, "sweeps", "r2ft"), "negatives": asdict(settings)}
-    with stage_run("rejection", cell=name, params=logged) as run:
+    with stage_run("r2ft_sweep", cell=name, params=logged) as run:
         corpus = load_corpus(build, params.data, params.evaluate)
         vocabulary = read_json(data / "vocabulary.json")
         rule = make_rule(settings, vocabulary, params.evaluate.high_prior_tokens)
@@ -38,9 +38,9 @@ def main() -> None:
             examples = read_split(data, split, ["id", "prompt_ids", "answer_ids"])
             rows[split] = beside(examples, draw_negatives(examples, split, settings, rule, length, params.seed))
         model, tokenizer = load_trainable(build / "models" / "sft_answer", params.sft.lora, params.seed)
-        found: list[dict[str, Any]] = []
+        summaries: list[dict[str, Any]] = []
 
-        def look(step: int, trained: Any) -> None:
+        def write_and_measure(step: int, trained: Any) -> None:
             lm = DiffusionLM(unwrapped(trained), tokenizer, precision=params.decode.precision)
             for decoder in sweep.decoders:
                 summary = measure(
@@ -52,9 +52,9 @@ def main() -> None:
                     seeds=params.sweeps.seeds,
                     steps=params.decode.steps[0],
                 )
-                found.append({**summary, "decoder": decoder, "r2ft_steps": step})
+                summaries.append({**summary, "decoder": decoder, "r2ft_steps": step})
 
-        look(0, model.to(processes.device()))
+        write_and_measure(0, model.to(processes.device()))
         training = replace(
             params.r2ft.training,
             steps=sweep.steps,
@@ -63,7 +63,7 @@ def main() -> None:
             eval_every=max(sweep.every // 3, 1),
         )
         _, curve = fit_r2ft(
-            f"rejection-{name}",
+            f"r2ft_sweep-{name}",
             model,
             tokenizer,
             rows["train"],
@@ -72,7 +72,7 @@ def main() -> None:
             length,
             vocabulary["token_counts"],
             params.seed,
-            visit=look,
+            visit=write_and_measure,
         )
         counts = np.asarray(vocabulary["token_counts"])
         result = {
@@ -81,24 +81,24 @@ def main() -> None:
             "diversity": diversity(rows["train"]),
             "corpus_log_prior": float(counts @ corpus.log_prior / counts.sum()),
             "curve": curve,
-            "rows": found,
+            "rows": summaries,
         }
         out = build / "sweeps" / f"rejection-{name}.json"
         write_json(out, result)
         run.curve(curve)
-        run.table("rejection", found)
+        run.table("r2ft_sweep", summaries)
         run.outputs([out])
 
 
 def diversity(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Negatives, the examples that they are of, and how many different ones an example has on average."""
-    different: dict[int, set[bytes]] = {}
+    """The numbers of negatives and of examples, and how many different negatives an example has on average."""
+    distinct: dict[int, set[bytes]] = {}
     for row in rows:
-        where = np.asarray(row["rejected_mask"])
-        text = np.where(where, np.asarray(row["rejected_ids"]), -1)
-        different.setdefault(row["example"], set()).add(text.tobytes())
-    mean = sum(map(len, different.values())) / len(different)
-    return {"negatives": len(rows), "examples": len(different), "different_per_example": mean}
+        mask = np.asarray(row["rejected_mask"])
+        rejected = np.where(mask, np.asarray(row["rejected_ids"]), -1)
+        distinct.setdefault(row["example"], set()).add(rejected.tobytes())
+    mean = sum(map(len, distinct.values())) / len(distinct)
+    return {"negatives": len(rows), "examples": len(distinct), "different_per_example": mean}
 
 
 if __name__ == "__main__":
