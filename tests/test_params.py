@@ -163,6 +163,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"decoding.conv.kernel_sise": 3}, "params.yaml: decoding.conv.kernel_sise ", "", "did you mean kernel_size?"),
     ({"decoding.threshold.top_k": 3}, "params.yaml: decoding.threshold.top_k ", "", "known here: "),
     ({"report.decoders": ["conv", "comb"]}, "params.yaml: report.decoders ", "'comb'", "among decoding's"),
+    ({"report.decoders": ["top_k"]}, "params.yaml: report.decoders ", "['top_k']", "with conv, which the ablation"),
     ({"decoding.top_k.xyzzy": 3}, "params.yaml: decoding.top_k.xyzzy ", "", "known here: "),
     ({"decoding.top_k.eta": 0.1}, "params.yaml: decoding.top_k.eta ", "", "is not a known key"),
     ({"decoding.convolution": {}}, "params.yaml: decoding.convolution", "'convolution'", "known: categorical"),

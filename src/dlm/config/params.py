@@ -61,6 +61,10 @@ class Params:
         require(same, f"{where}reference.init", "another than pretrain where base.rows is records", self.reference.init)
         for name in self.sweeps.rejection.negatives:
             self.negatives_of(name)
+        for name in ("conv", "semi_ar"):  # what the ablation decodes, with the settings that select has chosen
+            chosen = name not in self.decoding or len(self.decoding[name].candidates) == 1
+            told = f"with {name}, which the ablation decodes, too (or decoding.{name} without lists)"
+            require(chosen or name in self.report.decoders, f"{where}report.decoders", told, list(self.report.decoders))
         if "semi_ar" in self.decoding:
             long = f"{where}ablation.steps (decoding.semi_ar)"
             for options in self.decoding["semi_ar"].options:
