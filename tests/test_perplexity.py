@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dlm.evaluation import perplexity
+from dlm.evaluation.scoring import perplexity
 from dlm.evaluation.scoring.perplexity import response_perplexities
 
 EOS = 0
