@@ -27,12 +27,12 @@ def main() -> None:
         weights = build / "models" / arguments.checkpoint
         lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
         rows, settings = [], params.ablation
-        for variant, options in variants(params, build):
-            found = measure(
+        for run_name, options in ablation_runs(params, build):
+            summary = measure(
                 lm, corpus, options, params, prompts=settings.prompts, seeds=settings.seeds, steps=settings.steps
             )
-            # semi-AR has an option `variant` of its own
-            rows.append({**found, "checkpoint": arguments.checkpoint, "variant": variant})
+            # After the summary, whose `variant` is the option of semi-AR.
+            rows.append({**summary, "checkpoint": arguments.checkpoint, "variant": run_name})
         if not processes.is_main():
             return
         out = build / "ablation" / f"{arguments.checkpoint}.json"
@@ -41,7 +41,7 @@ def main() -> None:
         run.outputs([out])
 
 
-def variants(params: Params, build: Path) -> list[tuple[str, DecoderOptions]]:
+def ablation_runs(params: Params, build: Path) -> list[tuple[str, DecoderOptions]]:
     """(name, options) of every run, with the settings chosen for the nearest budget: Conv with the cache, without and
     with EOS-fill, and over low_confidence; semi-AR."""
     conv, semi_ar = (chosen(build, params, name, params.ablation.steps) for name in ("conv", "semi_ar"))

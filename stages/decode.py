@@ -35,7 +35,7 @@ def main() -> None:
         answers: list[dict[str, Any]] = []
         speeds = []
         for steps in settings.steps:
-            found, seconds = decode_prompts(
+            budget_answers, seconds = decode_prompts(
                 lm,
                 rows,
                 params.decoder(arguments.decoder, **chosen(arguments.build, params, arguments.decoder, steps)),
@@ -46,13 +46,13 @@ def main() -> None:
                 parts=parts,
                 fingerprint=fingerprint,
             )
-            answers += [{**answer, "steps": steps} for answer in found]
+            answers += [{**answer, "steps": steps} for answer in budget_answers]
             speed = {
                 "steps": steps,
                 "seconds": seconds,
-                "answers": len(found),
-                "nfe": sum(a["nfe"] for a in found) / len(found),
-                "content_tokens": sum(len(a["tokens"]) for a in found),
+                "answers": len(budget_answers),
+                "nfe": sum(a["nfe"] for a in budget_answers) / len(budget_answers),
+                "content_tokens": sum(len(a["tokens"]) for a in budget_answers),
             }
             speeds.append(speed)
             run.metrics(speed, step=steps)
@@ -62,7 +62,7 @@ def main() -> None:
         write_json(arguments.build / "speed" / f"{cell}.json", speeds)
         run.table(
             "samples",
-            [{"prompt": r["prompt"], "answer": a["answer"]} for r, a in zip(rows[:20], found, strict=False)],
+            [{"prompt": r["prompt"], "answer": a["answer"]} for r, a in zip(rows[:20], budget_answers, strict=False)],
         )
         run.outputs([out])
     shutil.rmtree(parts, ignore_errors=True)

@@ -44,8 +44,8 @@ def main() -> None:
         values = {cell: perplexities(rows, examples, scorer) for cell, rows in answers.items()}
         rows = [summary(cell, answers[cell], values[cell], params) for cell in answers]
         for row, cell in zip(rows[1:], sources, strict=True):
-            [found] = at_budget(read_json(build / "evaluation" / f"{cell}.json"), steps)
-            row |= {f"reference_{name}": found[name] for name in ("perplexity", "perplexity_ci")}
+            [reference] = at_budget(read_json(build / "evaluation" / f"{cell}.json"), steps)
+            row |= {f"reference_{name}": reference[name] for name in ("perplexity", "perplexity_ci")}
         pairs = [pair for row in rows[1:] if None not in (pair := (row["perplexity"], row["reference_perplexity"]))]
         table = {
             "order": scorer.order,
@@ -111,7 +111,7 @@ def summary(name: str, answers: list[dict[str, Any]], values: list[float | None]
 def to_markdown(table: dict[str, Any]) -> str:
     """The table with what it was counted on, and the picked answers."""
 
-    def shown(row: dict[str, Any], name: str) -> str:
+    def with_interval(row: dict[str, Any], name: str) -> str:
         if row.get(name) is None:
             return ""
         interval = row[f"{name}_ci"]
@@ -119,9 +119,10 @@ def to_markdown(table: dict[str, Any]) -> str:
 
     lines = ["| answers | n | n-gram perplexity | under the reference |", "| --- | --- | --- | --- |"]
     for row in table["rows"]:
-        figures = [shown(row, name) for name in ("perplexity", "reference_perplexity")]
+        figures = [with_interval(row, name) for name in ("perplexity", "reference_perplexity")]
         lines.append(f"| {row['answers']} | {row['n']} | {figures[0]} | {figures[1]} |")
-    agreement = "" if (found := table["rank_correlation"]) is None else f" Rank correlation of the two: {found:.2f}."
+    correlation = table["rank_correlation"]
+    agreement = "" if correlation is None else f" Rank correlation of the two: {correlation:.2f}."
     lines += ["", f"{table['order']}-grams of {table['tokens']:,} tokens that no model was trained on.{agreement}"]
     lines += ["", "Of each, the answer nearest to the first row's median, and the one farthest from it:", ""]
     lines += ["| answers | n-gram perplexity | instruction | answer |", "| --- | --- | --- | --- |"]

@@ -9,7 +9,7 @@ from dlm.models.backbone import load_trainable
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.fit import save_trained
-from dlm.training.r2ft import beside, fit_r2ft
+from dlm.training.r2ft import fit_r2ft, with_examples
 
 NEGATIVE_COLUMNS = ["example", "context_mask", "rejected_ids", "rejected_mask"]
 
@@ -27,7 +27,7 @@ def main() -> None:
             raise UserError(
                 f"{build}/negatives/{split}.parquet is not for a canvas of {length}; run the negatives stage"
             )
-        rows[split] = beside(read_split(build / "data", split, ["prompt_ids", "answer_ids"]), negatives)
+        rows[split] = with_examples(negatives, read_split(build / "data", split, ["prompt_ids", "answer_ids"]))
     with stage_run("r2ft", params=tracked(params, "seed", "r2ft", "sft.lora")) as run:
         model, tokenizer = load_trainable(build / "models" / "sft_answer", params.sft.lora, params.seed)
         model, curve = fit_r2ft(

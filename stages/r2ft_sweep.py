@@ -17,7 +17,7 @@ from dlm.negatives.draw import draw_negatives, make_rule
 from dlm.pipeline import processes
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
-from dlm.training.r2ft import beside, fit_r2ft
+from dlm.training.r2ft import fit_r2ft, with_examples
 
 
 def main() -> None:
@@ -36,7 +36,8 @@ def main() -> None:
         rows = {}
         for split in ("train", "valid"):
             examples = read_split(data, split, ["id", "prompt_ids", "answer_ids"])
-            rows[split] = beside(examples, draw_negatives(examples, split, settings, rule, length, params.seed))
+            negatives = draw_negatives(examples, split, settings, rule, length, params.seed)
+            rows[split] = with_examples(negatives, examples)
         model, tokenizer = load_trainable(build / "models" / "sft_answer", params.sft.lora, params.seed)
         summaries: list[dict[str, Any]] = []
 

@@ -35,8 +35,8 @@ def main() -> None:
         choices = [{"steps": steps, "options": choose(candidates, grid, steps)} for steps in params.decode.steps]
         outs = [arguments.build / "selection" / file for file in (f"{name}.json", f"{name}-grid.json")]
         # Apart, so that other figures with the same choice leave what was decoded as it is.
-        for out, found in zip(outs, (choices, grid), strict=True):
-            write_json(out, found)
+        for out, content in zip(outs, (choices, grid), strict=True):
+            write_json(out, content)
         run.table("selection", grid)
         run.outputs(outs)
 
@@ -53,10 +53,10 @@ def measure_all(
         for steps in params.decode.steps:
             for candidate in candidates:
                 options = params.decoder(name, **candidate)
-                found = measure(
+                summary = measure(
                     lm, corpus, options, params, prompts=params.select.prompts, seeds=params.select.seeds, steps=steps
                 )
-                rows.append({"checkpoint": checkpoint, "decoder": name, "candidate": candidate, **found})
+                rows.append({"checkpoint": checkpoint, "decoder": name, "candidate": candidate, **summary})
     return rows
 
 

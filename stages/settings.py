@@ -36,7 +36,7 @@ def main() -> None:
         )
         rows = []
         for head, options, steps in runs:
-            found = measure(
+            summary = measure(
                 lm,
                 corpus,
                 options,
@@ -46,7 +46,7 @@ def main() -> None:
                 steps=steps,
                 rival=None if judge is None else (judge, baseline),
             )
-            rows.append({**found, "checkpoint": checkpoint, **head})
+            rows.append({**summary, "checkpoint": checkpoint, **head})
         if not processes.is_main():
             return
         out = build / "sweeps" / f"settings-{checkpoint}.json"
@@ -61,13 +61,13 @@ def settings(params: Params, build: Path) -> list[Setting]:
     Over the steps each decoder has the settings chosen for the nearest budget, elsewhere the first candidates.
     """
     sweeps, short = params.sweeps, params.decode.steps[0]
-    found: list[Setting] = []
+    runs: list[Setting] = []
 
     def add(sweep: str, decoder: str, x: int | str, steps: int, label: str = "", **changes: Any) -> None:
         head = {"sweep": sweep, "decoder": label or decoder, "x": x}
         options = params.decoder(decoder, **changes)
         options.check_lengths(params.decode.gen_length, steps, f"params.yaml: sweeps ({decoder})")
-        found.append((head, options, steps))
+        runs.append((head, options, steps))
 
     for steps in sweeps.steps:
         for decoder in params.report.decoders:
@@ -83,7 +83,7 @@ def settings(params: Params, build: Path) -> list[Setting]:
     for k in sweeps.top_k:
         for decoder in ("top_k", "conv"):
             add("top_k", decoder, k, short, top_k=k)
-    return found
+    return runs
 
 
 if __name__ == "__main__":

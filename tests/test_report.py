@@ -16,7 +16,7 @@ from dlm.analysis.comparisons import relation
 from dlm.analysis.figures import ReportFigure, passes_data, report_figures, size_data
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.panels import decoder_data, draw_decoders
-from dlm.analysis.paper import TABLES, beside
+from dlm.analysis.paper import TABLES, with_ours
 from dlm.analysis.table import (
     COLUMNS,
     build_table,
@@ -461,9 +461,11 @@ def test_claims_are_judged_at_one_budget_and_the_others_stand_beside() -> None:
     rows = [*cells(ORDERED), *alike]
     few, many = claim(1, rows, steps=16), claim(1, rows, steps=64)
     assert (few.verdict, many.verdict) == ("seen", "not seen")
-    *first, beside = many.evidence.splitlines()
+    *first, second_budget = many.evidence.splitlines()
     assert [line[:30] for line in first] == ["sft, 64 steps for 128 tokens: ", "r2ft, 64 steps for 128 tokens:"]
-    assert beside.startswith("Beside it, at S = 16 (seen): sft, 16 steps for 128 tokens: conv well-formed 0.80 [0.79, ")
+    assert second_budget.startswith(
+        "Beside it, at S = 16 (seen): sft, 16 steps for 128 tokens: conv well-formed 0.80 [0.79, "
+    )
     assert "\nBeside it, at S = 64 (not seen): sft, 64 steps" in few.evidence
     beside_it = [found.number for found in judge_claims(rows, [], [], 64) if "Beside it, at S = 16" in found.evidence]
     assert beside_it == [1, 2, 6]
@@ -694,19 +696,19 @@ def test_every_line_of_the_papers_tables_has_its_values(size: str) -> None:
 def test_our_figures_stand_behind_the_papers() -> None:
     """Table 1's conv after R2FT: 46.92 and 45.92 there, 35 and 30 here; SEDD has no cell here; Table 2 is not ours."""
     one, two, speed = TABLES["small"]
-    headings, lines = beside(one, build_table(cells(ORDERED)))
+    headings, lines = with_ours(one, build_table(cells(ORDERED)))
     assert headings == ["LC win rate, %", "win rate, %", "here: LC win rate, %", "here: win rate, %"]
     found = {line.names[:2]: values for line, values in zip(one.lines, lines, strict=True)}
     assert found["MDLM, R2FT", "top-k + Conv"] == [46.92, 45.92, 35.0, 30.0]
     assert found["SEDD, SFT", "categorical"] == [6.04, 7.34, None, None]
-    assert beside(two, build_table(cells(ORDERED)))[0] == list(two.columns)
+    assert with_ours(two, build_table(cells(ORDERED)))[0] == list(two.columns)
     gsm8k = TABLES["large"][2]
-    assert beside(gsm8k, build_table(cells(ORDERED)))[1][0] == [7.20, 50.0]
+    assert with_ours(gsm8k, build_table(cells(ORDERED)))[1][0] == [7.20, 50.0]
     runs = [{**row, "checkpoint": "r2ft"} for row in slow_runs(80.0, 40.0, length=96.0)]
     # Lengths 64 and 96 share 80.
-    assert beside(speed, speed_rows(runs))[1] == [[0.89, None], [0.89, 1.0], [2.51, 2.0]]
+    assert with_ours(speed, speed_rows(runs))[1] == [[0.89, None], [0.89, 1.0], [2.51, 2.0]]
     unjudged = cells(ORDERED, win_rate=None, lc_win_rate=None)
-    assert beside(one, build_table(unjudged))[0] == list(one.columns)
+    assert with_ours(one, build_table(unjudged))[0] == list(one.columns)
     text = page()
     assert "here: LC win rate, %" in text and "<td>46.92</td><td>45.92</td><td>35.00</td><td>30.00</td>" in text
 

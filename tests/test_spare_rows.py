@@ -22,7 +22,7 @@ from dlm.negatives.draw import draw_negatives, make_rule
 from dlm.training.collators import SftCollator
 from dlm.training.fit import fit
 from dlm.training.objectives import DiffusionTrainer
-from dlm.training.r2ft import beside, fit_r2ft
+from dlm.training.r2ft import fit_r2ft, with_examples
 
 LENGTH = 24
 WRITE = {"llada": published.llada, "dream": published.dream}
@@ -84,7 +84,7 @@ def test_sft_and_r2ft_of_such_a_model(kind: str, tmp_path: Path, monkeypatch: py
     assert all(np.isfinite(row["eval_loss"]) and row["eval_loss"] < 20 for row in curve)
     counts = np.bincount(np.concatenate([row["answer_ids"] for row in ROWS]), minlength=len(tokenizer)).tolist()
     rule: NegativeRule = make_rule(PARAMS.negatives, {"token_counts": counts, "eos_id": eos_id}, 5)
-    pairs = beside(ROWS, draw_negatives(ROWS, "train", PARAMS.negatives, rule, LENGTH, 7))
+    pairs = with_examples(draw_negatives(ROWS, "train", PARAMS.negatives, rule, LENGTH, 7), ROWS)
     objective = R2ftParams(launcher="python", beta_w=1.0, beta_l=1.0, margin=0.0, gamma=0.1, training=TRAINING)
     model, curve = fit_r2ft("r2ft", model, tokenizer, pairs, pairs[:4], objective, LENGTH, counts, 7)
     assert all(np.isfinite(value) for row in curve for value in row.values())

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dlm.analysis import table
 from dlm.analysis.claims import RULE, Claim, density_note
 from dlm.analysis.figures import ReportFigure
-from dlm.analysis.paper import TABLES, beside
+from dlm.analysis.paper import TABLES, with_ours
 from dlm.analysis.selection import selection_rows
 from dlm.decoding.budgets import at_budget
 
@@ -75,7 +75,7 @@ def render(
         setting=setting,
         params_text=params_text,
         versions=versions(),
-        paper=[(published, beside(published, judged)) for published in TABLES[paper]],
+        paper=[(published, with_ours(published, judged)) for published in TABLES[paper]],
     )
 
 

@@ -156,7 +156,7 @@ TABLES = {"small": SMALL, "large": LARGE}
 PERCENT = {"exact_match"}  # shares here, percent there
 
 
-def beside(table: PaperTable, rows: Sequence[Row]) -> tuple[list[str], list[list[float | None]]]:
+def with_ours(table: PaperTable, rows: Sequence[Row]) -> tuple[list[str], list[list[float | None]]]:
     """The table's numbers with ours behind them: the headings of all columns, and the values of every line.
 
     A column of ours stands where any line has a value here; None is where nothing here stands for the line.

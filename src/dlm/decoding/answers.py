@@ -43,12 +43,12 @@ def decode_prompts(
     folder = parts and parts / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     share = _share([row["prompt_ids"] for row in rows])
     suffix = f"-{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
+    share_answers: dict[tuple[int, int], dict[str, Any]] = {}
     seconds = 0.0
     for seed in seeds if share else ():
-        kept = folder and folder / f"{seed}{suffix}.jsonl"
-        if kept and kept.is_file():
-            fresh = read_jsonl(kept)
+        part_file = folder and folder / f"{seed}{suffix}.jsonl"
+        if part_file and part_file.is_file():
+            seed_answers = read_jsonl(part_file)
         else:
             started = time.perf_counter()
             out = lm.generate(
@@ -60,7 +60,7 @@ def decode_prompts(
                 batch_size=batch_size,
             )
             seconds += time.perf_counter() - started
-            fresh = [
+            seed_answers = [
                 {
                     "id": rows[i]["id"],
                     "seed": seed,
@@ -72,10 +72,10 @@ def decode_prompts(
                 }
                 for place, i in enumerate(share)
             ]
-            if kept:
-                write_jsonl(kept, fresh)
-        found |= {(seed, i): answer for i, answer in zip(share, fresh, strict=True)}
-    shares = processes.gather((found, seconds))
+            if part_file:
+                write_jsonl(part_file, seed_answers)
+        share_answers |= {(seed, i): answer for i, answer in zip(share, seed_answers, strict=True)}
+    shares = processes.gather((share_answers, seconds))
     whole = {at: answer for part, _ in shares for at, answer in part.items()}
     return [whole[seed, i] for seed in seeds for i in range(len(rows))], max(spent for _, spent in shares)
 

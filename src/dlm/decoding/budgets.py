@@ -22,8 +22,8 @@ def choose(candidates: Sequence[Candidate], grid: Sequence[dict[str, Any]], step
     """
 
     def mean(candidate: Candidate) -> float:
-        found = [row["quality"] for row in grid if row["steps"] == steps and row["candidate"] == candidate]
-        return sum(found) / len(found)
+        qualities = [row["quality"] for row in grid if row["steps"] == steps and row["candidate"] == candidate]
+        return sum(qualities) / len(qualities)
 
     return candidates[0] if len(candidates) == 1 else max(candidates, key=mean)
 

@@ -162,8 +162,8 @@ class DiffusionLM:
                 turns, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
             )
         except (TemplateError, ValueError, TypeError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise UserError(f"the checkpoint's chat template does not take this conversation: {told}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint's chat template does not take this conversation: {reason}") from None
         return list(ids)
 
     def chat(self, messages: Sequence[Any], decoder: str | DecoderOptions = "conv", **settings: Any) -> Generation:
@@ -316,12 +316,12 @@ class DiffusionLM:
     def _ids(self, prompt: Any, where: str = "a prompt") -> list[int]:
         if isinstance(prompt, str):
             return encode(self.tokenizer, [_text(prompt, where)])[0]
-        wanted = f"{where} must be a text or a list of token ids"
-        ids = _listed(prompt, where, wanted)
+        requirement = f"{where} must be a text or a list of token ids"
+        ids = _listed(prompt, where, requirement)
         try:
             return [_index(i) for i in ids]
         except TypeError:
-            raise UserError(f"{wanted}, got {_shown(prompt)}") from None
+            raise UserError(f"{requirement}, got {_shown(prompt)}") from None
 
     def _canvas(self, canvas: Any, where: str = "a canvas") -> list[int]:
         """A text's ids, its gaps as mask ids; ids as they are."""
@@ -344,13 +344,13 @@ class DiffusionLM:
         limit, vocab = self.denoiser.max_length, self.denoiser.vocab_size
         for number, row in enumerate(ids):
             if limit is not None and len(row) + gen_length > limit:
-                told = f"{what} {number} has {len(row)} tokens"
+                length_text = f"{what} {number} has {len(row)} tokens"
                 if gen_length:
                     raise UserError(
-                        f"{told}; with gen_length {gen_length} that exceeds the model's {limit} positions; shorten one "
-                        "of them"
+                        f"{length_text}; with gen_length {gen_length} that exceeds the model's {limit} positions; "
+                        "shorten one of them"
                     )
-                raise UserError(f"{told}, which exceeds the model's {limit} positions; shorten it")
+                raise UserError(f"{length_text}, which exceeds the model's {limit} positions; shorten it")
             if any(not 0 <= i < vocab for i in row):
                 raise UserError(f"{what} {number} has a token id outside the vocabulary of {vocab}")
 
@@ -358,7 +358,7 @@ class DiffusionLM:
 # --- What arguments may be --------------------------------------------------------------------------------------------
 
 
-def _listed(given: Any, name: str, wanted: str = "") -> list[Any]:
+def _listed(given: Any, name: str, requirement: str = "") -> list[Any]:
     """What stands in a list, an array or anything else that has an order; a text is a list of one.
 
     Raises:
@@ -366,12 +366,12 @@ def _listed(given: Any, name: str, wanted: str = "") -> list[Any]:
     """
     if isinstance(given, str):
         return [given]
-    found = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
-    if isinstance(found, Mapping | Set | bytes | bytearray) or not isinstance(found, Iterable):
-        remedy = "; pass its input_ids" if isinstance(found, Mapping) and "input_ids" in found else ""
-        wanted = wanted or f"{name} must be a list"
-        raise UserError(f"{wanted}, got {_shown(given)}{remedy}")
-    return list(found)
+    items = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
+    if isinstance(items, Mapping | Set | bytes | bytearray) or not isinstance(items, Iterable):
+        remedy = "; pass its input_ids" if isinstance(items, Mapping) and "input_ids" in items else ""
+        requirement = requirement or f"{name} must be a list"
+        raise UserError(f"{requirement}, got {_shown(given)}{remedy}")
+    return list(items)
 
 
 def _index(value: Any) -> int:

@@ -106,17 +106,18 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, split: 
 
 
 def check_complete(answers: Sequence[dict[str, Any]], corpus: Corpus, source: Path) -> None:
-    """Every prompt has one answer with every seed of the file, or UserError says which has none, or two."""
-    found = Counter((answer["id"], answer["seed"]) for answer in answers)
-    wanted = list(itertools.product(corpus.examples, {answer["seed"]: None for answer in answers} or [0]))
-    for told, bad in (
-        ("no answer", [pair for pair in wanted if not found[pair]]),
-        ("several answers", [pair for pair, count in found.items() if count > 1]),
+    """Check that every prompt has one answer for each seed of the file. Raises UserError for one with none, or more."""
+    counts = Counter((answer["id"], answer["seed"]) for answer in answers)
+    pairs = list(itertools.product(corpus.examples, {answer["seed"]: None for answer in answers} or [0]))
+    for problem, wrong_pairs in (
+        ("no answer", [pair for pair in pairs if not counts[pair]]),
+        ("several answers", [pair for pair, count in counts.items() if count > 1]),
     ):
-        if bad:
-            prompt, seed = bad[0]
+        if wrong_pairs:
+            prompt, seed = wrong_pairs[0]
             raise UserError(
-                f"{source}: {told} to prompt {prompt} with seed {seed} ({len(bad)} such of {len(wanted)}); decode again"
+                f"{source}: {problem} to prompt {prompt} with seed {seed} "
+                f"({len(wrong_pairs)} such of {len(pairs)}); decode again"
             )
 
 
@@ -202,7 +203,7 @@ def summarise(
 
 
 def real_features(corpus: Corpus, batch_size: int) -> np.ndarray:
-    """response_features of the held-out records, which every budget of a cell is compared with."""
+    """response_features of the held-out records, the same for every budget of a cell."""
     prompts, replies = ([row[name] for row in corpus.real] for name in ("prompt_ids", "answer_ids"))
     return response_features(corpus.reference, prompts, replies, corpus.eos_id, batch_size)
 
@@ -219,5 +220,5 @@ def closeness(
     asked = [corpus.examples[answer["id"]]["prompt_ids"] for answer in answers]
     ours = response_features(corpus.reference, asked, [a["tokens"] for a in answers], corpus.eos_id, batch_size)
     mine, theirs, count = buckets(ours, real, seed)
-    spread = jackknife_ci([answer["id"] for answer in answers], lambda chosen: mauve(mine[chosen], theirs, count))
-    return {"mauve": mauve(mine, theirs, count), "mauve_ci": list(spread) if spread else None}
+    interval = jackknife_ci([answer["id"] for answer in answers], lambda chosen: mauve(mine[chosen], theirs, count))
+    return {"mauve": mauve(mine, theirs, count), "mauve_ci": list(interval) if interval else None}

@@ -79,7 +79,7 @@ def binned(
     Returns:
         kind -> [{"value", "ci"}, ...] by bin, None where less than a tenth of the responses reach it.
     """
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    points: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for start in range(0, length, width):
         means = [row[start : start + width].mean(axis=0) if len(row) > start else None for row in rows]
         if sum(mean is not None for mean in means) < LEAST_SHARE * len(rows):
@@ -87,8 +87,8 @@ def binned(
         for place, kind in enumerate(KINDS):
             values = [None if mean is None else float(mean[place]) for mean in means]
             value, ci = mean_with_ci(values, clusters, samples)
-            found[kind].append({"value": value, "ci": ci})
-    return found
+            points[kind].append({"value": value, "ci": ci})
+    return points
 
 
 def one_hot(kinds: Sequence[int]) -> Float[np.ndarray, "length kinds"]:

@@ -27,7 +27,7 @@ def response_features(
     """Mean over each response's content tokens of the causal model's final states; zeros for an empty response."""
     contents = [before_eos(response, eos_id) for response in responses]
     model.eval()
-    found = []
+    features = []
     for start in range(0, len(contents), batch_size):
         asked, said = prompts[start : start + batch_size], contents[start : start + batch_size]
         input_ids, attention_mask = padded(asked, said, eos_id, next(model.parameters()).device)
@@ -39,9 +39,9 @@ def response_features(
             logits_to_keep=1,
         )
         for row, (prompt, content) in enumerate(zip(asked, said, strict=True)):
-            own = output.hidden_states[-1][row, len(prompt) : len(prompt) + len(content)].float()
-            found.append(own.sum(0) / max(len(content), 1))
-    return torch.stack(found).cpu().numpy()
+            states = output.hidden_states[-1][row, len(prompt) : len(prompt) + len(content)].float()
+            features.append(states.sum(0) / max(len(content), 1))
+    return torch.stack(features).cpu().numpy()
 
 
 def buckets(

@@ -61,8 +61,8 @@ def prompt_repetition(response: Sequence[int], prompt: Sequence[int], ignore: fr
     counted = [token for token in response if token not in ignore]
     if not counted:
         return None
-    asked = set(prompt)
-    return sum(token in asked for token in counted) / len(counted)
+    prompt_tokens = set(prompt)
+    return sum(token in prompt_tokens for token in counted) / len(counted)
 
 
 def high_prior_share(response: Sequence[int], high_prior: frozenset[int]) -> float | None:
@@ -131,10 +131,10 @@ def is_inlier(perplexity: float | None, bounds: tuple[float, float]) -> bool:
 
 def last_number(text: str) -> str | None:
     """The last number of a text, without separators and trailing zeros, to compare GSM8K's answers; None for none."""
-    found = NUMBER.findall(text)
-    if not found:
+    numbers = NUMBER.findall(text)
+    if not numbers:
         return None
-    number = found[-1].replace(",", "")
+    number = numbers[-1].replace(",", "")
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 

@@ -58,8 +58,8 @@ def add_grades(rows: Sequence[Row], answers: Sequence[Row], examples: Mapping[in
     Args:
         rows, answers, examples: as for add_preferences.
     """
-    shown = [(_asked(examples[answer["id"]]), answer["answer"]) for answer in answers]
-    for row, grade in zip(rows, _by_the_first(lambda: grader.grade(shown)), strict=True):
+    asked_and_answered = [(_asked(examples[answer["id"]]), answer["answer"]) for answer in answers]
+    for row, grade in zip(rows, _by_the_first(lambda: grader.grade(asked_and_answered)), strict=True):
         row["grade"] = grade
 
 

@@ -77,10 +77,10 @@ class SlotJudge:
             raise ValueError("slots is empty: an instruction of the builtin corpus asks for at least one attribute")
         truth = self._topics[topic]
         stated = {
-            name: {key: found for key, pattern in patterns.items() if (found := len(pattern.findall(answer)))}
+            name: {key: mentions for key, pattern in patterns.items() if (mentions := len(pattern.findall(answer)))}
             for name, patterns in self._values.items()
         }
-        unasked = sum(bool(found) for name, found in stated.items() if name not in asked)
+        unasked = sum(bool(mentions) for name, mentions in stated.items() if name not in asked)
         untrue = sum(bool(stated[name]) and truth[name] not in stated[name] for name in asked)
         elsewhere = sum(town.lower() != topic.lower() for town in self._towns.findall(answer))
         sentences = split_sentences(answer)

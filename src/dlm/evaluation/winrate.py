@@ -83,13 +83,13 @@ def length_controlled(
     weights = _fit(design, p)
     even = design.copy()
     even[:, 1 : 1 + len(controls)] = 0.0
-    fitted, shown = (1 / (1 + np.exp(-matrix @ weights)) for matrix in (design, even))
+    fitted_p, even_p = (1 / (1 + np.exp(-matrix @ weights)) for matrix in (design, even))
     # Sandwich: H^-1 (Σ g g') H^-1, with the scores' gradients g of the log-likelihood.
-    gradients = design * (p - fitted)[:, None]
-    inverse = np.linalg.pinv(design.T @ (design * (fitted * (1 - fitted))[:, None]))
-    slope = (even * (shown * (1 - shown))[:, None]).mean(axis=0)
-    variance = slope @ inverse @ (gradients.T @ gradients) @ inverse @ slope + shown.var() / len(p)
-    return Rate(100 * float(shown.mean()), 100 * float(np.sqrt(variance)))
+    gradients = design * (p - fitted_p)[:, None]
+    inverse = np.linalg.pinv(design.T @ (design * (fitted_p * (1 - fitted_p))[:, None]))
+    slope = (even * (even_p * (1 - even_p))[:, None]).mean(axis=0)
+    variance = slope @ inverse @ (gradients.T @ gradients) @ inverse @ slope + even_p.var() / len(p)
+    return Rate(100 * float(even_p.mean()), 100 * float(np.sqrt(variance)))
 
 
 def _fit(design: Float[np.ndarray, "n terms"], p: Vector) -> Float[np.ndarray, " terms"]:

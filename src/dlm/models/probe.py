@@ -48,8 +48,8 @@ def check_sees_ahead(model: PreTrainedModel, otherwise: str) -> None:
     try:
         alone, padded = _states(model, ids[:, :3]), _states(model, ids, attention_mask)
     except Exception as error:  # whatever a class raises that wants other inputs
-        told = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: cannot be run ({type(error).__name__}: {told}); {otherwise}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: cannot be run ({type(error).__name__}: {reason}); {otherwise}") from None
     blind = [torch.equal(*states[:, 0]) for states in (alone, padded)]
     if any(blind):
         where = "" if all(blind) else " where there is no padding" if blind[0] else " beside padding"
@@ -99,7 +99,7 @@ def _states(
     return states
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
+def _same(hidden: Tensor, expected: Tensor) -> bool:
     """Up to rounding in the states' type."""
     tolerance = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max()
-    return bool(((found - expected).abs() <= tolerance).all())
+    return bool(((hidden - expected).abs() <= tolerance).all())

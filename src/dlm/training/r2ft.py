@@ -1,4 +1,4 @@
-"""One R2FT run (paper Eq. 5): negatives beside their examples, and the trainer around them."""
+"""One R2FT run (paper Eq. 5): its rows, negatives with their examples, and its trainer."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def fit_r2ft(
     """Reject the negatives; returns the model with its curve (`fit` has the rest).
 
     Args:
-        train, valid: of `beside`.
+        train, valid: of `with_examples`.
         length: canvas length L.
         token_counts: of the training answers, for the log-prior that evaluation reports.
         visit: as in `fit`.
@@ -47,6 +47,6 @@ def fit_r2ft(
     return fit(name, make_trainer, model, train, valid, params.training, seed, visit=visit)
 
 
-def beside(examples: Sequence[Row], negatives: Sequence[Row]) -> list[Row]:
-    """Each negative with the example that it was made from."""
+def with_examples(negatives: Sequence[Row], examples: Sequence[Row]) -> list[Row]:
+    """Each negative's fields and those of the example that it was made from."""
     return [{**examples[negative["example"]], **negative} for negative in negatives]

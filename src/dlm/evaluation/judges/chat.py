@@ -93,12 +93,13 @@ class ChatEndpoint:
             UserError: the endpoint refuses the key or does not know the model, or has given no verdict on FAILED
                 prompts in a row. What was answered until then is kept.
         """
-        wanted = list(dict.fromkeys(prompts))
+        distinct_prompts = list(dict.fromkeys(prompts))
         self._stop.clear()
         self._failed = 0
         pool = ThreadPoolExecutor(self._concurrency)
         try:
-            values = dict(zip(wanted, pool.map(lambda prompt: self._value(prompt, read), wanted), strict=True))
+            replies = pool.map(lambda prompt: self._value(prompt, read), distinct_prompts)
+            values = dict(zip(distinct_prompts, replies, strict=True))
         finally:
             self._stop.set()  # nobody goes on waiting for a retry
             pool.shutdown(cancel_futures=True)
@@ -111,13 +112,13 @@ class ChatEndpoint:
             with self._lock:
                 self.usage.cache_hits += 1
             return value
-        told = ""
+        problem = ""
         for room, temperature in REASONING if self._reasons else AT_ONCE:
             outcome = self._outcome(prompt, temperature, room)
             if outcome is None:
                 return None
             if isinstance(outcome, Refusal):
-                told = outcome.reason
+                problem = outcome.reason
                 break
             if (value := read(outcome)) is not None:
                 with self._lock:
@@ -125,8 +126,8 @@ class ChatEndpoint:
                     self._reasons |= room
                 self._cache.put(key, replace(outcome, text=without_reasoning(outcome.text)))
                 return value
-            told = f"the last reply: {shorten(outcome.text, 200)!r}"
-        self._fail(told)
+            problem = f"the last reply: {shorten(outcome.text, 200)!r}"
+        self._fail(problem)
         return None
 
     def _outcome(self, prompt: str, temperature: float, room: bool) -> Reply | Refusal | None:
@@ -148,8 +149,8 @@ class ChatEndpoint:
                 return outcome.reply
             if outcome.status in FATAL and not outcome.again:
                 self._stop.set()
-                told = FATAL[outcome.status].format(key_variable=self._key_variable, model=self._model)
-                raise UserError(f"{self._base_url}: {told} ({outcome.reason})")
+                problem = FATAL[outcome.status].format(key_variable=self._key_variable, model=self._model)
+                raise UserError(f"{self._base_url}: {problem} ({outcome.reason})")
             if not outcome.again or attempt == self._retries:
                 return outcome
             delay = min(self._backoff * 2**attempt, LONGEST_WAIT) if outcome.wait is None else outcome.wait
@@ -157,7 +158,7 @@ class ChatEndpoint:
             self._stop.wait(delay * random.uniform(1, 1.5))
         return None
 
-    def _fail(self, told: str) -> None:
+    def _fail(self, problem: str) -> None:
         with self._lock:
             self.usage.failures += 1
             self._failed += 1
@@ -165,7 +166,7 @@ class ChatEndpoint:
         if failed >= FAILED:
             self._stop.set()
             raise UserError(
-                f"{self._base_url}: {failed} prompts in a row got no verdict ({told}); see that it runs, that base_url "
-                "and model are right and that the model can answer with one letter or digit, then run again: what was "
-                "answered is kept"
+                f"{self._base_url}: {failed} prompts in a row got no verdict ({problem}); see that it runs, that "
+                "base_url and model are right and that the model can answer with one letter or digit, then run again: "
+                "what was answered is kept"
             )

@@ -59,8 +59,8 @@ class EndpointGrader:
 
 
 def _prompt(pair: Pair, model_is_first: bool) -> str:
-    shown = (pair.answer, pair.baseline) if model_is_first else (pair.baseline, pair.answer)
-    return pairwise_prompt(pair.instruction, *shown)
+    ordered = (pair.answer, pair.baseline) if model_is_first else (pair.baseline, pair.answer)
+    return pairwise_prompt(pair.instruction, *ordered)
 
 
 def first_share(reply: Reply) -> float | None:

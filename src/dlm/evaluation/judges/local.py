@@ -53,12 +53,12 @@ class LocalModel:
         fitting = {prompt: row for prompt, row in ids.items() if self._longest is None or len(row) <= self._longest}
         # Ordered by what they are, not by who wrote which: the roles swapped make the same batches. The longest first.
         order = sorted(fitting, key=lambda prompt: (-len(fitting[prompt]), prompt))
-        found: dict[str, list[float]] = {}
+        shares_of: dict[str, list[float]] = {}
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
             shares = self._next_labels([fitting[prompt] for prompt in batch], spelled)
-            found |= dict(zip(batch, shares.tolist(), strict=True))
-        return found
+            shares_of |= dict(zip(batch, shares.tolist(), strict=True))
+        return shares_of
 
     def _encode(self, prompt: str, cue: str) -> list[int]:
         backend = self._tokenizer.backend_tokenizer
@@ -122,8 +122,8 @@ class LocalJudge:
             )
             for pair in pairs
         ]
-        found = self._model.shares([text for both in texts for text in both], LETTERS, CUE)
-        first = {text: shares[0] for text, shares in found.items()}
+        shares_of = self._model.shares([text for both in texts for text in both], LETTERS, CUE)
+        first = {text: shares[0] for text, shares in shares_of.items()}
         return [
             Verdict(0.5 + (first[ours] - first[theirs]) / 2 if ours in first and theirs in first else None)
             for ours, theirs in texts
@@ -146,8 +146,8 @@ class LocalGrader:
             UserError: as `LocalModel.shares`.
         """
         prompts = [grade_prompt(*answer) for answer in answers]
-        found = self._model.shares(prompts, GRADES, GRADE_CUE)
-        return [expected(found[prompt]) if prompt in found else None for prompt in prompts]
+        shares_of = self._model.shares(prompts, GRADES, GRADE_CUE)
+        return [expected(shares_of[prompt]) if prompt in shares_of else None for prompt in prompts]
 
     def costs(self) -> dict[str, int]:
         return {}
@@ -168,8 +168,8 @@ def _template(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int] | None, lis
         return None, []
     turn = [{"role": "user", "content": PLACE}]
     text = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, enable_thinking=False))
-    before, found, after = text.partition(PLACE)
-    if not found:
+    before, place, after = text.partition(PLACE)
+    if not place:
         raise UserError("the judge's chat template drops the user's text; take another model as judge")
     backend = tokenizer.backend_tokenizer
     kept = backend.encode_special_tokens

@@ -51,8 +51,8 @@ def label_shares(reply: Reply, labels: Sequence[str]) -> list[float] | None:
 
 def label_alone(reply: Reply, labels: Sequence[str]) -> str | None:
     """The label that the text without its reasoning is, white space and punctuation aside; None for any other text."""
-    found = re.fullmatch(r"[\W_]*(\w+)[\W_]*", without_reasoning(reply.text))
-    return found[1] if found and found[1] in labels else None
+    match = re.fullmatch(r"[\W_]*(\w+)[\W_]*", without_reasoning(reply.text))
+    return match[1] if match and match[1] in labels else None
 
 
 class ReplyCache:

@@ -71,8 +71,8 @@ def response_scores(
             longest = len(rows[0][1]) + len(rows[0][2])
             size = max(min(batch_size, LOGITS // (longest * vocab)), 1)
             batch, rows = rows[:size], rows[size:]
-            found = _score(model, [row[1] for row in batch], [row[2] for row in batch], eos_id)
-            for (index, _, _), row in zip(batch, found, strict=True):
+            scores = _score(model, [row[1] for row in batch], [row[2] for row in batch], eos_id)
+            for (index, _, _), row in zip(batch, scores, strict=True):
                 scored[index] = row
     finally:
         model.train(was_training)
