@@ -17,6 +17,7 @@ FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monos
 SIZE, ADVANCE, LINE, EDGE = 13, 7.8, 19, 14  # pixels: letters, a column, a line, around everything
 COLUMNS = {1: 100, 2: 50}  # of each panel by how many there are
 NARROW = 40
+UNSURE, FAIR = 0.5, 0.9  # probabilities below which a token has the colour of that name
 
 # Panels have a background of their own: whatever the page's is, the letters' contrast is known.
 LIGHT = {"back": "#f6f8fa", "sure": "#1f2328", "fair": "#8a5a00", "unsure": "#c4211d", "dim": "#5f6770"}
@@ -124,8 +125,8 @@ def _draw_legend(sheet: "_Sheet", x: float, y: float) -> None:
     """What colours mean: words in their own colour, a block before those that name one."""
     for text, kind, block in (
         ("probability when written:", "dim", ""),
-        ("below 0.5", "unsure", ""),
-        ("below 0.9", "fair", ""),
+        (f"below {UNSURE}", "unsure", ""),
+        (f"below {FAIR}", "fair", ""),
         ("more", "sure", ""),
         ("mask", "dim", "mask"),
         ("new", "dim", "fresh"),

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from dlm.cli.picture import Panel, Piece, Place, drawn
+from dlm.cli.picture import FAIR, UNSURE, Panel, Piece, Place, drawn
 from dlm.cli.watch import Passes, status
 from dlm.data.escape import one_line, printable
 from dlm.data.tokenizer import decode
@@ -101,7 +101,7 @@ def _kind(lm: DiffusionLM, token: int, confidence: float | None) -> str:
         return "end"
     if confidence is None:
         return "given"
-    return "unsure" if confidence < 0.5 else "fair" if confidence < 0.9 else "sure"
+    return "unsure" if confidence < UNSURE else "fair" if confidence < FAIR else "sure"
 
 
 def _added(lm: DiffusionLM, before: list[int], token: int) -> str:

@@ -16,8 +16,8 @@ from dlm.files import check_checkpoint
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Checked options, what errors call them, and what a picture does."""
+class Choice:
+    """A decoder: its checked options, what errors call them, and what a picture calls it."""
 
     options: DecoderOptions
     where: str
@@ -28,7 +28,7 @@ class Decoder:
 class Request:
     """Decoders, of which the first answers and the others stand beside it in a picture, and the prompts."""
 
-    decoders: list[Decoder]
+    decoders: list[Choice]
     prompts: list[Prompt]
 
     @property
@@ -56,7 +56,7 @@ def infilling(arguments: argparse.Namespace) -> Request:
     return _request(arguments, decoders, read_prompts(arguments.texts, arguments.file, "--texts", infill=True))
 
 
-def _request(arguments: argparse.Namespace, decoders: list[Decoder], prompts: list[Prompt]) -> Request:
+def _request(arguments: argparse.Namespace, decoders: list[Choice], prompts: list[Prompt]) -> Request:
     for one, other in (
         ("--watch", "--json"),
         ("--watch", "--record"),
@@ -101,30 +101,30 @@ def _writable(path: Path, flag: str) -> Path:
 # --- The decoder ------------------------------------------------------------------------------------------------------
 
 
-def _decoders(arguments: argparse.Namespace) -> list[Decoder]:
+def _decoders(arguments: argparse.Namespace) -> list[Choice]:
     changes = dict(_setting(text, "--set") for text in arguments.set)
     return [_decoder(arguments, changes), *(_beside(text, changes) for text in arguments.beside)]
 
 
-def _decoder(arguments: argparse.Namespace, changes: dict[str, Any]) -> Decoder:
+def _decoder(arguments: argparse.Namespace, changes: dict[str, Any]) -> Choice:
     if arguments.block is None:
         require(arguments.params is None, "--params", "given with --block", str(arguments.params))
         name = "conv" if arguments.decoder is None else arguments.decoder
-        return Decoder(decoder_options(name, changes, name), name, name)
+        return Choice(decoder_options(name, changes, name), name, name)
     if arguments.decoder is not None:
         raise UserError("--block and --decoder exclude each other; give one of them")
     path = arguments.params or Path("params.yaml")
     params = load_params(path)
     block = params.block(arguments.block)
-    return Decoder(block.changed(**changes), block.where, arguments.block)
+    return Choice(block.changed(**changes), block.where, arguments.block)
 
 
-def _beside(text: str, changes: dict[str, Any]) -> Decoder:
+def _beside(text: str, changes: dict[str, Any]) -> Choice:
     """NAME or NAME:KEY=VALUE,KEY=VALUE, which go on top of --set."""
     name, _, rest = text.partition(":")
     own = dict(_setting(item, "--beside") for item in filter(None, rest.split(",")))
     title = f"{name} ({', '.join(f'{key} {value}' for key, value in own.items())})" if own else name
-    return Decoder(decoder_options(name, {**changes, **own}, f"--beside {name}"), f"--beside {name}", title)
+    return Choice(decoder_options(name, {**changes, **own}, f"--beside {name}"), f"--beside {name}", title)
 
 
 def _setting(text: str, flag: str) -> tuple[str, Any]:
