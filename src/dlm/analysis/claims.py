@@ -76,13 +76,18 @@ def judge_claims(rows: Sequence[Row], grid: Sequence[Row], ablation: Sequence[Ro
         rescue(judged),
     ]
     for other in dict.fromkeys(row["steps"] for row in rows if row["steps"] not in (None, steps)):
-        beside = at_budget(rows, other)
-        for claim in few_steps(beside), r2ft_and_decoder(beside), block_and_kernel(grid, other), rescue(beside):
+        other_rows = at_budget(rows, other)
+        for claim in (
+            few_steps(other_rows),
+            r2ft_and_decoder(other_rows),
+            block_and_kernel(grid, other),
+            rescue(other_rows),
+        ):
             if claim.verdict == "not tested":
                 continue
-            told = f"Beside it, at S = {other} ({claim.verdict}): {' '.join(claim.evidence.splitlines())}"
+            other_budget = f"Beside it, at S = {other} ({claim.verdict}): {' '.join(claim.evidence.splitlines())}"
             place = claim.number - 1
-            claims[place] = replace(claims[place], evidence=f"{claims[place].evidence}\n{told}")
+            claims[place] = replace(claims[place], evidence=f"{claims[place].evidence}\n{other_budget}")
     return claims
 
 
@@ -104,14 +109,14 @@ def few_steps(rows: Sequence[Row]) -> Claim:
     for checkpoint in _checkpoints(rows):
         if any((checkpoint, name) not in cells for name in names):
             continue
-        found = {name: cells[checkpoint, name] for name in names}
+        settings = {name: cells[checkpoint, name] for name in names}
         relations = {
-            (a, b): relation(found[a], found[b], axes) for i, a in enumerate(names[:2]) for b in names[i + 1 :]
+            (a, b): relation(settings[a], settings[b], axes) for i, a in enumerate(names[:2]) for b in names[i + 1 :]
         }
         verdicts += [AS_VERDICT[value] for value in relations.values()]
-        each = "; ".join(f"{name} {figures(row, axes)}" for name, row in found.items())
-        steps = f"{checkpoint}, {found['conv']['steps']} steps for {found['conv']['gen_length']} tokens"
-        evidence.append(f"{steps}: {each}. {compared(relations)}{length_note(found, rows)}")
+        each = "; ".join(f"{name} {figures(row, axes)}" for name, row in settings.items())
+        steps = f"{checkpoint}, {settings['conv']['steps']} steps for {settings['conv']['gen_length']} tokens"
+        evidence.append(f"{steps}: {each}. {compared(relations)}{length_note(settings, rows)}")
     if not verdicts:
         return replace(claim, evidence=f"It needs cells of {', '.join(names)} for one checkpoint.")
     return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
@@ -126,9 +131,9 @@ def r2ft_and_decoder(rows: Sequence[Row]) -> Claim:
     before, after = cells["sft", "top_k"], cells["r2ft", "top_k"]
     value = degeneration(before, after, rows)
     verdicts = [AS_VERDICT[value]]
-    shown = COLUMNS["repetition_4"], COLUMNS["high_prior"]
+    columns = COLUMNS["repetition_4"], COLUMNS["high_prior"]
     evidence = [
-        f"Degeneration of top_k: {figures(before, shown)} with sft; {figures(after, shown)} with r2ft: R2FT is "
+        f"Degeneration of top_k: {figures(before, columns)} with sft; {figures(after, columns)} with r2ft: R2FT is "
         f"{WORDS[value]} SFT alone."
     ]
     for name, hoped in (("top_k", "better"), ("categorical", "worse")):
@@ -162,8 +167,8 @@ def block_and_kernel(grid: Sequence[Row], steps: int) -> Claim:
     verdicts: list[Verdict] = []
     evidence = []
     for checkpoint in _checkpoints(grid):
-        found = [row for row in grid if row["checkpoint"] == checkpoint and row["steps"] == steps]
-        blocks, kernels = sizes(found, "semi_ar", "block_length"), sizes(found, "conv", "kernel_size")
+        rows = [row for row in grid if row["checkpoint"] == checkpoint and row["steps"] == steps]
+        blocks, kernels = sizes(rows, "semi_ar", "block_length"), sizes(rows, "conv", "kernel_size")
         if len(blocks) < 2 or len(kernels) < 2:
             continue
         (block_falls, block_fall), (kernel_falls, kernel_fall) = (
@@ -180,9 +185,9 @@ def block_and_kernel(grid: Sequence[Row], steps: int) -> Claim:
     if not verdicts:
         needs = "two block lengths and two kernel sizes among the candidates (decoding.semi_ar, decoding.conv)"
         return replace(claim, evidence=f"It needs {needs}.")
-    told = f"{steps} steps, prompts of valid. Judged by {axes[0].heading}, largest against smallest"
-    told += f"; {axes[1].heading} beside it."
-    return replace(claim, verdict=combine(verdicts), evidence="\n".join([told, *evidence]))
+    head = f"{steps} steps, prompts of valid. Judged by {axes[0].heading}, largest against smallest"
+    head += f"; {axes[1].heading} beside it."
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join([head, *evidence]))
 
 
 def conv_against_slow_semi_ar(rows: Sequence[Row], ablation: Sequence[Row]) -> Claim:
@@ -216,8 +221,8 @@ def saving(ablation: Sequence[Row]) -> Claim:
     verdicts: list[Verdict] = []
     evidence = []
     for checkpoint in _checkpoints(ablation):
-        found = {row["variant"]: row for row in ablation if row["checkpoint"] == checkpoint}
-        plain, filled = found.get("plain"), found.get("eos_fill")
+        runs = {row["variant"]: row for row in ablation if row["checkpoint"] == checkpoint}
+        plain, filled = runs.get("plain"), runs.get("eos_fill")
         if plain is None or filled is None or not (plain["nfe_ci"] and filled["nfe_ci"] and filled["nfe_ci"][0] > 0):
             continue
         # The widest ratio that the two intervals allow.

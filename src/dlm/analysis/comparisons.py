@@ -61,10 +61,11 @@ def reverse(value: Relation) -> Relation:
 
 def fall(label: str, size: str, rows: Sequence[Row], axes: Axes, falls: bool) -> str:
     large, small = rows[-1], rows[0]
-    told = [
+    changes = [
         f"{axis.heading} {_value(large, axis)} to {_value(small, axis)}{_change(small, large, axis)}" for axis in axes
     ]
-    return f"{label} {large[size]} to {small[size]}: {told[0]}, {'a' if falls else 'no'} separated fall; {told[1]}"
+    separated_fall = f"{'a' if falls else 'no'} separated fall"
+    return f"{label} {large[size]} to {small[size]}: {changes[0]}, {separated_fall}; {changes[1]}"
 
 
 def _change(a: Row, b: Row, axis: Column) -> str:
@@ -95,21 +96,21 @@ def compared(relations: dict[tuple[str, str], Relation]) -> str:
     """'conv is better than a, b and not separated from c; top_k is ...'."""
     sentences = []
     for first in dict.fromkeys(a for a, _ in relations):
-        mine = {b: value for (a, b), value in relations.items() if a == first}
+        relations_of_first = {b: value for (a, b), value in relations.items() if a == first}
         phrases = [
-            f"{WORDS[value]} {', '.join(b for b, other in mine.items() if other == value)}"
-            for value in dict.fromkeys(mine.values())
+            f"{WORDS[value]} {', '.join(b for b, other in relations_of_first.items() if other == value)}"
+            for value in dict.fromkeys(relations_of_first.values())
         ]
         sentences.append(f"{first} is {' and '.join(phrases)}")
     return "; ".join(sentences) + "."
 
 
-def length_note(found: dict[str, Row], rows: Sequence[Row]) -> str:
+def length_note(settings: dict[str, Row], rows: Sequence[Row]) -> str:
     """Which of the settings answer much shorter or longer than the reference, or often not at all."""
     usual = next((row["length"] for row in rows if is_reference(row)), None)
     odd = [
         f"{name} ({row['length']:.1f} tokens, {row['nonempty']:.0%} non-empty)"
-        for name, row in found.items()
+        for name, row in settings.items()
         if row["nonempty"] < 0.98 or (usual and not 0.8 <= row["length"] / usual <= 1.25)
     ]
     if not odd:

@@ -35,8 +35,8 @@ def sides(curve: Curve) -> dict[str, Any]:
 
 def curve_line(label: str, curve: Curve, key: str, colour: int, dash: int = 0) -> dict[str, Any]:
     """The rows of a curve that carry `key`, as a line."""
-    found = series(curve, key)
-    return line(label, found["step"], [{"value": value, "ci": None} for value in found["value"]], colour, dash)
+    values = series(curve, key)
+    return line(label, values["step"], [{"value": value, "ci": None} for value in values["value"]], colour, dash)
 
 
 def series(curve: Curve, key: str) -> dict[str, list[float]]:

@@ -156,9 +156,9 @@ def size_data(grid: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
             lines = []
             for colour, (decoder, (size, name)) in enumerate(SIZES.items()):
                 for dash, checkpoint in enumerate(checkpoints):
-                    found = [row for row in grid if (row["checkpoint"], row["steps"]) == (checkpoint, steps)]
-                    if found := sizes(found, decoder, size):
-                        lines.append(line_of(f"{name}, {checkpoint}", found, size, column, 2 + colour, 1 - dash))
+                    rows = [row for row in grid if (row["checkpoint"], row["steps"]) == (checkpoint, steps)]
+                    if rows_by_size := sizes(rows, decoder, size):
+                        lines.append(line_of(f"{name}, {checkpoint}", rows_by_size, size, column, 2 + colour, 1 - dash))
             panels.append(metric_panel(column, SIZE_LABEL, lines, where=f", S = {steps}", x_scale="log2"))
     return {"columns": max(len(budgets), 1), "panels": panels}
 

@@ -31,12 +31,12 @@ def labels(column: Column) -> dict[str, str]:
 
 def line(label: str, x: Sequence[Any], points: Sequence[Mapping[str, Any]], colour: int, dash: int) -> dict[str, Any]:
     """One line: `x` its places, `points` of `point`; colour and marker, and dashes, by their number."""
-    known = [(place, found) for place, found in zip(x, points, strict=True) if found["value"] is not None]
+    known = [(place, entry) for place, entry in zip(x, points, strict=True) if entry["value"] is not None]
     return {
         "label": label,
         "x": [place for place, _ in known],
-        "value": [found["value"] for _, found in known],
-        "ci": [found["ci"] for _, found in known],
+        "value": [entry["value"] for _, entry in known],
+        "ci": [entry["ci"] for _, entry in known],
         "colour": colour,
         "dash": dash,
     }
@@ -85,8 +85,8 @@ def metric_panel(
     y_scale: Literal["linear", "log"] = "linear",
 ) -> dict[str, Any]:
     """A panel of one metric, its labels those of the table's column; `where` stands behind the title."""
-    shown = labels(column)
-    return panel(shown["title"] + where, x_label, shown["y_label"], lines, x_scale=x_scale, y_scale=y_scale)
+    texts = labels(column)
+    return panel(texts["title"] + where, x_label, texts["y_label"], lines, x_scale=x_scale, y_scale=y_scale)
 
 
 def draw_lines(data: dict[str, Any], path: Path) -> None:
@@ -96,8 +96,8 @@ def draw_lines(data: dict[str, Any], path: Path) -> None:
     width = max(9, 3 * columns)
     with canvas(path, width, 0.6 + 3.0 * rows) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, shown in zip(axes, panels, strict=False):
-            _panel(axis, shown)
+        for axis, panel_data in zip(axes, panels, strict=False):
+            _panel(axis, panel_data)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         handles = {
@@ -108,43 +108,43 @@ def draw_lines(data: dict[str, Any], path: Path) -> None:
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=ncols)
 
 
-def _panel(axis: Axes, shown: dict[str, Any]) -> None:
-    places = list(dict.fromkeys(x for drawn in shown["lines"] for x in drawn["x"]))
+def _panel(axis: Axes, data: dict[str, Any]) -> None:
+    places = list(dict.fromkeys(x for curve in data["lines"] for x in curve["x"]))
     named = any(isinstance(x, str) for x in places)
-    for index, drawn in enumerate(shown["lines"]):
-        x = [places.index(place) for place in drawn["x"]] if named else drawn["x"]
+    for index, curve in enumerate(data["lines"]):
+        x = [places.index(place) for place in curve["x"]] if named else curve["x"]
         # Some per cent apart, so that the intervals can be told from each other.
-        shift = index - (len(shown["lines"]) - 1) / 2
-        x = [place * 1.012**shift if shown["x_scale"] == "log2" else place + 0.06 * named * shift for place in x]
+        shift = index - (len(data["lines"]) - 1) / 2
+        x = [place * 1.012**shift if data["x_scale"] == "log2" else place + 0.06 * named * shift for place in x]
         axis.errorbar(
             x,
-            drawn["value"],
-            yerr=reach(drawn["value"], drawn["ci"]) if any(drawn["ci"]) else None,
-            color=PALETTE[drawn["colour"] % len(PALETTE)],
-            marker=MARKERS[drawn["colour"] % len(MARKERS)],
-            linestyle="none" if named else DASHES[drawn["dash"] % len(DASHES)],
-            fillstyle="none" if drawn["dash"] else "full",
+            curve["value"],
+            yerr=reach(curve["value"], curve["ci"]) if any(curve["ci"]) else None,
+            color=PALETTE[curve["colour"] % len(PALETTE)],
+            marker=MARKERS[curve["colour"] % len(MARKERS)],
+            linestyle="none" if named else DASHES[curve["dash"] % len(DASHES)],
+            fillstyle="none" if curve["dash"] else "full",
             markersize=4.5,
             linewidth=1.2,
             elinewidth=0.8,
-            label=drawn["label"],
+            label=curve["label"],
         )
-    for place, (label, value) in enumerate(shown["marks"].items()):
+    for place, (label, value) in enumerate(data["marks"].items()):
         axis.axhline(value, color=INK, linestyle=DASHES[1 + place], linewidth=1, label=label)
     if named:
         axis.set_xticks(range(len(places)), places)
         axis.margins(x=0.12)
-    elif shown["x_scale"] == "log2":
+    elif data["x_scale"] == "log2":
         axis.set_xscale("log", base=2)
         if all(isinstance(x, int) for x in places):
             # Kernels are odd, one more than a block: a block's tick serves both.
             axis.xaxis.set_major_locator(FixedLocator([x for x in places if x == 1 or x - 1 not in places]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_yscale(shown["y_scale"])
-    axis.set_title(shown["title"])
-    axis.set_xlabel(shown["x_label"])
-    axis.set_ylabel(shown["y_label"])
+    axis.set_yscale(data["y_scale"])
+    axis.set_title(data["title"])
+    axis.set_xlabel(data["x_label"])
+    axis.set_ylabel(data["y_label"])
 
 
 def reach(values: Sequence[float], intervals: Sequence[Sequence[float] | None]) -> list[list[float]]:

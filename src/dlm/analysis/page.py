@@ -91,17 +91,19 @@ def side_by_side(
         seed: the decoding seed to show.
         count: how many prompts.
     """
-    found = {cell: _by_prompt(rows, seed) for cell, rows in answers.items()}
-    found_reference = _by_prompt(reference, seed)
+    answers_by_prompt = {cell: _by_prompt(rows, seed) for cell, rows in answers.items()}
+    reference_by_prompt = _by_prompt(reference, seed)
     checkpoints = list(dict.fromkeys(checkpoint for checkpoint, _ in answers))
     decoders = list(dict.fromkeys(decoder for _, decoder in answers))
     return [
         {
             **{key: example[key] for key in ("id", "instruction", "input", "output")},
-            "reference": found_reference.get(example["id"]),
+            "reference": reference_by_prompt.get(example["id"]),
             "checkpoints": checkpoints,
             "answers": {
-                decoder: [found.get((checkpoint, decoder), {}).get(example["id"]) for checkpoint in checkpoints]
+                decoder: [
+                    answers_by_prompt.get((checkpoint, decoder), {}).get(example["id"]) for checkpoint in checkpoints
+                ]
                 for decoder in decoders
             },
         }
@@ -115,10 +117,10 @@ def _by_prompt(rows: Sequence[dict[str, Any]], seed: int) -> dict[int, dict[str,
 
 def versions() -> dict[str, str]:
     """Python's and the main packages' versions, of those that are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

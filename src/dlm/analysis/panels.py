@@ -28,7 +28,7 @@ def draw_decoders(data: dict[str, Any], path: Path) -> None:
     """A panel for each metric: decoders from top to bottom, a dot and its interval for each checkpoint."""
     panels = data["panels"]
     checkpoints = list(dict.fromkeys(c for panel in panels for c in panel["series"]))
-    decoders = list(dict.fromkeys(d for panel in panels for found in panel["series"].values() for d in found))
+    decoders = list(dict.fromkeys(d for panel in panels for points in panel["series"].values() for d in points))
     with canvas(path, 9, 1.1 + 0.42 * len(decoders)) as figure:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
@@ -48,11 +48,11 @@ def draw_decoders(data: dict[str, Any], path: Path) -> None:
 
 
 def _dots(axis: Axes, heights: list[float], points: list[dict[str, Any]], label: str, index: int) -> None:
-    values = [found["value"] for found in points]
+    values = [entry["value"] for entry in points]
     axis.errorbar(
         values,
         heights,
-        xerr=reach(values, [found["ci"] for found in points]),
+        xerr=reach(values, [entry["ci"] for entry in points]),
         fmt=MARKERS[index],
         color=CHECKPOINT_COLOURS.get(label, PALETTE[2 + index]),
         markersize=4.5,
@@ -60,9 +60,9 @@ def _dots(axis: Axes, heights: list[float], points: list[dict[str, Any]], label:
     )
 
 
-def _reference_line(axis: Axes, found: dict[str, Any] | None) -> None:
-    if found is None or found["value"] is None:
+def _reference_line(axis: Axes, reference: dict[str, Any] | None) -> None:
+    if reference is None or reference["value"] is None:
         return
-    if found["ci"]:
-        axis.axvspan(*found["ci"], color=INK, alpha=0.12, linewidth=0)
-    axis.axvline(found["value"], color=INK, linestyle="--", linewidth=1, label="reference (autoregressive)")
+    if reference["ci"]:
+        axis.axvspan(*reference["ci"], color=INK, alpha=0.12, linewidth=0)
+    axis.axvline(reference["value"], color=INK, linestyle="--", linewidth=1, label="reference (autoregressive)")

@@ -32,11 +32,11 @@ def good_and_bad(
     if not scored:
         return []
     middle = math.log(median(value for value, _ in next(iter(scored.values()))))
-    found = []
+    picked = []
     for cell, pairs in scored.items():
         ordered = sorted(pairs, key=lambda pair: abs(math.log(pair[0]) - middle))
-        found += [{**row, "answers": cell, "perplexity": value} for value, row in (ordered[0], ordered[-1])]
-    return found
+        picked += [{**row, "answers": cell, "perplexity": value} for value, row in (ordered[0], ordered[-1])]
+    return picked
 
 
 def as_text(text: str, width: int) -> str:

@@ -15,14 +15,14 @@ def selection_rows(grid: Sequence[Row]) -> list[Row]:
 
     `quality` is the mean over the checkpoints, which chooses; `qualities` has each checkpoint's with its interval.
     """
-    found = []
+    candidate_rows = []
     for decoder, steps in dict.fromkeys((row["decoder"], row["steps"]) for row in grid):
         tried: dict[str, list[Row]] = {}
         for row in grid:
             if (row["decoder"], row["steps"]) == (decoder, steps):
                 tried.setdefault(_text(row["candidate"]), []).append(row)
         chosen = choose([rows[0]["candidate"] for rows in tried.values()], list(chain(*tried.values())), steps)
-        found += [
+        candidate_rows += [
             {
                 "decoder": decoder,
                 "steps": steps,
@@ -33,7 +33,7 @@ def selection_rows(grid: Sequence[Row]) -> list[Row]:
             }
             for candidate, rows in tried.items()
         ]
-    return found
+    return candidate_rows
 
 
 def selection_markdown(grid: Sequence[Row], rule: str) -> str:
@@ -45,8 +45,8 @@ def selection_markdown(grid: Sequence[Row], rule: str) -> str:
     lines = [["decoder", "S", "candidate", "quality", *checkpoints], ["---"] * (4 + len(checkpoints))]
     for row in rows:
         quality = number(row["quality"], QUALITY)
-        shown = f"**{quality}**" if row["chosen"] else quality
-        lines.append([row["decoder"], str(row["steps"]), row["candidate"], shown, *row["qualities"].values()])
+        cell = f"**{quality}**" if row["chosen"] else quality
+        lines.append([row["decoder"], str(row["steps"]), row["candidate"], cell, *row["qualities"].values()])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     head = f"Settings chosen on validation prompts. Bold: {rule}. Behind it each checkpoint's, ± half a 95% interval."
     return f"{head}\n\n{table}\n"

@@ -196,9 +196,9 @@ def _win_rates(rows: Sequence[Row], baseline: str) -> list[ReportFigure]:
     column = COLUMNS["win_rate"]
     blocks = over_size(rows, "blocks", "semi-AR's block length, tokens (log scale)", [column])["panels"]
     kernels = over_size(rows, "kernels", "Conv's kernel size, tokens (log scale)", [column])["panels"]
-    for shown in (*blocks, *kernels):
-        shown["title"] = f"win rate against {baseline}"
-        shown["marks"] = {"as good as it": 50.0}
+    for win_rate_panel in (*blocks, *kernels):
+        win_rate_panel["title"] = f"win rate against {baseline}"
+        win_rate_panel["marks"] = {"as good as it": 50.0}
     return [
         ReportFigure(
             "fig-09-win-rate",

@@ -169,14 +169,14 @@ def headline(rows: Sequence[Row]) -> Row:
     """checkpoint -> decoder -> budget -> quality, its axes, length and NFE, and the area over the budgets: what `dvc
     metrics` and `dvc exp show` list."""
     columns = [COLUMNS["quality"], *quality_axes(rows), COLUMNS["length"], COLUMNS["nfe"]]
-    found: Row = {}
+    tree: Row = {}
     for row in rows:
         values = {c.name: round(row[c.name], 4) for c in columns if row[c.name] is not None}
-        cell = found.setdefault(row["checkpoint"], {}).setdefault(row["decoder"], {})
+        cell = tree.setdefault(row["checkpoint"], {}).setdefault(row["decoder"], {})
         cell |= values if is_reference(row) else {f"S{row['steps']}": values}
         if row["area"] is not None:
             cell["area"] = round(row["area"], 4)
-    return found
+    return tree
 
 
 def over_passes(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
@@ -188,11 +188,11 @@ def over_passes(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
     cells: dict[tuple[str, str], Row] = {}
     for row in rows:
         cell = {"checkpoint": row["checkpoint"], "decoder": row["decoder"], "steps": None, "setting": ""}
-        found = cells.setdefault((row["checkpoint"], row["decoder"]), cell)
+        wide_row = cells.setdefault((row["checkpoint"], row["decoder"]), cell)
         for steps in budgets if is_reference(row) else [row["steps"]]:
             for name in ("quality", "nfe"):
-                found |= {f"{name}_{steps}": row[name], f"{name}_{steps}_ci": row[f"{name}_ci"]}
-        found |= {name: row[name] for name in ("area", "area_ci")}
+                wide_row |= {f"{name}_{steps}": row[name], f"{name}_{steps}_ci": row[f"{name}_ci"]}
+        wide_row |= {name: row[name] for name in ("area", "area_ci")}
     columns = [
         replace(COLUMNS[name], name=f"{name}_{steps}", heading=f"{COLUMNS[name].heading}, S = {steps}")
         for steps in budgets
@@ -225,10 +225,10 @@ def long_runs(ablation: Sequence[Row]) -> list[Row]:
 
 def speed_rows(ablation: Sequence[Row]) -> list[Row]:
     """Tokens a step of the ablation's runs without and with EOS-fill, a variant in the decoder's place (Table 5)."""
-    found = [row for row in ablation if row["variant"] in ("plain", "eos_fill")]
+    runs = [row for row in ablation if row["variant"] in ("plain", "eos_fill")]
     rows = []
-    for row in found:
-        lengths = [other["length"] for other in found if other["checkpoint"] == row["checkpoint"]]
+    for row in runs:
+        lengths = [other["length"] for other in runs if other["checkpoint"] == row["checkpoint"]]
         speed = _tokens_per_step(row, sum(lengths) / len(lengths))
         rows.append({"checkpoint": row["checkpoint"], "decoder": row["variant"], **speed})
     return rows
@@ -295,10 +295,12 @@ def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
 def groups(rows: Sequence[Row], long: Sequence[Row]) -> list[tuple[str, Sequence[Row], list[Column]]]:
     """Title, rows and columns of every table: quality over passes, quality and speed, structure, and the ablation's."""
     several = len({row["steps"] for row in rows if not is_reference(row)}) > 1
-    found: list[tuple[str, Sequence[Row], list[Column]]] = [(OVER_PASSES_TITLE, *over_passes(rows))]
-    found += [(title, rows, [*([STEPS] if several else []), *used(rows, columns)]) for title, columns in GROUPS.items()]
-    found.append((LONG_TITLE, long, used(long, LONG_COLUMNS)))
-    return [group for group in found if group[1]]
+    tables: list[tuple[str, Sequence[Row], list[Column]]] = [(OVER_PASSES_TITLE, *over_passes(rows))]
+    tables += [
+        (title, rows, [*([STEPS] if several else []), *used(rows, columns)]) for title, columns in GROUPS.items()
+    ]
+    tables.append((LONG_TITLE, long, used(long, LONG_COLUMNS)))
+    return [group for group in tables if group[1]]
 
 
 def name_of(row: Row) -> str:

@@ -25,14 +25,14 @@ def unmasking_data(checkpoint: str, answers: Mapping[str, Sequence[dict[str, Any
     decoders = {}
     for name, rows in answers.items():
         steps = np.array([row["commit_step"] for row in rows])
-        own = steps >= 0
-        counts = own.sum(axis=0)
-        sums = np.where(own, steps, 0).sum(axis=0)
+        committed = steps >= 0
+        counts = committed.sum(axis=0)
+        sums = np.where(committed, steps, 0).sum(axis=0)
         decoders[name] = {
             "mean_step": [
                 float(s / n) if n >= LEAST_SHARE * len(steps) and n else None for s, n in zip(sums, counts, strict=True)
             ],
-            "eos_filled_share": (1 - own.mean(axis=0)).tolist(),
+            "eos_filled_share": (1 - committed.mean(axis=0)).tolist(),
             "example": next(row["commit_step"] for row in rows if row["id"] == prompt),
         }
     return {"checkpoint": checkpoint, "prompt": prompt, "decoders": decoders}
@@ -52,9 +52,9 @@ def draw_unmasking(data: dict[str, Any], path: Path) -> None:
         lines.set_title(f"mean over all answers of {data['checkpoint']}")
         figure.legend(loc="outside upper left", ncols=6)
         colours = matplotlib.colormaps["viridis"].with_extremes(bad=FILLED)
-        shown = np.ma.masked_less(strips, 0)
+        masked_strips = np.ma.masked_less(strips, 0)
         mesh = image.imshow(
-            shown, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=max(int(strips.max()), 1)
+            masked_strips, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=max(int(strips.max()), 1)
         )
         image.set_yticks(range(len(decoders)), list(decoders))
         image.grid(visible=False)

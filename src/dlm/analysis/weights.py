@@ -47,11 +47,11 @@ def weights_data(answer: dict[str, Any], prompt_length: int, options: DecoderOpt
 def draw_weights(data: dict[str, Any], path: Path) -> None:
     """Above, step by position (grey: committed); below, what each gain makes of one step."""
     committed = np.asarray(data["committed"], dtype=bool)
-    shown = np.ma.masked_array(np.asarray(data["weights"]), committed)
+    weights = np.ma.masked_array(np.asarray(data["weights"]), committed)
     with canvas(path, 9, 4.6) as figure:
         image, lines = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
         colours = matplotlib.colormaps["viridis"].with_extremes(bad=FILLED)
-        mesh = image.imshow(shown, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=1)
+        mesh = image.imshow(weights, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=1)
         image.grid(visible=False)
         image.set_ylabel("step")
         image.set_title(f"weight s before each step, {data['gain']}, kernel {data['kernel_size']} (grey: committed)")

@@ -46,27 +46,27 @@ def draw_zone(data: dict[str, Any], path: Path) -> None:
         figure.legend(handles=handles, loc="outside upper left", ncols=4)
 
 
-def distance_data(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def distance_data(distances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Probability by kind at the first step, and what each decoder wrote, for `draw_lines`.
 
     Args:
-        found: of the distance stage, by checkpoint.
+        distances: of the distance stage, by checkpoint.
     """
-    first = found[0]
+    first = distances[0]
     centres = [start + first["bin"] / 2 for start in range(0, first["gen_length"], first["bin"])]
     thought = [
-        line(f"{NAMES[kind]}, {each['checkpoint']}", centres, each["probability"][kind], colour, 1 - dash)
+        line(f"{NAMES[kind]}, {distance['checkpoint']}", centres, distance["probability"][kind], colour, 1 - dash)
         for colour, kind in ((4, "high_prior"), (1, "repetition"), (6, "end"))
-        for dash, each in enumerate(found)
+        for dash, distance in enumerate(distances)
     ]
     panels = [panel("probability, all masked", DISTANCE, "probability", thought)]
     for kind in ("high_prior", "repetition"):
-        for each in found:
+        for distance in distances:
             lines = [
                 line(decoder, centres, shares[kind], colour, 0)
-                for colour, (decoder, shares) in enumerate(each["written"].items())
+                for colour, (decoder, shares) in enumerate(distance["written"].items())
             ]
             lines.append(line("real answers", centres, first["expected"][kind], 6, 3))
-            title = f"written, {each['checkpoint']}: {NAMES[kind]}"
+            title = f"written, {distance['checkpoint']}: {NAMES[kind]}"
             panels.append(panel(title, DISTANCE, "share of tokens", lines))
     return {"columns": 3, "panels": panels}

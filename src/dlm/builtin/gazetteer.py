@@ -68,9 +68,9 @@ def generate(grammar: Grammar, combinations: Sequence[Combination], size: int, s
 def _record(grammar: Grammar, topic: str, chosen: tuple[str, ...], rng: random.Random) -> Record:
     frame = rng.choice(grammar.instructions)
     asked = rng.sample(chosen, len(chosen))
-    wanted = join_list([rng.choice(grammar.attributes[name].mentions) for name in asked])
+    mentions = join_list([rng.choice(grammar.attributes[name].mentions) for name in asked])
     return Record(
-        instruction=frame.text.format(topic=topic, list=wanted),
+        instruction=frame.text.format(topic=topic, list=mentions),
         input=frame.input.format(topic=topic),
         output=answer(grammar, topic, [name for name in grammar.orders[frame.order] if name in chosen], rng),
         meta={"topic": topic, "slots": list(asked)},

@@ -86,8 +86,8 @@ class EvaluationSetParams:
     def check(self, where: str) -> None:
         plain = self.name == "gsm8k" or not self.chain_of_thought
         require(plain, dotted(where, "chain_of_thought"), "false but for gsm8k", self.chain_of_thought)
-        told = f"null where {dotted(where, 'name')} is held_out (data.file.eval_path names prompts of your own)"
-        require(self.name != "held_out" or self.path is None, dotted(where, "path"), told, self.path)
+        requirement = f"null where {dotted(where, 'name')} is held_out (data.file.eval_path names prompts of your own)"
+        require(self.name != "held_out" or self.path is None, dotted(where, "path"), requirement, self.path)
 
 
 def _check_columns(columns: dict[str, str], where: str) -> None:
@@ -123,16 +123,16 @@ class DataParams:
     @property
     def holds_out(self) -> bool:
         """Whether the evaluation prompts come out of the source, as the training records do."""
-        own = self.source == "file" and self.file.eval_path is not None
-        return self.evaluation.name == "held_out" and not own
+        from_a_file = self.source == "file" and self.file.eval_path is not None
+        return self.evaluation.name == "held_out" and not from_a_file
 
     def check(self, where: str) -> None:
         at_least(self, where, 1, ["max_records", "valid_size", "eval_size", "max_prompt_length"])
         at_least(self, where, 2, ["window"])
         share(self, where, ["max_dropped"])
-        own = self.source != "builtin" or self.evaluation.name == "held_out"
-        told = f"held_out where {where}.source is builtin: the corpus has words of its own"
-        require(own, f"{where}.evaluation.name", told, self.evaluation.name)
+        fits = self.source != "builtin" or self.evaluation.name == "held_out"
+        requirement = f"held_out where {where}.source is builtin: the corpus has words of its own"
+        require(fits, f"{where}.evaluation.name", requirement, self.evaluation.name)
         if self.source == "file" and not self.file.path:
             raise UserError(f"{where}.file.path must name a file when {where}.source is file, got {self.file.path!r}")
 
@@ -145,9 +145,9 @@ class TemplateParams:
     prompt_with_input: str
 
     def check(self, where: str) -> None:
-        for name, wanted in (("prompt", ["instruction"]), ("prompt_with_input", ["instruction", "input"])):
+        for name, fields in (("prompt", ["instruction"]), ("prompt_with_input", ["instruction", "input"])):
             text = getattr(self, name)
-            for field in wanted:
+            for field in fields:
                 require("{" + field + "}" in text, dotted(where, name), f"a text with {{{field}}} in it", text)
 
 

@@ -103,16 +103,17 @@ class BaseParams:
         adapts = self.init == "adapt"
         require(adapts or not self.anneal_steps, dotted(where, "anneal_steps"), "0 unless adapted", self.anneal_steps)
         other = self.rows == "text" and self.text != "train"
-        told = "0 where the rows are the training records alone"
-        require(other or not self.records_share, dotted(where, "records_share"), told, self.records_share)
+        requirement = "0 where the rows are the training records alone"
+        require(other or not self.records_share, dotted(where, "records_share"), requirement, self.records_share)
         cuts = self.rows == "records" or not self.suffix_share
         require(cuts, dotted(where, "suffix_share"), "0 where rows is text", self.suffix_share)
         either = not self.suffix_share or not self.crop_share
         require(either, dotted(where, "crop_share"), "0 where suffix_share is not", self.crop_share)
         ours = self.rows == "text" or self.text == "train"
         require(ours, dotted(where, "text"), "train where rows is records", self.text)
-        own = self.text != "train" or not self.held_out
-        require(own, dotted(where, "held_out"), "0 where text is train: data.valid_size is held out", self.held_out)
+        holds_out_text = self.text != "train" or not self.held_out
+        requirement = "0 where text is train: data.valid_size is held out"
+        require(holds_out_text, dotted(where, "held_out"), requirement, self.held_out)
         require(self.held_out < 1, dotted(where, "held_out"), "below 1", self.held_out)
 
 

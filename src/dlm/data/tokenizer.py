@@ -69,10 +69,10 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
     mask_id = model.get("mask_token_id")
     if mask_token is not None and tokenizer.mask_token != mask_token:
         if tokenizer.mask_token is not None or mask_token not in tokenizer.get_vocab():
-            told = (
+            problem = (
                 "is no entry of it" if tokenizer.mask_token is None else f"differs from its own, {tokenizer.mask_token}"
             )
-            raise UserError(f"{path}: the mask token {mask_token!r} {told}; name another, or none")
+            raise UserError(f"{path}: the mask token {mask_token!r} {problem}; name another, or none")
         mask_entry = tokenizer.convert_tokens_to_ids(mask_token)
         if mask_entry in encode(tokenizer, [tokenizer.decode([mask_entry])])[0]:
             raise UserError(
@@ -119,14 +119,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, after: bool 
     Raises:
         UserError: a text of which the tokenizer itself makes a special token.
     """
-    found = _ids(tokenizer, texts, after=after)
+    rows = _ids(tokenizer, texts, after=after)
     special = special_tokens(tokenizer)
     # Vocabularies of SentencePiece hold special tokens among their words.
-    for n in [n for n, ids in enumerate(found) if not special.keys().isdisjoint(ids)]:
-        [found[n]] = encode_broken(tokenizer, [broken(texts[n], special.values())], after=after)
-        if not special.keys().isdisjoint(found[n]):
+    for n in [n for n, ids in enumerate(rows) if not special.keys().isdisjoint(ids)]:
+        [rows[n]] = encode_broken(tokenizer, [broken(texts[n], special.values())], after=after)
+        if not special.keys().isdisjoint(rows[n]):
             raise UserError(f"{texts[n][:60]!r} spells a special token, which this tokenizer cannot read as text")
-    return found
+    return rows
 
 
 def broken(text: str, special: Iterable[str]) -> str:
@@ -169,8 +169,8 @@ def _ids(
         rest = [(start, i) for i, (start, end) in zip(anchored.ids, anchored.offsets, strict=True) if end > 1]
         # A whole word of both is no use (WordPiece), and where nothing is put before a text there is no need.
         if rest and all(start == 1 for start, _ in rest) and [i for _, i in rest] != bare.ids:
-            found = encodings([ANCHOR + text for text in texts])
-            return [[i for i, (_, end) in zip(e.ids, e.offsets, strict=True) if end > 1] for e in found]
+            anchored_texts = encodings([ANCHOR + text for text in texts])
+            return [[i for i, (_, end) in zip(e.ids, e.offsets, strict=True) if end > 1] for e in anchored_texts]
     return [encoding.ids for encoding in encodings(texts)]
 
 

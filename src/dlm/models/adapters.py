@@ -86,14 +86,14 @@ def read_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool)
         if weights.keys() != published.keys():
             _rename(config, published)
         wrapped = PeftModel(model, config)
-        wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
-        told = [f"{what}: {_some(names)}" for what, names in _differences(weights.keys(), wanted) if names]
-        if not told:
+        expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
+        differences = [f"{what}: {_some(names)}" for what, names in _differences(weights.keys(), expected) if names]
+        if not differences:
             set_peft_model_state_dict(wrapped, weights)
             return wrapped.train(model.training)
     except Exception as error:  # safetensors raises its own, undocumented type for a truncated file
         raise UserError(f"{folder}: no adapter could be loaded: {' '.join(str(error).split())[:300]}") from None
-    raise UserError(f"{folder}: the adapter's weights are not those of its config and base, {'; '.join(told)}")
+    raise UserError(f"{folder}: the adapter's weights are not those of its config and base, {'; '.join(differences)}")
 
 
 def _rename(config: Any, published: Iterable[str]) -> None:
@@ -107,10 +107,10 @@ def _rename(config: Any, published: Iterable[str]) -> None:
     config.modules_to_save = whole or None
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     for pattern in (config.rank_pattern, config.alpha_pattern):
-        told = dict(pattern)
+        settings = dict(pattern)
         pattern.clear()
         for name in targets:
-            if (value := told.get(get_pattern_key(list(told), name))) is not None:
+            if (value := settings.get(get_pattern_key(list(settings), name))) is not None:
                 pattern[re.escape(_module(name))] = value
 
 
@@ -118,9 +118,9 @@ def _module(name: str) -> str:
     return llama_name(f"{name}.").removesuffix(".")
 
 
-def _differences(given: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, list[str]]]:
-    given, wanted = set(given), set(wanted)
-    return [("missing", sorted(wanted - given)), ("left over", sorted(given - wanted))]
+def _differences(given: Iterable[str], expected: Iterable[str]) -> list[tuple[str, list[str]]]:
+    given, expected = set(given), set(expected)
+    return [("missing", sorted(expected - given)), ("left over", sorted(given - expected))]
 
 
 def _some(names: list[str]) -> str:

@@ -90,10 +90,10 @@ def load_checkpoint(
     check_checkpoint(path)
     folder = Path(path)
     if is_adapter(folder):
-        model, found = load_checkpoint(
+        model, its_tokenizer = load_checkpoint(
             base_of(folder), causal=causal, layout=layout, tokenizer=tokenizer or _own_tokenizer(folder), dtype=dtype
         )
-        return merged(read_adapter(model, folder, trainable=False)), found
+        return merged(read_adapter(model, folder, trainable=False)), its_tokenizer
     if folder.exists() and not (is_gguf(path) or (folder / "config.json").is_file()):
         raise UserError(
             f"{path}: no config.json there; a checkpoint is a folder with config.json and model.safetensors"
@@ -120,27 +120,27 @@ def load_checkpoint(
         model.config.is_causal = False
     denoises = kind == "masked_lm" or not getattr(model.config, "is_causal", True)
     if denoises == causal:
-        wanted = "an autoregressive model" if causal else "a masked diffusion model (config.is_causal: false)"
-        raise UserError(f"{path}: {wanted} is needed here; give the path of one")
+        needed = "an autoregressive model" if causal else "a masked diffusion model (config.is_causal: false)"
+        raise UserError(f"{path}: {needed} is needed here; give the path of one")
     if denoises:
         check_rope(model.config, path)
     if denoises and kind in ("causal_lm", "masked_lm"):  # with the others it is ours to say how a class attends
         check_sees_ahead(model, f"{path} is no denoiser, name another")
     default = GPT2 if kind == "mdlm" and not (folder / "tokenizer_config.json").is_file() else path
-    found = load_tokenizer(tokenizer or default, mask_token)
-    mask_id = getattr(model.config, "mask_token_id", found.mask_token_id)
-    if found.mask_token_id != mask_id:
+    loaded = load_tokenizer(tokenizer or default, mask_token)
+    mask_id = getattr(model.config, "mask_token_id", loaded.mask_token_id)
+    if loaded.mask_token_id != mask_id:
         raise UserError(
-            f"{path}: the tokenizer's mask is {found.mask_token_id}, the model's {mask_id}; they must match"
+            f"{path}: the tokenizer's mask is {loaded.mask_token_id}, the model's {mask_id}; they must match"
         )
     # An autoregressive model has no use for the mask, which may have been added just now.
-    entries = len(found) - (causal and found.mask_token_id == len(found) - 1)
+    entries = len(loaded) - (causal and loaded.mask_token_id == len(loaded) - 1)
     if entries > model.config.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {entries} entries, the model {model.config.vocab_size}; they must match"
         )
-    know_tokens(model, found)
-    return model, found
+    know_tokens(model, loaded)
+    return model, loaded
 
 
 def load_trainable(path: Path | str, lora: LoraParams, seed: int) -> tuple[nn.Module, PreTrainedTokenizerFast]:
@@ -167,10 +167,10 @@ def _own_tokenizer(adapter: Path) -> Path | None:
 
 def _check_keys(path: Path | str, info: Mapping[str, Any]) -> None:
     """Refuse weights that do not match, and say which, both ways."""
-    told = []
+    differences = []
     for kind in ("missing_keys", "unexpected_keys"):
         if names := sorted(map(str, info[kind])):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            told.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
-    if told:
-        raise UserError(f"{path}: weights and config.json differ, {'; '.join(told)}; mend either")
+            differences.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
+    if differences:
+        raise UserError(f"{path}: weights and config.json differ, {'; '.join(differences)}; mend either")

@@ -129,17 +129,17 @@ class Graph:
 
 def capture(run: Any, given: dict[str, Any], pool: Any) -> Graph:
     """Capture `run(**given).last_hidden_state` on tensors of its own."""
-    own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in given.items()}
+    copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in given.items()}
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
-            run(**own)
+            run(**copies)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
-        states = run(**own).last_hidden_state
-    return Graph(graph, own, states)
+        states = run(**copies).last_hidden_state
+    return Graph(graph, copies, states)
 
 
 def static_shape(batch: int, length: int, limit: int | None) -> tuple[int, int]:

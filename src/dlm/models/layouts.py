@@ -177,8 +177,8 @@ def llada_config(published: Mapping[str, Any], path: Path | str) -> LlamaConfig:
     return config
 
 
-def _must(published: Mapping[str, Any], wanted: Mapping[str, Any], path: Path | str, what: str) -> None:
-    for key, value in wanted.items():
+def _must(published: Mapping[str, Any], expected: Mapping[str, Any], path: Path | str, what: str) -> None:
+    for key, value in expected.items():
         if published.get(key, value) != value:
             raise UserError(f"{path}: config.json: {key} must be {value!r} for {what}, got {published[key]!r}")
 
@@ -187,9 +187,9 @@ def check_rope(config: PreTrainedConfig, path: Path | str) -> None:
     """Refuse rotary frequencies that change with a batch's longest canvas."""
     rope: Any = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]
-    if found := [kind["rope_type"] for kind in kinds if kind.get("rope_type") in BY_LENGTH]:
+    if refused := [kind["rope_type"] for kind in kinds if kind.get("rope_type") in BY_LENGTH]:
         raise UserError(
-            f"{path}: config.json: rope_type {found[0]} makes a row depend on its batch mates; use yarn or none"
+            f"{path}: config.json: rope_type {refused[0]} makes a row depend on its batch mates; use yarn or none"
         )
 
 
@@ -239,9 +239,9 @@ def _weights(path: Path | str) -> dict[str, torch.Tensor]:
         files = sorted(set(read_json(index)["weight_map"].values()))
     else:
         files = ["model.safetensors"]
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for name in files:
         if (file := cached_file(str(path), name)) is None:
             raise OSError(f"{path} has no {name}")
-        found |= load_file(file)
-    return found
+        weights |= load_file(file)
+    return weights

@@ -81,14 +81,14 @@ def fold(published: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
     def modulation(name: str, parts: int) -> tuple[Tensor, ...]:
         return F.linear(condition, weight(f"{name}.weight"), weight(f"{name}.bias")).chunk(parts)
 
-    found = {"gpt_neox.embed_in.weight": weight("vocab_embed.embedding")}
+    folded = {"gpt_neox.embed_in.weight": weight("vocab_embed.embedding")}
     for n in sorted(blocks):
         block, layer = f"blocks.{n}", f"gpt_neox.layers.{n}"
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation(f"{block}.adaLN_modulation", 6)
         qkv = weight(f"{block}.attn_qkv.weight")
         # (three, head, dim) in the published rows, (head, three, dim) in GPT-NeoX's.
         qkv = qkv.view(3, heads, -1, qkv.shape[1]).transpose(0, 1).reshape(qkv.shape)
-        found |= {
+        folded |= {
             f"{layer}.input_layernorm.weight": weight(f"{block}.norm1.weight") * (1 + scale_a),
             f"{layer}.input_layernorm.bias": shift_a,
             f"{layer}.attention.query_key_value.weight": qkv,
@@ -101,7 +101,7 @@ def fold(published: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
             f"{layer}.mlp.dense_4h_to_h.bias": gate_m * weight(f"{block}.mlp.2.bias"),
         }
     shift, scale = modulation("output_layer.adaLN_modulation", 2)
-    return found | {
+    return folded | {
         "gpt_neox.final_layer_norm.weight": weight("output_layer.norm_final.weight") * (1 + scale),
         "gpt_neox.final_layer_norm.bias": shift,
         "lm_head.weight": weight("output_layer.linear.weight"),

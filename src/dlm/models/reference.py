@@ -28,14 +28,14 @@ def nucleus_answers(
     Several processes share the batches, and each gets all answers.
     """
     eos_id = tokenizer.eos_token_id
-    found: dict[int, list[dict[str, Any]]] = {}
+    answers_of_batch: dict[int, list[dict[str, Any]]] = {}
     spare = list(range(token_count(model), model.config.vocab_size))
     sampler: Any = model  # generate is a mixin that PreTrainedModel's type does not show
     batches = [(seed, start) for seed in seeds for start in range(0, len(rows), batch_size)]
     for number, (seed, start) in enumerate(batches):
         if number % processes.count() != processes.rank():
             continue
-        answers = found.setdefault(number, [])
+        answers = answers_of_batch.setdefault(number, [])
         batch = rows[start : start + batch_size]
         longest = max(len(row["prompt_ids"]) for row in batch)
         padding = [longest - len(row["prompt_ids"]) for row in batch]
@@ -66,5 +66,5 @@ def nucleus_answers(
                     "leftover_masks": 0,
                 }
             )
-    whole = {number: part for parts in processes.gather(found) for number, part in parts.items()}
+    whole = {number: part for parts in processes.gather(answers_of_batch) for number, part in parts.items()}
     return [answer for number in range(len(batches)) for answer in whole[number]]

@@ -90,8 +90,8 @@ def _download(name: str, chosen: EvaluationSet) -> Path:
     try:
         return Path(hf_hub_download(chosen.repository, chosen.file, repo_type="dataset"))
     except Exception as error:  # the hub and the network raise classes of their own
-        told = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"data.evaluation: {name} could not be loaded from the hub ({told}); download {chosen.file} of "
+            f"data.evaluation: {name} could not be loaded from the hub ({reason}); download {chosen.file} of "
             f"https://huggingface.co/datasets/{chosen.repository} and set data.evaluation.path to the copy"
         ) from None

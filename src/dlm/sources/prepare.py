@@ -144,7 +144,7 @@ def fit_splits(
     splits, dropped = {}, {}
     for name in SPLITS:
         splits[name], dropped[name] = tokenise(
-            records[name], template, tokenizer, data, needs_answer=name != "eval", wanted=held.get(name, enough)
+            records[name], template, tokenizer, data, needs_answer=name != "eval", enough=held.get(name, enough)
         )
     _check_dropped(splits, dropped, data)
     if data.source != "builtin":  # whose splits hold different combinations
@@ -201,11 +201,11 @@ def tokenise(
     tokenizer: PreTrainedTokenizerFast,
     data: DataParams,
     needs_answer: bool,
-    wanted: int | None = None,
+    enough: int | None = None,
 ) -> tuple[list[Example], dict[str, int]]:
     """Tokenise and drop what does not fit: a prompt beyond max_prompt_length, an answer beyond window - 1 (its EOS).
 
-    With `wanted` the first so many that fit, and the counts of what was dropped up to there.
+    With `enough` it stops at so many that fit; the counts are of what was dropped up to there.
     """
     kept, dropped = list[Example](), dict.fromkeys(TOO_LONG, 0)
     for start in range(0, len(records), ENCODE_AT_ONCE):
@@ -213,7 +213,7 @@ def tokenise(
         prompt_ids = template.encode(tokenizer, some)
         answer_ids = encode(tokenizer, [record.output for record in some])
         for record, p_ids, a_ids in zip(some, prompt_ids, answer_ids, strict=True):
-            if len(kept) == wanted:
+            if len(kept) == enough:
                 return kept, dropped
             if len(p_ids) > data.max_prompt_length:
                 dropped["prompt_too_long"] += 1
@@ -230,7 +230,7 @@ def left_out(
     dropped: dict[str, dict[str, int]],
     data: DataParams,
 ) -> list[str]:
-    """What nobody may miss without having been told, a line each: what was left out and why, and splits that are short.
+    """Lines for the stage to print: what was left out and why, and the splits that are short.
 
     Args:
         counts: of load_splits.
@@ -242,9 +242,9 @@ def left_out(
         lost = {cause: (sum(dropped[name][cause] for name in names), seen) for cause in TOO_LONG}
         if what == "records":
             lost |= {cause: (count, counts["read"]) for cause, count in counts.items() if cause not in ("read", "kept")}
-        told = [f"{CAUSES[cause]} {count:,} ({count / of:.1%})" for cause, (count, of) in lost.items() if count]
-        if told:
-            lines.append(f"{what} left out: {', '.join(told)}")
+        causes = [f"{CAUSES[cause]} {count:,} ({count / of:.1%})" for cause, (count, of) in lost.items() if count]
+        if causes:
+            lines.append(f"{what} left out: {', '.join(causes)}")
     for name, size in (("valid", data.valid_size), ("eval", data.eval_size)):
         if len(splits[name]) < size:
             lines.append(f"{name} has {len(splits[name])} examples, data.{name}_size is {size}: no more of them fit")
@@ -289,14 +289,14 @@ def write_prepared(
 ) -> dict[str, Any]:
     """All that the prepare stage leaves, each kind in its own file, so that what is trained does not depend on what is
     evaluated; the statistics are returned."""
-    known = vocabulary(splits["train"], tokenizer)
-    found = statistics(splits, tokenizer, counts, known["token_counts"])
+    vocab = vocabulary(splits["train"], tokenizer)
+    numbers = statistics(splits, tokenizer, counts, vocab["token_counts"])
     for name, examples in splits.items():
         write_examples(folder / f"{name}.parquet", examples)
     tokenizer.save_pretrained(folder / "tokenizer")
-    write_json(folder / "vocabulary.json", known)
-    write_json(folder / "stats.json", found)
-    return found
+    write_json(folder / "vocabulary.json", vocab)
+    write_json(folder / "stats.json", numbers)
+    return numbers
 
 
 def _percentiles(lengths: list[int]) -> dict[str, float]:

@@ -45,13 +45,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return _read(path, None)[1]
 
 
-def _read(path: Path, wanted: Collection[str] | None) -> Table:
-    """A file's table, all columns of it without `wanted`."""
+def _read(path: Path, used_columns: Collection[str] | None) -> Table:
+    """A file's table with its `used_columns`, None for all. Some formats give all columns whatever is used."""
     suffixes = ["", *(suffix.lower() for suffix in path.suffixes if suffix.lower() not in DECOMPRESSORS)]
     if suffixes[-1] not in READERS:
         supported = f"{', '.join(READERS)}, each also with {', '.join(DECOMPRESSORS)}"
         raise _bad(path, f"unknown suffix; rename or convert it to one of {supported}")
-    return READERS[suffixes[-1]](read_bytes(path), path, wanted)
+    return READERS[suffixes[-1]](read_bytes(path), path, used_columns)
 
 
 def load_hub(
@@ -66,8 +66,8 @@ def load_hub(
 
     try:
         dataset = datasets.load_dataset(name, config, split=split)
-        wanted = list(_used(columns).intersection(dataset.column_names))
-        table = dataset.column_names, dataset.select_columns(wanted).to_list()
+        used_columns = list(_used(columns).intersection(dataset.column_names))
+        table = dataset.column_names, dataset.select_columns(used_columns).to_list()
     except Exception as error:  # the hub, the network and each builder raise classes of their own
         what = f"cannot load dataset {name!r}, config {config!r}, split {split!r} ({str(error)[:200]})"
         copy = f"download https://huggingface.co/datasets/{name} and set data.source: file, data.file.path: the copy"
@@ -138,7 +138,7 @@ def _text(value: Any, column: str, where: str) -> str:
     return text
 
 
-def _json(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:
+def _json(raw: bytes, path: Path, used_columns: Collection[str] | None) -> Table:
     rows = _loads(_decode(raw, path), path, 1, ", or name it .jsonl if each line is an object of its own")
     if isinstance(rows, dict):
         lists = [value for value in rows.values() if isinstance(value, list)]
@@ -148,7 +148,7 @@ def _json(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:
     return _objects(rows, lambda index: f"{path}: record {index + 1}")
 
 
-def _json_lines(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:
+def _json_lines(raw: bytes, path: Path, used_columns: Collection[str] | None) -> Table:
     # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
     lines = [(n, line) for n, line in enumerate(_decode(raw, path).split("\n"), start=1) if line.strip()]
     return _objects([_loads(line, path, n) for n, line in lines], lambda index: f"{path}:{lines[index][0]}")
@@ -171,7 +171,7 @@ def _loads(text: str, path: Path, line: int, hint: str = "") -> Any:
     raise _bad(f"{path}:{line}", f"not valid JSON ({reason}); mend it, or download it again if it is truncated{hint}")
 
 
-def _delimited(raw: bytes, path: Path, wanted: Collection[str] | None, delimiter: str) -> Table:
+def _delimited(raw: bytes, path: Path, used_columns: Collection[str] | None, delimiter: str) -> Table:
     text = _decode(raw, path)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -194,7 +194,7 @@ def _delimited(raw: bytes, path: Path, wanted: Collection[str] | None, delimiter
     return names, [dict(zip(names, row, strict=True)) for row in filled]
 
 
-def _parquet(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:
+def _parquet(raw: bytes, path: Path, used_columns: Collection[str] | None) -> Table:
     import pyarrow as pa  # here, as no other format needs it
     import pyarrow.parquet as pq
 
@@ -202,7 +202,8 @@ def _parquet(raw: bytes, path: Path, wanted: Collection[str] | None) -> Table:
         file = pq.ParquetFile(pa.BufferReader(raw))
         names = file.schema_arrow.names
         # Only what is used: other columns may hold types without a Python value.
-        return names, file.read(columns=[name for name in names if wanted is None or name in wanted]).to_pylist()
+        columns = [name for name in names if used_columns is None or name in used_columns]
+        return names, file.read(columns=columns).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _bad(path, f"not valid parquet ({str(error)[:200]}); download or write it again") from None
 
