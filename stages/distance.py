@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def zone(lm: DiffusionLM, examples: list[dict[str, Any]], high_prior: frozenset[int], params: Params) -> dict[str, Any]:
-    """The candidate zone: probability by kind and bin, kinds of the best candidates by distance, one prompt's own."""
+    """The candidate zone: probability by kind and bin, kinds of the best candidates by distance, one example."""
     length, count = params.decode.gen_length, params.sweeps.candidates
     mass, shares, example = [], np.zeros((length, len(KINDS))), None
     for row in examples:

@@ -1,4 +1,4 @@
-"""Table, claims, figures and the page report.html from everything the other stages left; prints the table."""
+"""The table, claims, figures and report.html from what the other stages left. Prints the table."""
 
 from pathlib import Path
 from typing import Any

@@ -34,7 +34,7 @@ def main() -> None:
             return
         choices = [{"steps": steps, "options": choose(candidates, grid, steps)} for steps in params.decode.steps]
         outs = [arguments.build / "selection" / file for file in (f"{name}.json", f"{name}-grid.json")]
-        # Apart, so that other figures with the same choice leave what was decoded as it is.
+        # Two files, so that new figures with the same choice do not make DVC decode again.
         for out, content in zip(outs, (choices, grid), strict=True):
             write_json(out, content)
         run.table("selection", grid)

@@ -23,7 +23,7 @@ class Rows:
 
 
 def in_batches(ids: list[list[int]], batch_size: int, run: Callable[[list[int]], Decoded]) -> Rows:
-    """Rows of like length share a batch: less padding. The noise follows the row, not its place."""
+    """Run all rows in batches of similar length, for less padding. Results are in the order of `ids`."""
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     done = [run(batch) for batch in batches]

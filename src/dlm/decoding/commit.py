@@ -20,8 +20,8 @@ class Open:
         row, position: where each one stands on the canvas.
         log_weight: the window's log s_i.
         quota_base: masked positions of each row that this phase may fill, open at this step or not.
-        late: whether it goes behind the others of its row, whatever its score; then it commits at most to fill the
-            schedule's number (`ends_last`).
+        late: whether it ranks behind all others of its row (`ends_last`). A late position commits only where the
+            schedule asks for more than the others.
     """
 
     batch: int
@@ -38,10 +38,10 @@ Revoke = Callable[[int, Int[Tensor, " n"], Float[Tensor, " n"], Rates], Float64[
 
 
 def ends_last(row: Tensor, ends: Tensor, free: Tensor, rates: Rates, batch: int) -> Bool[Tensor, " n"]:
-    """Which open positions are late, where EOS comes last (option `eos`): the `free` ones that would take it (`ends`).
+    """Which open positions are late with the option `eos: last`: those `free` ones that would take an end (`ends`).
 
-    None where no other free position of the row would take something else, so that a row never stands still; and none
-    at the last step, which commits all that is left.
+    A row in which every free position would end has no late one, so that it goes on. Neither has the last step, which
+    commits all that is left.
     """
     if rates.steps_left == 1:
         return torch.zeros_like(ends)
@@ -73,8 +73,8 @@ def fixed_count(open_: Open, candidates: Candidates, rates: Rates, uniform: Floa
 def at_random(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
     """Commit ceil(masks left / steps left) positions a row, chosen at random in proportion to s_i.
 
-    LLaDA's random order. One position a step is first-hitting sampling (Zheng et al. 2024; bd3lms), whose hitting times
-    a network that does not see t needs no more.
+    LLaDA's random order. With one position a step it is first-hitting sampling (Zheng et al. 2024; bd3lms); the hitting
+    times themselves do not matter to a network that does not see t.
     """
     # Gumbel keys: the largest n are a draw of n without replacement.
     keys = open_.log_weight.double() - (-uniform.log()).log()

@@ -1,4 +1,4 @@
-"""The library's front door: load a masked diffusion LM, generate text, fill gaps."""
+"""The library's interface to users: load a masked diffusion LM, generate text, fill gaps."""
 
 import operator
 import re
@@ -135,7 +135,7 @@ class DiffusionLM:
         """Token ids of an instruction in the checkpoint's own template. Special tokens that it spells stay text.
 
         Raises:
-            UserError: the checkpoint has no template, or one of the two is no text.
+            UserError: the checkpoint has no template, or an argument is not text.
         """
         if self.template is None:
             raise UserError("this checkpoint carries no prompt template; pass the whole prompt to generate()")
@@ -150,7 +150,7 @@ class DiffusionLM:
                 Special tokens that a content spells stay text.
 
         Raises:
-            UserError: the checkpoint has no chat template, or it refuses the conversation; messages that are none.
+            UserError: the checkpoint has no chat template, it refuses the conversation, or a message has another form.
         """
         if self.tokenizer.chat_template is None:
             raise UserError("this checkpoint carries no chat template; use generate() with a whole prompt")
@@ -210,7 +210,7 @@ class DiffusionLM:
             **options: the decoder's options, as in params.yaml (kernel_size=33, top_k=5, eos_fill=True, ...).
 
         Raises:
-            UserError: an unknown decoder or option, an argument that is none, or a prompt beyond the model's length.
+            UserError: an unknown decoder or option, an argument of the wrong kind, or a prompt too long for the model.
         """
         gen_length, batch_size = _whole("gen_length", gen_length, 1), _whole("batch_size", batch_size, 1)
         steps = gen_length if steps is None else _whole("steps", steps, 1)
@@ -308,9 +308,9 @@ class DiffusionLM:
         )
 
     def _added(self, ids: list[int], start: int, end: int) -> str:
-        """The text of ids[start:end], with the space that it has behind what stands before it."""
+        """The text of ids[start:end] as it reads after the ids before it, with the space between them."""
         before, both = (decode_text(self.tokenizer, ids[:stop]) for stop in (start, end))
-        # Half a character on the border reads otherwise when the rest is there.
+        # Where the border cuts a character in two, `before` is no prefix of `both`.
         return both.removeprefix(before) if both.startswith(before) else decode_text(self.tokenizer, ids[start:end])
 
     def _ids(self, prompt: Any, where: str = "a prompt") -> list[int]:
@@ -359,10 +359,10 @@ class DiffusionLM:
 
 
 def _listed(given: Any, name: str, requirement: str = "") -> list[Any]:
-    """What stands in a list, an array or anything else that has an order; a text is a list of one.
+    """The items of a list, an array or anything else with an order; a text is a list of one.
 
     Raises:
-        UserError: a mapping (its keys are no prompts), a set (no order), bytes, or what holds nothing.
+        UserError: a mapping (its keys are no prompts), a set (no order), bytes, or what cannot be iterated.
     """
     if isinstance(given, str):
         return [given]
@@ -375,7 +375,7 @@ def _listed(given: Any, name: str, requirement: str = "") -> list[Any]:
 
 
 def _index(value: Any) -> int:
-    """A whole number, numpy's and torch's too; no truth value, nor a number with a point. Raises TypeError."""
+    """An integer, numpy's and torch's too. Raises TypeError for a bool, a float and anything else."""
     value = value.tolist() if isinstance(value, Tensor) else value
     if isinstance(value, bool):
         raise TypeError
@@ -392,7 +392,7 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
 
 
 def _text(value: Any, where: str) -> str:
-    """A text that can be written as UTF-8: no half of a surrogate pair. Raises UserError."""
+    """A text that can be written as UTF-8. Raises UserError for anything else, half a surrogate pair included."""
     if not isinstance(value, str):
         raise UserError(f"{where} must be text, got {_shown(value)}")
     try:
@@ -403,7 +403,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _turn(message: Any, where: str) -> dict[str, str]:
-    """A message of a conversation. Its role is one of ROLES: a template may make special tokens of it."""
+    """A checked message of a conversation. Only ROLES pass: a template may write a role as a special token."""
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise UserError(f"{where} must have a role and a content and nothing else, got {_shown(message)}")
     require(message["role"] in ROLES, f"{where}: role", f"one of {', '.join(ROLES)}", message["role"])
@@ -421,7 +421,7 @@ def _shown(value: Any) -> str:
 
 
 def _checked(decoder: Any, options: dict[str, Any]) -> tuple[DecoderOptions, str]:
-    """The options of a decoder, and what errors call it."""
+    """A decoder's checked options, and its name for error messages."""
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     if isinstance(decoder, str):
         return decoder_options(decoder, plain, decoder), decoder
@@ -436,7 +436,7 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[in
     """EOS, and the other special tokens at which the checkpoint's generation stops (one id, or a list)."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
     given = named if isinstance(named, list) else [named]
-    # Classes have defaults, which may be any word of this vocabulary.
+    # A class's default id may be an ordinary word of this vocabulary, so only special tokens count.
     others = special_tokens(tokenizer).keys() - {tokenizer.eos_token_id, tokenizer.mask_token_id}
     return [tokenizer.eos_token_id, *sorted(others & set(given))]
 

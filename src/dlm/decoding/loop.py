@@ -1,7 +1,7 @@
 """The one decode loop: a canvas of context and masks, filled by a decoder's parts (docs/method.md §5).
 
-Context never changes. Everything is per row: noise, quotas, normalisers, NFE; a row that needs no forward pass at a
-step does not take part in it.
+Context never changes. Noise, quotas, normalisers and NFE are counted for each row. A row that needs no forward pass at
+a step is left out of it.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,8 +11,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep what tensors free for the next ones, where this process uses glibc.
 
     By default blocks of megabytes go back to the system as soon as they are free and come back as untouched pages,
-    which the next forward pass pays for: the 1M-parameter model decoded 1.5 times slower on two cores. Glibc learns
-    better from the first large block that is freed, so a process's speed depended on what it had computed before.
+    which slows the next forward pass: the 1M-parameter model decoded 1.5 times slower on two cores. Glibc raises its
+    threshold when a large block is freed, so that speed also depended on what the process had computed before.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Noise as a function of (row, step, channel, position): no generator state, so batch mates cannot change a draw."""
+"""Noise as a function of (row, step, channel, position), without generator state: no other row changes a draw."""
 
 import hashlib
 from collections import Counter

@@ -1,11 +1,11 @@
 """Which token each open position would take.
 
-Deciding to commit and choosing the token factor exactly: a joint draw over {k tokens, stay masked} is a draw to commit
-with probability weight / (weight + stay), then a draw of the token. So a proposal is asked for scores at all open
-positions, and then for tokens, which cost something at those that commit alone where they need the whole vocabulary.
+A draw over {k tokens, stay masked} is the same as two draws: whether to commit, with probability
+weight / (weight + stay), and then which token. So a proposal first gives scores for all open positions. Tokens are
+drawn afterwards; a draw from the whole vocabulary is made only where a position commits.
 
-A [positions, vocabulary] tensor exists for some positions at a time only (`chunks`): for a vocabulary of 50,000 it
-would be nearly all of the memory.
+The [positions, vocabulary] tensor is made for some positions at a time (`chunks`). All at once it would take nearly
+all of the memory with a vocabulary of 50,000.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ class Source:
     """The open positions of a step, flat: `count` of them.
 
     Attributes:
-        logits: indices [m] into them -> logits [m, vocab] in the type of the head, the caller's own to overwrite.
+        logits: indices [m] into them -> logits [m, vocab] in the type of the head; the caller may overwrite them.
         uniforms: indices [m] -> the numbers in (0, 1) that the positions' token draws use, float64 [m].
     """
 
@@ -44,7 +44,7 @@ class Source:
     uniforms: Callable[[Indices], Float64[Tensor, " m"]]
 
     def chunks(self, indices: Indices | None = None, bytes_each: int = 4) -> Iterator[Indices]:
-        """`indices` (all positions unless given) in pieces that fit the budget, at so many bytes for each logit."""
+        """`indices` (all positions unless given) in pieces whose logits fit CHUNK, at `bytes_each` a logit."""
         every = torch.arange(self.count, device=self.device) if indices is None else indices
         size = max(CHUNK.get(self.device.type, CHUNK["cpu"]) // bytes_each // self.vocab, 1)
         return iter(every.split(size)) if len(every) else iter(())
@@ -58,9 +58,8 @@ class Candidates:
         log_mass: log Σ_kept p, the share of probability that the kept candidates hold.
         log_confidence: log of what ranks the positions, in (0, 1]: the proposed token's probability unless a rule says
             otherwise.
-        draw: True where a token is needed [n] -> (tokens [n], their log-probabilities [n]), of no meaning elsewhere.
-        best: the token that each would take, the likeliest where it may take one of several; None: not known before it
-            is drawn.
+        draw: True where a token is needed [n] -> (tokens [n], their log-probabilities [n]); other entries mean nothing.
+        best: the token that each position would take, the likeliest of several; None where only a draw tells.
     """
 
     log_mass: Float[Tensor, " n"]
@@ -73,7 +72,7 @@ Propose = Callable[[Source], Candidates]
 
 
 def categorical(source: Source) -> Candidates:
-    """The whole vocabulary (paper Eq. 4). Scores are constant, so logits are asked for where a token is drawn only."""
+    """The whole vocabulary (paper Eq. 4). Scores are constant, so logits are computed only where a token is drawn."""
 
     def draw(chosen: Tensor) -> tuple[Tensor, Tensor]:
         tokens = torch.zeros(source.count, dtype=torch.long, device=source.device)
@@ -124,7 +123,7 @@ def single(confidence: Confidence, temperature: float) -> Propose:
 
 
 def _over_vocabulary(source: Source, confidence: Confidence, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, their log p and what ranks, where that takes more of the distribution than its top."""
+    """Tokens, their log p and their rank scores, for rules that need the whole distribution."""
     tokens = torch.empty(source.count, dtype=torch.long, device=source.device)
     log_p = torch.empty(source.count, device=source.device)
     rank = torch.empty(source.count, device=source.device)
@@ -152,7 +151,7 @@ def _most_probable(source: Source, k: int) -> tuple[Float[Tensor, "n k"], Int[Te
     for piece in source.chunks(bytes_each=2 if fused else 4):
         logits = source.logits(piece)
         log_probs[piece], ids[piece] = _best_fused(logits, k) if fused else _best(logits.float(), k)
-        del logits  # or two pieces would be there at a time
+        del logits  # else two pieces are in memory at once
     return log_probs, ids
 
 
@@ -162,13 +161,13 @@ def _best_fused(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor,
 
 
 def _best(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
-    """The k largest log-probabilities, falling, and their tokens; the logits, float32, are not needed after it."""
+    """The k largest log-probabilities, falling, and their tokens. Overwrites the logits, which are float32."""
     best, tokens = logits.max(-1, keepdim=True) if k == 1 else largest(logits, k)
     return best - _log_total(logits, best[:, :1]), tokens
 
 
 def largest(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
-    """`topk` over a large vocabulary: only the k blocks with the largest maxima can hold any of the k largest."""
+    """`topk`, faster over a large vocabulary: the k largest lie in the k blocks with the largest maxima."""
     vocab = logits.shape[1]
     if vocab < 8 * k * BLOCK:
         return logits.topk(k, dim=-1)
@@ -183,7 +182,7 @@ def largest(logits: Float[Tensor, "m vocab"], k: int) -> tuple[Float[Tensor, "m 
 
 
 def _log_total(logits: Float[Tensor, "m vocab"], best: Float[Tensor, "m 1"]) -> Float[Tensor, "m 1"]:
-    """log Σ exp over the vocabulary, in the logits' own memory: they are not needed after it."""
+    """log Σ exp over the vocabulary. Overwrites the logits, to save memory."""
     return best + logits.sub_(best).exp_().sum(-1, keepdim=True).log()
 
 

@@ -1,4 +1,4 @@
-"""Windows: how much each position may go first, as an additive log-weight. A window ranks; only a phase forbids."""
+"""Windows: how strongly each position is preferred, as a log-weight added to its score; -inf for not yet."""
 
 from collections.abc import Callable
 

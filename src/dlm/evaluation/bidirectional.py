@@ -1,12 +1,11 @@
-"""Filling from context on both sides, judged exactly on the builtin corpus; ours: the paper leaves it open.
+"""Filling gaps from context on both sides, judged exactly on the builtin corpus. The paper does not evaluate this.
 
 Two tasks on held-out answers, cut at sentence ends. `infill`: one sentence in the middle is masked. `goal`: everything
 between the first and the last sentence is. Prompt, left and right context and the end stay on the canvas.
 
-What the figures mean, and where they fail: facts and sentences are judged, not wording, so any paraphrase of the
-grammar counts. The gap has as many masks as the original text had tokens, which tells a decoder how much there is to
-say; a model that needs another length for the same facts is punished for it. An answer's facts come in few orders, so a
-decoder may infer from the right context which fact is missing without reading the prompt.
+Limits: facts and sentences are judged, not wording, so any sentence of the grammar counts. The gap has as many masks as
+the original text had tokens, so that its length gives something away, and a model that needs another length scores
+worse. Facts come in few orders: the right context alone may tell which one is missing, without the prompt.
 """
 
 from collections.abc import Sequence

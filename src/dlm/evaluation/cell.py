@@ -66,7 +66,7 @@ class Corpus:
         judge: the builtin corpus's exact judge, None for other corpora.
         scorer: for perplexity and relevance.
         reference: the autoregressive reference, for MAUVE.
-        real: prompt_ids and answer_ids of held-out records, what answers as a whole are compared with.
+        real: prompt_ids and answer_ids of held-out records, for MAUVE.
     """
 
     examples: Mapping[int, dict[str, Any]]
@@ -82,7 +82,7 @@ class Corpus:
 
 
 def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, split: str = "eval") -> Corpus:
-    """Collect a corpus from the artefacts of prepare and reference; `split` has its prompts."""
+    """The corpus from what the prepare and reference stages left, with the prompts of `split`."""
     vocabulary = read_json(build / "data" / "vocabulary.json")
     frequent = most_frequent(vocabulary["token_counts"], evaluate.high_prior_tokens)
     reference = load_checkpoint(build / "models" / "reference", causal=True)[0]

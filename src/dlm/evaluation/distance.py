@@ -15,7 +15,7 @@ from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.bootstrap import mean_with_ci
 
 KINDS = ("end", "high_prior", "repetition", "other")
-LEAST_SHARE = 0.1  # of the responses; a mean over fewer jumps about
+LEAST_SHARE = 0.1  # of the responses; a mean over fewer is mostly noise
 
 
 def token_kinds(
@@ -31,7 +31,7 @@ def token_kinds(
 
 @torch.no_grad()
 def first_probabilities(lm: DiffusionLM, prompt: list[int], gen_length: int) -> Float[np.ndarray, "gen_length vocab"]:
-    """What the model thinks of every response position when all of them are masked: the first step's candidates."""
+    """The model's probabilities at every response position with all of them masked, as at the first step."""
     canvas = torch.tensor([prompt + [lm.denoiser.mask_id] * gen_length], device=lm.denoiser.device)
     hidden = lm.denoiser.hidden(canvas, None)[0, len(prompt) :]
     probabilities: np.ndarray = torch.softmax(lm.denoiser.logits(hidden).double(), dim=-1).cpu().numpy()

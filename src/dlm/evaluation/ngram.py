@@ -1,7 +1,7 @@
-"""A scorer that no neural model is related to: an n-gram model of held-out text (nltk), smoothed as by Witten and Bell.
+"""Perplexity under an n-gram model of held-out text (nltk), with Witten-Bell smoothing.
 
-The reference judges its own family: it has the architecture, the tokens and the training text of the models under test.
-Counts of text that none of them was trained on share only the tokens. They see n - 1 tokens back and nothing farther.
+The reference has the architecture, tokens and training text of the models that it scores, and may favour them. The
+n-gram model shares only the tokens. It sees no farther back than n - 1 tokens.
 """
 
 import functools
@@ -18,8 +18,8 @@ from dlm.errors import UserError
 
 
 class _WittenBell(WittenBell):  # type: ignore[misc]
-    """nltk's, but for two things: what it needs of a context is counted once, and below the single tokens stands the
-    uniform distribution, so that none is impossible."""
+    """nltk's smoothing with two changes: a context's counts are cached, and single tokens are smoothed with the uniform
+    distribution, so that no token is impossible."""
 
     def __init__(self, vocabulary: Any, counter: Any, size: int) -> None:
         super().__init__(vocabulary, counter)

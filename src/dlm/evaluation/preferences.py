@@ -1,4 +1,4 @@
-"""A judge's opinion of every answer: against the reference's to the same prompt and seed, and as a grade."""
+"""What a judge says of every answer: its preference over the baseline's answer to the same prompt, and a grade."""
 
 import csv
 import json
@@ -64,12 +64,12 @@ def add_grades(rows: Sequence[Row], answers: Sequence[Row], examples: Mapping[in
 
 
 def _by_the_first(ask: Callable[[], list[T]]) -> list[T]:
-    """What the first process is told, in every process: a judge may want money for each answer."""
+    """Ask in the first process alone, since a judge may cost money, and give the answer to all processes."""
     return processes.gather(ask() if processes.is_main() else [])[0]
 
 
 def _asked(example: Row) -> str:
-    """What the judge is told was asked for."""
+    """The task as the judge reads it."""
     return f"{example['instruction']}\n\n{example['input']}" if example["input"] else str(example["instruction"])
 
 

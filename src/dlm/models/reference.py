@@ -23,7 +23,7 @@ def nucleus_answers(
     top_p: float,
     temperature: float,
 ) -> list[dict[str, Any]]:
-    """Sample an answer for every prompt and seed; rows as in evaluation.answers (nfe = tokens generated).
+    """Sample an answer for every prompt and seed; rows as in decoding.answers, with nfe the number of tokens.
 
     Several processes share the batches, and each gets all answers.
     """

@@ -36,7 +36,7 @@ class Relevance:
 
 
 def shared_frame(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """What all prompts begin with, and then what all end with: of a template, its text without the fields.
+    """What all prompts begin with, followed by what all end with: a template's text without its fields.
 
     Args:
         prompts: token ids of each.

@@ -1,4 +1,4 @@
-"""Who says how likely a response is: the pipeline's own reference, or any causal LM with a tokenizer of its own."""
+"""The model that says how likely a response is: the pipeline's reference, or another causal LM."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Scorer:
 
     Attributes:
         eos_id: end-of-text of the ids that it reads.
-        tokenizer: where it reads texts by its own; None where it reads the pipeline's ids.
-        frame: what all training prompts share, in its ids (relevance.shared_frame); an end-of-text in an empty one's
-            place.
+        tokenizer: the model's own, to read texts with; None for a model that reads the pipeline's ids.
+        frame: what all training prompts share, in the model's ids (relevance.shared_frame). An empty one is replaced
+            by an end-of-text.
     """
 
     model: torch.nn.Module
@@ -58,7 +58,7 @@ class Scorer:
         return perplexities, [relevance(*row) for row in zip(given, bare, contents, asked, strict=True)]
 
     def _frames(self, said: Sequence[list[int]]) -> list[list[int]]:
-        """What stands before each response in its prompt's place, at least one token."""
+        """The frame in place of each response's prompt, at least one token."""
         frame, longest = list(self.frame) or [self.eos_id], self._longest()
         return [frame if longest is None else frame[-(longest - len(ids)) :] for ids in said]
 
