@@ -108,7 +108,7 @@ def command_line() -> str:
     return " ".join(["python", script, *words])
 
 
-def beside(out: Path, ending: str) -> Path:
+def with_ending(out: Path, ending: str) -> Path:
     """results/x -> results/x.json; a point in the name is part of it."""
     return out.parent / f"{out.name}.{ending}"
 
@@ -139,6 +139,6 @@ def grid(lines: Sequence[Sequence[str]], left: int) -> str:
 
 def write(out: Path, result: dict[str, Any], table: str) -> None:
     """OUT.json, all runs, and OUT.md, the table, which is printed too."""
-    write_json(beside(out, "json"), result)
-    write_text(beside(out, "md"), table)
+    write_json(with_ending(out, "json"), result)
+    write_text(with_ending(out, "md"), table)
     print(table, end="")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import beside, grid, numbers
+from common import grid, numbers, with_ending
 
 from dlm.analysis.style import INK, PALETTE, canvas
 from dlm.files import atomic_path, read_json, write_text
@@ -102,9 +102,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def write_figure(out: Path, rows: Sequence[Row]) -> None:
     """OUT.png and OUT.svg."""
-    with atomic_path(beside(out, "png")) as temporary:
+    with atomic_path(with_ending(out, "png")) as temporary:
         draw(rows, temporary)
-        temporary.with_suffix(".svg").replace(beside(out, "svg"))
+        temporary.with_suffix(".svg").replace(with_ending(out, "svg"))
 
 
 def _label(row: Row, against: str = "") -> str:
@@ -131,7 +131,7 @@ def main() -> None:
     path = parser.parse_args().json
     result = read_json(path)
     out = path.parent / path.name.removesuffix(".json")
-    write_text(beside(out, "md"), to_markdown(result))
+    write_text(with_ending(out, "md"), to_markdown(result))
     write_figure(out, result["rows"])
     sys.stdout.write(to_markdown(result))
 

@@ -3,7 +3,7 @@
     python benchmarks/written.py --params build/quarter_hour/params.yaml --build build/quarter_hour/build \
         --out results/smollm2/written
 
-For a run whose weights stayed behind (benchmarks/quarter_hour.sh); `make sweeps` draws the whole figure, with what the
+For a run whose weights stayed behind (tools/quarter_hour.sh); `make sweeps` draws the whole figure, with what the
 model itself prefers. Real answers are those of the evaluation set, where it has any.
 """
 

@@ -55,7 +55,7 @@ def distance(checkpoint: str) -> Row:
     }
 
 
-def rejection(name: str) -> Row:
+def r2ft_sweep(name: str) -> Row:
     curve = [
         {"step": step, "eval_log_p_chosen": -1.0, "eval_log_p_rejected": -2.0 - step, "eval_mean_log_prior": -5.0}
         for step in (0, 10)
@@ -70,7 +70,7 @@ def weights() -> Row:
 
 
 def figures() -> list[Any]:
-    negatives = [rejection(name) for name in ("default", "one_token")]
+    negatives = [r2ft_sweep(name) for name in ("default", "one_token")]
     return sweep_figures(settings(), [distance("sft"), distance("r2ft")], negatives, weights(), "sft-top_k")
 
 
@@ -89,7 +89,7 @@ def test_all_figures_are_drawn_and_repeat(tmp_path: Path) -> None:
 
 def test_no_win_rates_without_a_judge() -> None:
     unjudged = [{**found, "win_rate": None, "win_rate_ci": None} for found in settings()]
-    made = sweep_figures(unjudged, [distance("sft"), distance("r2ft")], [rejection("default")], weights(), "sft-top_k")
+    made = sweep_figures(unjudged, [distance("sft"), distance("r2ft")], [r2ft_sweep("default")], weights(), "sft-top_k")
     assert not any(figure.name.startswith("fig-09") for figure in made)
 
 
@@ -97,7 +97,7 @@ def test_no_win_rates_without_a_judge() -> None:
 def test_no_panel_comes_twice(missing: list[str]) -> None:
     """Perplexity is always there, and an axis of quality where there is no exact judge."""
     rows = [{**found, **dict.fromkeys(missing)} for found in settings()]
-    made = sweep_figures(rows, [distance("sft"), distance("r2ft")], [rejection("default")], weights(), "sft-top_k")
+    made = sweep_figures(rows, [distance("sft"), distance("r2ft")], [r2ft_sweep("default")], weights(), "sft-top_k")
     for name in ("fig-04-blocks", "fig-08-kernels"):
         (found,) = [figure.data["panels"] for figure in made if figure.name == name]
         titles = [panel["title"] for panel in found]

@@ -24,7 +24,7 @@ def relation(a: Row, b: Row, axes: Axes) -> Relation:
 
 
 def together(signs: set[int]) -> Relation:
-    """What comparisons say together: 1 for better, -1 for worse, 0 for not separated."""
+    """The relation that several comparisons give together: each 1 for better, -1 for worse, 0 for not separated."""
     if {1, -1} <= signs:
         return "conflict"
     return "better" if 1 in signs else "worse" if -1 in signs else "same"

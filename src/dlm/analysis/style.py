@@ -1,4 +1,4 @@
-"""What all figures share: one style, colours that colour-blind readers tell apart, and bytes that repeat."""
+"""What all figures share: one style, colours that colour-blind readers tell apart, and the same bytes every time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

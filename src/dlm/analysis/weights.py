@@ -22,7 +22,7 @@ def weights_data(answer: dict[str, Any], prompt_length: int, options: DecoderOpt
     """
     when = np.asarray(answer["commit_step"])
     end = len(answer["tokens"])
-    # What EOS-fill set was set when the end-of-text was.
+    # EOS-fill sets its positions at the step of the end-of-text.
     when = np.where(when < 0, when[end] if end < len(when) else steps, when)
     committed = when[None] < np.arange(steps)[:, None]
     kernel_size = options.kernel_size

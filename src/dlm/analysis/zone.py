@@ -1,4 +1,4 @@
-"""What stands in the candidate zone, and what is written, by distance from the prompt (paper Figs. 2, 3 and 11)."""
+"""Kinds of candidates and of written tokens by distance from the prompt (paper Figs. 2, 3 and 11)."""
 
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Text that is safe to show: what a model writes, or a file holds, must not steer the terminal."""
+"""Text that is safe to print: control characters of a model's or a file's text must not reach the terminal."""
 
 import unicodedata
 

@@ -17,7 +17,7 @@ from dlm.errors import UserError
 
 T = TypeVar("T")
 ENCODE_AT_ONCE = 2000
-MOST_VALID = 500  # held-out documents for the loss: enough for it to be steady
+MOST_VALID = 500  # held-out documents that the loss is computed on
 
 
 def read_documents(path: Path | str) -> list[str]:
@@ -34,13 +34,13 @@ def read_documents(path: Path | str) -> list[str]:
 
 
 def split_documents(documents: list[T], held_out: float) -> tuple[list[T], list[T]]:
-    """What is trained on, and the share that is not: the last documents."""
+    """The documents to train on, and the last ones, a share of `held_out`, to test on."""
     cut = len(documents) - round(len(documents) * held_out)
     return documents[:cut], documents[cut:]
 
 
 def read_rows(path: Path | str, length: int, entries: int) -> list[Int[np.ndarray, " length"]]:
-    """Running text that is tokenised already (benchmarks/pack.py): a NumPy file of ids [rows, length].
+    """Running text that is tokenised already (tools/pack.py): a NumPy file of ids [rows, length].
 
     Raises:
         UserError: no such file, rows of another length, or ids that the tokenizer does not have.
@@ -59,8 +59,9 @@ def read_rows(path: Path | str, length: int, entries: int) -> list[Int[np.ndarra
 
 
 def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast) -> list[list[dict[str, Any]]]:
-    """Rows {ids} of running text for pretraining and for its validation: the records', or `base.text`'s with a share
-    of the records', and what it holds out.
+    """Rows {ids} of running text, to train on and to validate on: the records', or those of `base.text`.
+
+    With `base.text` a share of the training rows may be the records', and the text it holds out validates.
 
     Args:
         data: the prepared splits.
@@ -90,7 +91,7 @@ def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast
 
 
 def mixed(rows: list[T], others: list[T], share: float) -> list[T]:
-    """`rows`, or as many as there may be, beside others that make up `share` of the whole; these recur if need be."""
+    """`rows` and others, which make up `share` of the whole and are repeated where there are too few."""
     if share == 1:
         return others
     count = round(len(rows) * share / (1 - share))

@@ -17,8 +17,8 @@ from dlm.files import gguf_place, is_gguf
 EOS = "<|endoftext|>"
 MASK = "<|mask|>"
 BREAK = "\udfff"  # half a surrogate pair, which no valid text holds
-ANCHOR = "\U00013000"  # a hieroglyph: unknown to vocabularies, and a part of no word of theirs
-READING = threading.Lock()  # what is set on a tokenizer for a call is every thread's
+ANCHOR = "\U00013000"  # a hieroglyph: no vocabulary has it in a word
+READING = threading.Lock()  # a call sets options on the tokenizer, which threads share
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -53,7 +53,7 @@ class Compiled:
         attention_mask: Bool[Tensor, "batch length"] | None,
         positions: Int[Tensor, "batch length"] | None,
     ) -> Float[Tensor, "batch length width"]:
-        """The backbone's final hidden states, in memory of their own: a graph's is written again by its next run."""
+        """The backbone's final hidden states, as a copy: a graph's next run overwrites its output."""
         batch, length = tokens.shape
         rows, columns = static_shape(batch, length, max_length(self._model))
         if attention_mask is None and columns > length:

@@ -98,7 +98,7 @@ def states(
 
 
 def token_count(model: PreTrainedModel) -> int:
-    """How many ids the tokenizer knows. Published models have spare rows behind them, which never get probability."""
+    """How many ids the tokenizer knows. Further rows of a published model are spare and never get probability."""
     return getattr(model.config, "token_count", model.config.vocab_size)
 
 
@@ -112,7 +112,7 @@ def know_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> N
 
 
 def head(model: PreTrainedModel) -> Head:
-    """Hidden states to logits of the tokens that there are."""
+    """Hidden states to logits, without the spare rows."""
     whole, count = _whole_head(model), token_count(model)
     return whole if count == model.config.vocab_size else lambda hidden: whole(hidden)[:, :count]
 
@@ -121,13 +121,13 @@ def _whole_head(model: PreTrainedModel) -> Head:
     """Hidden states to logits of every row."""
     if not is_masked_lm(model):
         projection: Any = model.get_output_embeddings()
-        # What holds an adapter, or a part of the weights (FSDP), is left to itself.
+        # A projection with an adapter, or with a part of the weights (FSDP), is used as it is.
         plain = type(projection) is nn.Linear and not hasattr(projection.weight, "placements")
         return Aligned(projection) if plain and projection.weight.is_cuda else projection
 
     def run(hidden: Tensor) -> Tensor:
-        # The class's own forward around states that are given: every masked LM calls its head's parts differently.
-        # Each call has a model of its own for it: others may run at the same time.
+        # Classes name the parts of their heads differently, so the class's own forward runs, with a backbone that gives
+        # these states. On a shallow copy, since other threads may run the model.
         rest = copy.copy(model)
         rest.__dict__.pop("forward", None)  # training puts its own there
         rest._modules = {**model._modules, model.base_model_prefix: _Given(hidden[None])}
@@ -140,8 +140,9 @@ def _whole_head(model: PreTrainedModel) -> Head:
 class Aligned:
     """A projection that writes its logits as the first columns of rows whose length is a multiple of ALIGNED.
 
-    A GPU multiplies by GPT-2's vocabulary and a mask, 50,258, at a third of its speed: rows must start at multiples of
-    16 bytes. So the weights are padded, in the type of the arithmetic; without gradients once, until they change.
+    A GPU multiplies at full speed only where rows start at multiples of 16 bytes: with 50,258 entries, GPT-2's and a
+    mask, it has a third of it. So the weights are padded, in the type of the arithmetic. Without gradients the padded
+    weights are kept until the weights change.
     """
 
     def __init__(self, projection: nn.Linear) -> None:

@@ -1,6 +1,6 @@
-"""What a backbone does, tried out on a few tokens: its configuration may promise what its class does not keep.
+"""Trial passes over a few tokens: what a backbone really does, whatever its configuration says.
 
-Tried are the calls that decoding makes: without an attention mask, beside padding, and with places left out.
+They are the calls that decoding makes: without an attention mask, beside padding, and with places left out.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Habits:
 
 
 def check_sees_ahead(model: PreTrainedModel, otherwise: str) -> None:
-    """Two passes: the first position's state must change with the last token, alone and beside padding.
+    """Check by two passes that the first position's state changes with a later token, alone and beside padding.
 
     Args:
         otherwise: what becomes of a model that fails, for its line.

@@ -30,7 +30,7 @@ class EvaluationSet:
 
 
 def _gsm8k(row: dict[str, Any]) -> tuple[str, str, str]:
-    """The output is the number alone: it stands behind the answer's mark."""
+    """GSM8K's fields; the output is the number after the answer's `####`."""
     return row["question"], "", row["answer"].rpartition("####")[2].strip().replace(",", "")
 
 

@@ -60,7 +60,7 @@ def load_splits(data: DataParams, seed: int) -> tuple[dict[str, list[Record]], d
     def is_evaluated(record: Record) -> bool:
         return not asked.isdisjoint((_question(record), _plain(record.opening)))
 
-    # Dealt before: another set of prompts moves no other record.
+    # The split is made before this, so that another set of prompts moves no other record.
     dealt = deal(records, data, seed, eval_size=0)
     apart = {name: [record for record in split if not is_evaluated(record)] for name, split in dealt.items()}
     if not apart["train"]:
@@ -71,12 +71,12 @@ def load_splits(data: DataParams, seed: int) -> tuple[dict[str, list[Record]], d
 
 
 def _question(record: Record) -> str:
-    """What a record asks, but for what a set adds to it."""
+    """The question of a record, without what an evaluation set adds to it."""
     return _plain(f"{record.instruction.removesuffix(CHAIN_OF_THOUGHT)} {record.input}")
 
 
 def _plain(text: str) -> str:
-    """The same for a text however it is spaced and written."""
+    """A key for a text that does not depend on its spacing and case."""
     return " ".join(text.casefold().split())
 
 
@@ -115,7 +115,7 @@ def deal(records: list[Record], data: DataParams, seed: int, eval_size: int | No
 
 
 def _group(record: Record) -> tuple[str, str]:
-    """What the records have in common that stay together: what they ask, or their conversation's beginning."""
+    """A key for records that must stay in one split: their question, or the beginning of their conversation."""
     return (record.opening, "") if record.opening else (record.instruction, record.input)
 
 
@@ -129,7 +129,7 @@ def make_tokenizer(params: TokenizerParams, template: Template, train: Iterable[
 def fit_splits(
     records: dict[str, list[Record]], template: Template, tokenizer: PreTrainedTokenizerFast, data: DataParams
 ) -> tuple[dict[str, list[Example]], dict[str, dict[str, int]]]:
-    """Tokenised splits of the sizes that params.yaml wants, as far as there is enough that fits; and what did not.
+    """Tokenised splits of the sizes in params.yaml, or smaller where too little fits, and counts of what did not fit.
 
     Where records are held out of the source, those that fit take the place of those that do not.
 
@@ -179,7 +179,7 @@ def _origins(data: DataParams) -> dict[str, tuple[str, ...]]:
 
 
 def _top_up(splits: dict[str, list[Example]], name: str, size: int) -> None:
-    """Move training examples to a split that is short of them, with all that stays together leaving training."""
+    """Move training examples to a split that is too small; records that belong with them leave training."""
     spare: dict[tuple[str, str], Example] = {}
     for example in splits["train"]:
         spare.setdefault(_group(example.record), example)
@@ -287,8 +287,10 @@ def vocabulary(train: list[Example], tokenizer: PreTrainedTokenizerFast) -> dict
 def write_prepared(
     folder: Path, splits: dict[str, list[Example]], tokenizer: PreTrainedTokenizerFast, counts: dict[str, Any]
 ) -> dict[str, Any]:
-    """All that the prepare stage leaves, each kind in its own file, so that what is trained does not depend on what is
-    evaluated; the statistics are returned."""
+    """Write what the prepare stage leaves, and return the statistics.
+
+    Splits, tokenizer and vocabulary are files of their own, so that training does not depend on the evaluation set.
+    """
     vocab = vocabulary(splits["train"], tokenizer)
     numbers = statistics(splits, tokenizer, counts, vocab["token_counts"])
     for name, examples in splits.items():

@@ -58,8 +58,8 @@ class CausalPackedCollator:
 class SftCollator:
     """SFT (paper §A.1.2): the prompt is never masked, the canvas is filled with EOS up to `length`.
 
-    Everything behind the prompt may be masked, the padding too, whatever counts: where the answer ends is not to be
-    read off a padding that stays visible (docs/method.md §2).
+    Everything behind the prompt may be masked, the padding too, whether it counts or not: a padding that stayed
+    visible would show where the answer ends (docs/method.md §2).
 
     Args:
         length: canvas length L.

@@ -1,4 +1,4 @@
-"""Who compares and who grades, as params.yaml asks for."""
+"""The judges that params.yaml asks for."""
 
 from dlm.config.data import DataParams
 from dlm.config.evaluation import JudgeParams
@@ -10,7 +10,7 @@ from dlm.pipeline import processes
 
 
 def make_judges(judge: JudgeParams, data: DataParams, seed: int) -> tuple[Judge | None, Grader | None]:
-    """Who compares answers and who grades them, with one model behind both; None for what nobody does.
+    """The judge of pairs and the grader, on one model; None for one that is not asked for.
 
     Args:
         seed: of the order in which an endpoint is shown two answers.

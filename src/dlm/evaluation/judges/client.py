@@ -1,4 +1,4 @@
-"""One request for a short reply, what came of it, and what all of them cost."""
+"""Single requests for a short reply, their outcomes, and the cost of all."""
 
 import math
 import time
@@ -39,7 +39,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request brought nothing.
+    """Why a request brought no reply.
 
     Attributes:
         reason: in a few words, without the key.

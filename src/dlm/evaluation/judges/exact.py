@@ -1,4 +1,4 @@
-"""The builtin corpus's exact judge on pairs: what an answer states decides, nobody's opinion."""
+"""The builtin corpus's exact judge on pairs: it compares the facts that the answers state."""
 
 from collections.abc import Sequence
 

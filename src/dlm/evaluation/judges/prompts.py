@@ -1,4 +1,4 @@
-"""What a judge is asked. A changed text makes a new cache key: no verdict on an older text is taken for its own."""
+"""The judges' prompts. Cached verdicts are kept by the whole prompt: a changed text here asks again."""
 
 LETTERS = ("A", "B")  # the candidate shown first, and the second
 GRADES = ("1", "2", "3", "4", "5")

@@ -31,7 +31,7 @@ class Reply:
 
 
 def without_reasoning(text: str) -> str:
-    """What stands behind the thoughts that a reply begins with; nothing where they do not end."""
+    """A reply without the reasoning that it begins with; empty where the reasoning does not end."""
     rest = REASONING_ENDS.sub("", text, count=1)
     return "" if REASONING_BEGINS.match(rest) else rest
 
