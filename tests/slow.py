@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from decoder_cases import DECODERS
 from tiny import TableDenoiser
 from torch import Tensor
 
@@ -184,12 +185,7 @@ class Task:
         order = sorted(score, key=lambda i: (i in late, -score[i], i))
         able = len(order) - len(late)
         quota = math.ceil(len(now.here) / (now.total - now.step))
-        passing = 0
-        if self.rule == "threshold":
-            passing = sum(score[i] >= self.options["threshold"] for i in order[:able])
-        elif self.rule == "factor":
-            while passing < able and (passing + 2) * (1 - score[order[passing]]) < self.options["factor"]:
-                passing += 1
+        passing = DECODERS[self.rule].passing(self.options, [score[i] for i in order[:able]])
         return order[: max(quota, passing)]
 
     def lost(self, now: Now, committed: list[int], sure: dict[int, float]) -> dict[int, float]:
@@ -300,7 +296,8 @@ def decide(task: Task, now: Now, noise: Callable[[int, int], float]) -> dict[int
         # The largest Gumbel keys are a draw without replacement in proportion to s.
         score = {i: math.log(window[i]) - math.log(-math.log(noise(COMMIT, i))) for i in able}
     else:
-        score = {i: task.confidence(now.p[i], tokens[i]) * window[i] for i in able}
+        ranks = DECODERS[task.rule].ranks
+        score = {i: ranks(task.options, i, task.confidence(now.p[i], tokens[i])) * window[i] for i in able}
     return {i: tokens[i] for i in task.chosen(now, score, tokens)}
 
 

@@ -26,10 +26,15 @@ def rows(section: str) -> Iterator[tuple[str, str]]:
             yield found[1], found[2] or ""
 
 
+def matches(said: str, line: str) -> bool:
+    """Whether the line of the page is what was said; `known: categorical, ...` leaves out the rest of a list."""
+    return re.fullmatch(re.escape(line).replace(re.escape(", ..."), "(, [\\w']+)+"), said) is not None
+
+
 @pytest.mark.parametrize(("edit", "line"), rows("params.yaml"))
 def test_params(tmp_path: Path, edit: str, line: str) -> None:
     key, _, value = edit.partition(": ")
-    assert complaint(tmp_path, dump_yaml(edited({key: load_yaml(value)}), sort_keys=True)) == line
+    assert matches(complaint(tmp_path, dump_yaml(edited({key: load_yaml(value)}), sort_keys=True)), line)
 
 
 @pytest.mark.parametrize(("content", "line"), rows("Records"))
@@ -50,7 +55,7 @@ def test_commands(tmp_path: Path, command: str, line: str) -> None:
         [sys.executable, "-m", "dlm.cli", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == line + "\n"
+    assert matches(done.stderr, line + "\n")
     assert not list(tmp_path.iterdir())
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from decoder_cases import DECODERS as CASES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import Recorder, TableDenoiser
@@ -79,14 +80,6 @@ def prompt_lists(least: int = 0, most_rows: int = 3) -> st.SearchStrategy[list[l
     return st.lists(st.lists(token, min_size=least, max_size=5), min_size=1, max_size=most_rows)
 
 
-OF_A_RULE: dict[str, dict[str, list[Any]]] = {
-    "top_k": {"top_k": [1, 2, 3, 99]},
-    "low_confidence": {"confidence": ["probability", "margin", "entropy", "random"], "temperature": [0.0, 0.7]},
-    "threshold": {"threshold": [0.0, 0.3, 0.6]},
-    "factor": {"factor": [0.5, 1.5, 3.0]},
-    "remdm": {"top_k": [1, 3], "schedule": ["loop", "cap", "rescale", "conf"], "eta": [0.1, 0.05]},
-    "sliding_annealing": {"top_k": [1, 3], "reach": [0, 2, 99]},
-}
 COMMON: dict[str, list[Any]] = {
     "eos_fill": [False, True],
     "eos": ["free", "free", "last", "never"],
@@ -120,7 +113,7 @@ def jobs(
     if not revising and name == "remdm":
         name = "top_k"
     rule = draw(st.sampled_from(fit)) if name in PRESETS else name
-    options = one_of(COMMON) | one_of(OF_A_RULE.get(rule, {}))
+    options = one_of(COMMON) | one_of(CASES[rule].draws)
     if rule in DRAWN_LATE and options["eos"] == "last":
         del options["eos"]
     if name in PRESETS:

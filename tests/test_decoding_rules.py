@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from decoder_cases import APART, COMPARED, LOOP, OVER_RULES, Case
 from enumeration import ROWS, assert_in_distribution, exact_distribution, p_values
 from slow import PROMPTS, Task, assert_token_for_token, case_id, fast_decode, network_of_table
 from test_decoding import CASES as PLAIN
@@ -10,76 +11,7 @@ from tiny import TableDenoiser, tiny_lm
 
 from dlm.config.decoders import DECODERS
 
-Case = tuple[str, dict[str, Any], int, int]
-LOOP = {"schedule": "loop", "eta": 0.1, "t_on": 0.6, "t_off": 0.2, "alpha_on": 0.7}
-CONFIDENCES = ("probability", "margin", "entropy", "random")
-
-RULES: list[Case] = [
-    *(("low_confidence", {"confidence": name}, 10, 4) for name in CONFIDENCES[1:]),
-    *(("low_confidence", {"confidence": name, "temperature": 0.7}, 10, 4) for name in CONFIDENCES),
-    ("low_confidence", {"temperature": 2.0}, 6, 14),
-    *(("threshold", {"threshold": bar}, *size) for bar, size in ((0.2, (10, 10)), (0.5, (10, 4)), (0.0, (6, 3)))),
-    *(("factor", {"factor": bound}, 10, 10) for bound in (0.5, 2.0, 3.0)),
-    ("factor", {"factor": 2.0}, 10, 4),
-    ("first_hitting", {}, 8, 8),
-    ("first_hitting", {}, 10, 4),
-    ("remdm", {"top_k": 5, **LOOP}, 8, 20),
-    ("remdm", {"top_k": 5, **LOOP}, 10, 3),
-    *(("remdm", {"top_k": 5, "schedule": schedule, "eta": 0.3}, 8, 12) for schedule in ("cap", "rescale", "conf")),
-    ("remdm", {"top_k": 1000, "schedule": "rescale", "eta": 1.0}, 8, 12),
-    *(("sliding_annealing", {"top_k": 5, "reach": reach}, 10, 4) for reach in (0, 3, 99)),
-    ("sliding_annealing", {"top_k": 1, "reach": 2}, 6, 14),
-]
-WINDOWS: list[Case] = [
-    ("remdm", {"top_k": 5, "kernel_size": 5, **LOOP}, 8, 20),
-    *(
-        ("remdm", {"top_k": 5, "kernel_size": 5, "conv_mult": 0.4, "schedule": schedule, "eta": 0.3}, 8, 12)
-        for schedule in ("cap", "rescale", "conf")
-    ),
-    *(
-        ("conv", {"top_k": 5, "kernel_size": 7, "kernel": "exponential", "gain": gain, "conv_mult": 0.8}, 10, 4)
-        for gain in ("tanh", "linear", "sigmoid", "step")
-    ),
-    ("conv", {"rule": "categorical", "kernel_size": 5, "kernel": "exponential"}, 10, 10),
-    *(
-        ("conv", {"rule": "low_confidence", "kernel_size": 7, "conv_mult": 0.2, "confidence": name}, 10, 4)
-        for name in CONFIDENCES[1:]
-    ),
-    ("conv", {"rule": "low_confidence", "kernel_size": 5, "kernel": "exponential", "temperature": 0.7}, 10, 10),
-    ("conv", {"rule": "threshold", "threshold": 0.2, "kernel_size": 5}, 10, 10),
-    ("conv", {"rule": "factor", "factor": 2.0, "kernel_size": 5}, 10, 10),
-    ("conv", {"rule": "first_hitting", "kernel_size": 5, "conv_mult": 0.3}, 10, 10),
-]
-BLOCKS: list[Case] = [
-    ("semi_ar", {"rule": rule, "variant": variant, "block_length": 4, **options}, 8, 8)
-    for rule, options in (
-        ("top_k", {"top_k": 5, "kernel_size": 5}),
-        ("low_confidence", {"kernel_size": 5, "kernel": "exponential"}),
-        ("low_confidence", {"confidence": "margin", "temperature": 0.5}),
-        ("threshold", {"threshold": 0.2}),
-        ("factor", {"factor": 2.0}),
-        ("first_hitting", {}),
-        ("remdm", {"top_k": 5, "schedule": "cap", "eta": 0.3}),
-    )
-    for variant in ("stride", "restrict")
-]
-LOGITS: list[Case] = [
-    ("repetition_penalty", {"penalty": 1.5, "top_k": 5}, 10, 10),
-    ("repetition_penalty", {"penalty": 0.5, "top_k": 5}, 10, 4),
-    ("repetition_penalty", {"rule": "low_confidence", "penalty": 3.0}, 10, 10),
-    ("categorical", {"cfg_scale": 1.5}, 10, 4),
-    ("top_k", {"top_k": 5, "cfg_scale": 0.5}, 6, 14),
-    ("low_confidence", {"cfg_scale": 2.0, "confidence": "entropy"}, 10, 10),
-    ("conv", {"top_k": 5, "cfg_scale": 1.0, "penalty": 1.5, "kernel_size": 5}, 10, 10),
-    (
-        "semi_ar",
-        {"rule": "threshold", "threshold": 0.3, "variant": "restrict", "block_length": 4, "cfg_scale": 1.0},
-        8,
-        8,
-    ),
-    ("remdm", {"top_k": 5, "cfg_scale": 1.0, "penalty": 2.0, "schedule": "cap", "eta": 0.3}, 8, 8),
-]
-CASES = [*RULES, *WINDOWS, *BLOCKS, *LOGITS]
+CASES = [*COMPARED, *OVER_RULES]
 
 
 @pytest.mark.parametrize("eos_fill", [False, True], ids=["", "eos_fill"])
@@ -93,27 +25,9 @@ def test_token_for_token(case: Case, eos_fill: bool) -> None:
     )
 
 
-# What must differ from what, or the comparison above would not see an option that does nothing.
-APART: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    *(("low_confidence", {}, {"confidence": name}) for name in CONFIDENCES[1:]),
-    ("low_confidence", {}, {"temperature": 0.7}),
-    ("low_confidence", {}, {"penalty": 1.5}),
-    ("low_confidence", {"penalty": 2.0}, {"penalty": 0.5}),
-    ("low_confidence", {}, {"cfg_scale": 1.0}),
-    ("low_confidence", {"kernel_size": 7, "conv_mult": 0.2}, {"kernel": "exponential"}),
-    ("threshold", {"threshold": 0.5}, {"threshold": 0.2}),
-    ("factor", {"factor": 0.5}, {"factor": 2.0}),
-    ("remdm", {"schedule": "cap", "eta": 0.0}, {"eta": 0.3}),
-    ("remdm", {"schedule": "cap", "eta": 0.3}, {"schedule": "rescale"}),
-    ("remdm", {"schedule": "cap", "eta": 0.3}, {"schedule": "conf"}),
-    ("remdm", {"schedule": "cap", "eta": 0.1}, LOOP),
-    ("remdm", LOOP, {"eta": 0.3}),
-    ("sliding_annealing", {"reach": 0}, {"reach": 3}),
-]
-
-
 @pytest.mark.parametrize("case", APART, ids=str)
 def test_every_option_changes_the_answer(case: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+    """Or the comparison above would not see an option that does nothing."""
     name, options, change = case
     denoiser = tiny_lm(2, eos_scale=2.0).denoiser
     plain, other = (

@@ -9,37 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from decoder_cases import INVARIANT
 from test_api import PROMPTS, row, rows
 from tiny import tiny_lm
 
-from dlm.config.decoders import DECODERS as NAMES
+from dlm.config.decoders import DECODERS
 from dlm.decoding.lm import DiffusionLM
 from dlm.models.backbone import save_checkpoint
 
-DECODERS: list[tuple[str, dict[str, Any]]] = [
-    ("categorical", {}),
-    ("top_k", {"top_k": 5}),
-    ("low_confidence", {}),
-    ("low_confidence", {"confidence": "margin", "temperature": 0.7}),
-    ("low_confidence", {"confidence": "random"}),
-    ("low_confidence", {"eos": "last"}),
-    ("top_k", {"top_k": 5, "eos": "last"}),
-    ("threshold", {"threshold": 0.3}),
-    ("factor", {"factor": 1.5}),
-    ("first_hitting", {}),
-    *(("remdm", {"top_k": 5, "schedule": name, "eta": 0.1}) for name in ("loop", "cap", "rescale", "conf")),
-    ("sliding_annealing", {"top_k": 5, "reach": 4}),
-    ("repetition_penalty", {"top_k": 5}),
-    ("categorical", {"cfg_scale": 1.0}),
-    *(("conv", {"gain": gain, "kernel_size": 5, "top_k": 5}) for gain in ("tanh", "linear", "sigmoid", "step")),
-    ("conv", {"rule": "low_confidence", "kernel_size": 7, "conv_mult": 0.3}),
-    ("conv", {"rule": "remdm", "kernel_size": 5, "kernel": "exponential", "penalty": 1.3, "cfg_scale": 0.5}),
-    *(
-        ("semi_ar", {"rule": rule, "variant": variant, "block_length": 4})
-        for rule in ("categorical", "top_k", "low_confidence")
-        for variant in ("stride", "restrict")
-    ),
-]
 BLOCK = {"variant": "restrict", "block_length": 4}
 NEAR = {"suffix_window": 6, "suffix_scale": 1.5, "suffix_sigma": 2.0}
 APPROXIMATIONS: list[tuple[str, dict[str, Any]]] = [
@@ -54,8 +31,8 @@ APPROXIMATIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 every_decoder = pytest.mark.parametrize(
     ("name", "options"),
-    [*DECODERS, *APPROXIMATIONS],
-    ids=["-".join([name, *map(str, options.values())]) for name, options in [*DECODERS, *APPROXIMATIONS]],
+    [*INVARIANT, *APPROXIMATIONS],
+    ids=["-".join([name, *map(str, options.values())]) for name, options in [*INVARIANT, *APPROXIMATIONS]],
 )
 
 
@@ -99,7 +76,7 @@ def test_batch_invariance_of_eager_attention(
 
 
 def test_every_decoder_is_tested() -> None:
-    assert {name for name, _ in DECODERS} == set(NAMES)
+    assert {name for name, _ in INVARIANT} == set(DECODERS)
 
 
 SHARD = """
@@ -115,7 +92,7 @@ def test_shards_in_two_processes(lm: DiffusionLM, tmp_path: Path) -> None:
     """Half the prompts here, the other half in a fresh process that loads the checkpoint: the tokens of one call."""
     save_checkpoint(tmp_path, lm.denoiser.model, lm.tokenizer)
     length = {"steps": 6, "gen_length": 12, "seed": 8}
-    one_each = {**dict(DECODERS), **dict(APPROXIMATIONS)}
+    one_each = {**dict(INVARIANT), **dict(APPROXIMATIONS)}
     jobs = [(name, {**options, **length}) for name, options in one_each.items()]
     here, there = PROMPTS[:6:2], PROMPTS[1:6:2]
     # A path of ours comes first, so that the child imports the very library under test.

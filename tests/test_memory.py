@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_invariance import DECODERS
+from decoder_cases import INVARIANT
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +17,7 @@ PROMPTS = [[5, 9, 70], [100], [*range(200, 212)], [31, 0, 32, 33], [7, 7], [90, 
 SETTING = {"steps": 6, "gen_length": 12, "seed": 4}
 VOCAB = 300
 every_decoder = pytest.mark.parametrize(
-    ("name", "options"), DECODERS, ids=["-".join([name, *map(str, options.values())]) for name, options in DECODERS]
+    ("name", "options"), INVARIANT, ids=["-".join([name, *map(str, options.values())]) for name, options in INVARIANT]
 )
 
 

@@ -2,15 +2,19 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 import torch
+from decoder_cases import BY_HAND
 from hypothesis import given
 from torch import Tensor
 
+from dlm.config.decoders import decoder_options
 from dlm.decoding import commit, plans, propose, schedules, windows
 from dlm.decoding.commit import Open
+from dlm.decoding.decoder import make_decoder
 from dlm.decoding.plans import Phase
 from dlm.decoding.propose import Candidates, Source
 from dlm.decoding.schedules import Rates, log_linear
@@ -134,6 +138,13 @@ def opened(
 
 def places(found: Tensor) -> list[int]:
     return found.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(("name", "options", "p", "left", "committed"), BY_HAND, ids=str)
+def test_ranking_rules(name: str, options: dict[str, Any], p: list[float], left: int, committed: list[int]) -> None:
+    rule = make_decoder(decoder_options(name, options, name)).rule
+    uniform = torch.full((len(p),), 0.5, dtype=torch.float64)
+    assert places(rule.commit(*opened(p, [0] * len(p)), Rates(1.0, 1.0, left), uniform)) == committed
 
 
 def test_threshold() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from decoder_cases import INVARIANT
 from test_api import PROMPTS
-from test_invariance import DECODERS
 from tiny import tiny_lm
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,7 +47,7 @@ def waits(lm: DiffusionLM, monkeypatch: pytest.MonkeyPatch, prompts: list[Any], 
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), DECODERS, ids=["-".join([name, *map(str, options.values())]) for name, options in DECODERS]
+    ("name", "options"), INVARIANT, ids=["-".join([name, *map(str, options.values())]) for name, options in INVARIANT]
 )
 def test_one_wait_a_step(monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]) -> None:
     """Rows of one length: how much there is to compute. Draws from the whole vocabulary also ask where they are needed,

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from decoder_cases import INVARIANT
 from slow import network_of_model, softmax
 from test_infilling import CANVASES
-from test_invariance import DECODERS, every_decoder
+from test_invariance import every_decoder
 from tiny import tiny_lm
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def test_no_trace_unless_asked_for(lm: DiffusionLM) -> None:
     assert lm.infill(CANVASES, "top_k", steps=2).trace is None
 
 
-EXACT = [(name, options) for name, options in DECODERS if not {"cfg_scale", "penalty"} & set(options)]
+EXACT = [(name, options) for name, options in INVARIANT if not {"cfg_scale", "penalty"} & set(options)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dlm.config.schema import at_least, dotted, require
 
 @dataclass(frozen=True)
 class ReportParams:
-    """The report page; `decoders` are the cells it shows, the decoder axes of dvc.yaml.
+    """The report page; `decoders` are the cells it shows, the decoder axis of dvc.yaml.
 
     Attributes:
         paper: which of the paper's tables stand beside ours, those of its small or of its large model.

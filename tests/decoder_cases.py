@@ -1,0 +1,210 @@
+"""One entry a decoder: the settings that every test of decoders goes through, and what tells its slow twin from others.
+
+The tests that read it: test_decoding_rules.py (token for token against slow.py), test_invariance.py, test_memory.py,
+test_synchronisation.py and test_gpu.py (a row alone and in a batch), test_decoding_properties.py (drawn at random).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Options = dict[str, Any]
+Case = tuple[str, Options, int, int]  # a decoder's name, its options, gen_length, steps
+
+LOOP = {"schedule": "loop", "eta": 0.1, "t_on": 0.6, "t_off": 0.2, "alpha_on": 0.7}
+CONFIDENCES = ("probability", "margin", "entropy", "random")
+GAINS = ("tanh", "linear", "sigmoid", "step")
+
+
+def as_they_are(options: Options, position: int, confidence: float) -> float:
+    return confidence
+
+
+def none_more(options: Options, scores: list[float]) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What is tested of one decoder.
+
+    Attributes:
+        compared: (options, gen_length, steps) decoded token for token as slow.py does.
+        apart: (options, change): the change must show in an answer, or the comparison would hold for a rule that does
+            nothing.
+        invariant: options with which a row's answer must not depend on its batch.
+        draws: values of each option that the random tests take.
+        ranks: slow: (options, position, confidence) -> what a rule that commits the surest positions ranks them by.
+        by_hand: (options, the confidences of all of a row's masks from the first position on, steps left, the positions
+            that a rule which ranks commits), worked out by hand.
+        passing: slow: (options, scores from the best on) -> how many such a rule commits whatever the schedule says.
+    """
+
+    compared: tuple[tuple[Options, int, int], ...] = ()
+    apart: tuple[tuple[Options, Options], ...] = ()
+    invariant: tuple[Options, ...] = ()
+    draws: dict[str, list[Any]] = field(default_factory=dict)
+    by_hand: tuple[tuple[Options, list[float], int, list[int]], ...] = ()
+    ranks: Callable[[Options, int, float], float] = as_they_are
+    passing: Callable[[Options, list[float]], int] = none_more
+
+
+def above_threshold(options: Options, scores: list[float]) -> int:
+    return sum(score >= options["threshold"] for score in scores)
+
+
+def within_factor(options: Options, scores: list[float]) -> int:
+    count = 0
+    while count < len(scores) and (count + 2) * (1 - scores[count]) < options["factor"]:
+        count += 1
+    return count
+
+
+DECODERS: dict[str, Decoder] = {
+    "categorical": Decoder(
+        compared=(({"cfg_scale": 1.5}, 10, 4),),
+        invariant=({}, {"cfg_scale": 1.0}),
+    ),
+    "top_k": Decoder(
+        compared=(({"top_k": 5, "cfg_scale": 0.5}, 6, 14),),
+        invariant=({"top_k": 5}, {"top_k": 5, "eos": "last"}),
+        draws={"top_k": [1, 2, 3, 99]},
+    ),
+    "low_confidence": Decoder(
+        compared=(
+            *(({"confidence": name}, 10, 4) for name in CONFIDENCES[1:]),
+            *(({"confidence": name, "temperature": 0.7}, 10, 4) for name in CONFIDENCES),
+            ({"temperature": 2.0}, 6, 14),
+            ({"cfg_scale": 2.0, "confidence": "entropy"}, 10, 10),
+        ),
+        apart=(
+            *(({}, {"confidence": name}) for name in CONFIDENCES[1:]),
+            ({}, {"temperature": 0.7}),
+            ({}, {"penalty": 1.5}),
+            ({"penalty": 2.0}, {"penalty": 0.5}),
+            ({}, {"cfg_scale": 1.0}),
+            ({"kernel_size": 7, "conv_mult": 0.2}, {"kernel": "exponential"}),
+        ),
+        invariant=(
+            {},
+            {"confidence": "margin", "temperature": 0.7},
+            {"confidence": "random"},
+            {"eos": "last"},
+        ),
+        draws={"confidence": list(CONFIDENCES), "temperature": [0.0, 0.7]},
+        by_hand=(({}, [0.5, 0.6, 0.9], 2, [1, 2]), ({}, [0.5, 0.6, 0.9], 3, [2])),  # ceil(3/2) = 2, ceil(3/3) = 1
+    ),
+    "threshold": Decoder(
+        compared=tuple(({"threshold": bar}, *size) for bar, size in ((0.2, (10, 10)), (0.5, (10, 4)), (0.0, (6, 3)))),
+        apart=(({"threshold": 0.5}, {"threshold": 0.2}),),
+        invariant=({"threshold": 0.3},),
+        draws={"threshold": [0.0, 0.3, 0.6]},
+        by_hand=(({"threshold": 0.55}, [0.5, 0.6, 0.9], 3, [1, 2]), ({"threshold": 0.95}, [0.5, 0.6, 0.9], 3, [2])),
+        passing=above_threshold,
+    ),
+    "factor": Decoder(
+        compared=(*(({"factor": bound}, 10, 10) for bound in (0.5, 2.0, 3.0)), ({"factor": 2.0}, 10, 4)),
+        apart=(({"factor": 0.5}, {"factor": 2.0}),),
+        invariant=({"factor": 1.5},),
+        draws={"factor": [0.5, 1.5, 3.0]},
+        # (n + 1)(1 - p): 2·0.1 = 0.2, 3·0.4 = 1.2, 4·0.5 = 2.
+        by_hand=(({"factor": 1.0}, [0.5, 0.6, 0.9], 3, [2]), ({"factor": 1.3}, [0.5, 0.6, 0.9], 3, [1, 2])),
+        passing=within_factor,
+    ),
+    "first_hitting": Decoder(compared=(({}, 8, 8), ({}, 10, 4)), invariant=({},)),
+    "remdm": Decoder(
+        compared=(
+            ({"top_k": 5, **LOOP}, 8, 20),
+            ({"top_k": 5, **LOOP}, 10, 3),
+            *(({"top_k": 5, "schedule": schedule, "eta": 0.3}, 8, 12) for schedule in ("cap", "rescale", "conf")),
+            ({"top_k": 1000, "schedule": "rescale", "eta": 1.0}, 8, 12),
+            ({"top_k": 5, "kernel_size": 5, **LOOP}, 8, 20),
+            *(
+                ({"top_k": 5, "kernel_size": 5, "conv_mult": 0.4, "schedule": schedule, "eta": 0.3}, 8, 12)
+                for schedule in ("cap", "rescale", "conf")
+            ),
+            ({"top_k": 5, "cfg_scale": 1.0, "penalty": 2.0, "schedule": "cap", "eta": 0.3}, 8, 8),
+        ),
+        apart=(
+            ({"schedule": "cap", "eta": 0.0}, {"eta": 0.3}),
+            ({"schedule": "cap", "eta": 0.3}, {"schedule": "rescale"}),
+            ({"schedule": "cap", "eta": 0.3}, {"schedule": "conf"}),
+            ({"schedule": "cap", "eta": 0.1}, LOOP),
+            (LOOP, {"eta": 0.3}),
+        ),
+        invariant=tuple({"top_k": 5, "schedule": name, "eta": 0.1} for name in ("loop", "cap", "rescale", "conf")),
+        draws={"top_k": [1, 3], "schedule": ["loop", "cap", "rescale", "conf"], "eta": [0.1, 0.05]},
+    ),
+    "sliding_annealing": Decoder(
+        compared=(*(({"top_k": 5, "reach": reach}, 10, 4) for reach in (0, 3, 99)), ({"top_k": 1, "reach": 2}, 6, 14)),
+        apart=(({"reach": 0}, {"reach": 3}),),
+        invariant=({"top_k": 5, "reach": 4},),
+        draws={"top_k": [1, 3], "reach": [0, 2, 99]},
+    ),
+    "conv": Decoder(
+        compared=(
+            *(
+                ({"top_k": 5, "kernel_size": 7, "kernel": "exponential", "gain": gain, "conv_mult": 0.8}, 10, 4)
+                for gain in GAINS
+            ),
+            ({"rule": "categorical", "kernel_size": 5, "kernel": "exponential"}, 10, 10),
+            *(
+                ({"rule": "low_confidence", "kernel_size": 7, "conv_mult": 0.2, "confidence": name}, 10, 4)
+                for name in CONFIDENCES[1:]
+            ),
+            ({"rule": "low_confidence", "kernel_size": 5, "kernel": "exponential", "temperature": 0.7}, 10, 10),
+            ({"rule": "threshold", "threshold": 0.2, "kernel_size": 5}, 10, 10),
+            ({"rule": "factor", "factor": 2.0, "kernel_size": 5}, 10, 10),
+            ({"rule": "first_hitting", "kernel_size": 5, "conv_mult": 0.3}, 10, 10),
+            ({"top_k": 5, "cfg_scale": 1.0, "penalty": 1.5, "kernel_size": 5}, 10, 10),
+        ),
+        invariant=(
+            *({"gain": gain, "kernel_size": 5, "top_k": 5} for gain in GAINS),
+            {"rule": "low_confidence", "kernel_size": 7, "conv_mult": 0.3},
+            {"rule": "remdm", "kernel_size": 5, "kernel": "exponential", "penalty": 1.3, "cfg_scale": 0.5},
+        ),
+    ),
+    "semi_ar": Decoder(
+        compared=(
+            *(
+                ({"rule": rule, "variant": variant, "block_length": 4, **options}, 8, 8)
+                for rule, options in (
+                    ("top_k", {"top_k": 5, "kernel_size": 5}),
+                    ("low_confidence", {"kernel_size": 5, "kernel": "exponential"}),
+                    ("low_confidence", {"confidence": "margin", "temperature": 0.5}),
+                    ("threshold", {"threshold": 0.2}),
+                    ("factor", {"factor": 2.0}),
+                    ("first_hitting", {}),
+                    ("remdm", {"top_k": 5, "schedule": "cap", "eta": 0.3}),
+                )
+                for variant in ("stride", "restrict")
+            ),
+            ({"rule": "threshold", "threshold": 0.3, "variant": "restrict", "block_length": 4, "cfg_scale": 1.0}, 8, 8),
+        ),
+        invariant=tuple(
+            {"rule": rule, "variant": variant, "block_length": 4}
+            for rule in ("categorical", "top_k", "low_confidence")
+            for variant in ("stride", "restrict")
+        ),
+    ),
+    "repetition_penalty": Decoder(
+        compared=(
+            ({"penalty": 1.5, "top_k": 5}, 10, 10),
+            ({"penalty": 0.5, "top_k": 5}, 10, 4),
+            ({"rule": "low_confidence", "penalty": 3.0}, 10, 10),
+        ),
+        invariant=({"top_k": 5},),
+    ),
+}
+
+COMPARED: list[Case] = [(name, *case) for name, decoder in DECODERS.items() for case in decoder.compared]
+# Conv goes over every rule that ranks or weighs positions: a new rule under it, too.
+OVER_RULES: list[Case] = [
+    ("conv", {"rule": name, **options, "kernel_size": 5}, gen_length, steps)
+    for name, decoder in DECODERS.items()
+    for options, gen_length, steps in decoder.compared[:1]
+    if name not in ("conv", "semi_ar", "repetition_penalty", "sliding_annealing")
+]
+BY_HAND = [(name, *case) for name, decoder in DECODERS.items() for case in decoder.by_hand]
+APART = [(name, *pair) for name, decoder in DECODERS.items() for pair in decoder.apart]
+INVARIANT: list[tuple[str, Options]] = [(name, options) for name, one in DECODERS.items() for options in one.invariant]
