@@ -1,9 +1,9 @@
 """Records, template and tokenizer: the blocks `data`, `template`, `tokenizer`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from dlm.config.schema import at_least, dotted, require, share
+from dlm.config.schema import AtLeast, Count, Share, dotted, require
 from dlm.errors import UserError
 
 
@@ -11,11 +11,10 @@ from dlm.errors import UserError
 class ListsParams:
     """The builtin corpus's lists (src/dlm/builtin/lists.py): how many towns an answer names."""
 
-    shortest: int
+    shortest: Annotated[int, AtLeast(2)]
     longest: int
 
     def check(self, where: str) -> None:
-        at_least(self, where, 2, ["shortest"])
         require(
             self.shortest <= self.longest <= 64, dotted(where, "longest"), "from shortest to 64 (all)", self.longest
         )
@@ -31,15 +30,13 @@ class BuiltinParams:
 
     task: Literal["gazetteer", "lists"]
     grammar: str
-    train_size: int
+    train_size: Count
     slots: tuple[int, ...]
-    topics: int | None
-    holdout: float
+    topics: Count | None
+    holdout: Share
     lists: ListsParams
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["train_size", "topics"])
-        share(self, where, ["holdout"])
         require(
             bool(self.slots) and min(self.slots) >= 1, dotted(where, "slots"), "a list of counts from 1", self.slots
         )
@@ -104,12 +101,12 @@ class DataParams:
     """
 
     source: Literal["builtin", "file", "hub"]
-    max_records: int | None
-    valid_size: int
-    eval_size: int
-    max_prompt_length: int
-    window: int
-    max_dropped: float
+    max_records: Count | None
+    valid_size: Count
+    eval_size: Count
+    max_prompt_length: Count
+    window: Annotated[int, AtLeast(2)]
+    max_dropped: Share
     evaluation: EvaluationSetParams
     builtin: BuiltinParams
     file: FileParams
@@ -127,9 +124,6 @@ class DataParams:
         return self.evaluation.name == "held_out" and not from_a_file
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["max_records", "valid_size", "eval_size", "max_prompt_length"])
-        at_least(self, where, 2, ["window"])
-        share(self, where, ["max_dropped"])
         fits = self.source != "builtin" or self.evaluation.name == "held_out"
         requirement = f"held_out where {where}.source is builtin: the corpus has words of its own"
         require(fits, f"{where}.evaluation.name", requirement, self.evaluation.name)
@@ -160,11 +154,10 @@ class TokenizerParams:
     """
 
     source: Literal["train", "given"]
-    vocab_size: int
+    vocab_size: Annotated[int, AtLeast(260)]
     path: str
     mask_token: str | None = None
 
     def check(self, where: str) -> None:
-        at_least(self, where, 260, ["vocab_size"])
         given = self.source == "given" or self.mask_token is None
         require(given, dotted(where, "mask_token"), "null for a tokenizer that is trained", self.mask_token)

@@ -10,7 +10,7 @@ No torch here: params.yaml is checked before anything heavy is imported.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dlm.config.schema import at_least, build, dotted, require, share
+from dlm.config.schema import Count, Natural, NonNegative, Positive, Share, build, dotted, require
 from dlm.errors import UserError
 
 Gain = Literal["tanh", "linear", "sigmoid", "step"]
@@ -49,24 +49,20 @@ class DecoderOptions:
     kernel_size: int | None = None
     kernel: Kernel = "box"
     gain: Gain = "tanh"
-    conv_mult: float = 1.0
-    block_length: int | None = None
+    conv_mult: Positive = 1.0
+    block_length: Count | None = None
     variant: Literal["stride", "restrict"] = "stride"
-    penalty: float = 1.0
-    cfg_scale: float = 0.0
+    penalty: Positive = 1.0
+    cfg_scale: NonNegative = 0.0
     suffix: Literal["full", "none", "dropout"] = "full"
-    suffix_window: int = 256
-    suffix_scale: float = 2.0
-    suffix_sigma: float = 4.0
+    suffix_window: Count = 256
+    suffix_scale: NonNegative = 2.0
+    suffix_sigma: NonNegative = 4.0
     kv_cache: Literal["none", "prefix", "dual"] = "none"
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["block_length", "suffix_window"])
-        at_least(self, where, 0, ["cfg_scale", "suffix_scale", "suffix_sigma"])
         odd = self.kernel_size is None or (self.kernel_size >= 1 and self.kernel_size % 2 == 1)
         require(odd, dotted(where, "kernel_size"), "odd and at least 1", self.kernel_size)
-        require(self.conv_mult > 0, dotted(where, "conv_mult"), "above 0", self.conv_mult)
-        require(self.penalty > 0, dotted(where, "penalty"), "above 0", self.penalty)
         restricted = self.block_length is not None and self.variant == "restrict"
         narrows = self.kernel_size is not None or restricted or isinstance(self, SlidingAnnealingOptions)
         require(
@@ -124,11 +120,7 @@ class TopKOptions(DecoderOptions):
         top_k: k, how many candidates each position keeps.
     """
 
-    top_k: int = 20
-
-    def check(self, where: str) -> None:
-        DecoderOptions.check(self, where)
-        at_least(self, where, 1, ["top_k"])
+    top_k: Count = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +133,7 @@ class LowConfidenceOptions(DecoderOptions):
     """
 
     confidence: Confidence = "probability"
-    temperature: float = 0.0
-
-    def check(self, where: str) -> None:
-        DecoderOptions.check(self, where)
-        at_least(self, where, 0, ["temperature"])
+    temperature: NonNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +144,7 @@ class ThresholdOptions(DecoderOptions):
         threshold: the probability from which a position commits.
     """
 
-    threshold: float = 0.9
-
-    def check(self, where: str) -> None:
-        DecoderOptions.check(self, where)
-        share(self, where, ["threshold"])
+    threshold: Share = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +155,7 @@ class FactorOptions(DecoderOptions):
         factor: f of the rule; the larger it is, the more positions commit at a step.
     """
 
-    factor: float = 1.0
-
-    def check(self, where: str) -> None:
-        DecoderOptions.check(self, where)
-        require(self.factor > 0, dotted(where, "factor"), "above 0", self.factor)
+    factor: Positive = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,14 +177,13 @@ class RemdmOptions(TopKOptions):
     """
 
     schedule: RemdmSchedule = "loop"
-    eta: float = 0.04
+    eta: Share = 0.04
     t_on: float = 0.55
     t_off: float = 0.05
     alpha_on: float = 0.9
 
     def check(self, where: str) -> None:
         TopKOptions.check(self, where)
-        share(self, where, ["eta"])
         require(0 < self.t_on < 1, dotted(where, "t_on"), "between 0 and 1", self.t_on)
         require(0 < self.t_off < self.t_on, dotted(where, "t_off"), f"above 0, below t_on ({self.t_on})", self.t_off)
         require(0 < self.alpha_on < 1, dotted(where, "alpha_on"), "between 0 and 1", self.alpha_on)
@@ -225,11 +204,10 @@ class SlidingAnnealingOptions(TopKOptions):
         reach: how many positions behind those that must commit may do so too.
     """
 
-    reach: int = 32
+    reach: Natural = 32
 
     def check(self, where: str) -> None:
         TopKOptions.check(self, where)
-        at_least(self, where, 0, ["reach"])
         for name in ("kernel_size", "block_length"):
             value = getattr(self, name)
             require(value is None, dotted(where, name), "null: sliding_annealing is a window of its own", value)

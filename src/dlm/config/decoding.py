@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dlm.config.checks import check_launcher, check_seeds
 from dlm.config.decoders import DecoderOptions, decoder_options
-from dlm.config.schema import at_least, dotted, require
+from dlm.config.schema import Count, dotted, require
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,13 @@ class DecodeParams:
     launcher: str
     seeds: tuple[int, ...]
     steps: tuple[int, ...]
-    gen_length: int
-    batch_size: int
+    gen_length: Count
+    batch_size: Count
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["none", "default", "cuda_graphs"]
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
-        at_least(self, where, 1, ["gen_length", "batch_size"])
         rising = bool(self.steps) and self.steps[0] >= 1 and list(self.steps) == sorted(set(self.steps))
         require(rising, dotted(where, "steps"), "a list of numbers from 1, each above the one before", self.steps)
         check_seeds(self.seeds, dotted(where, "seeds"))
@@ -47,11 +46,10 @@ class DecodeParams:
 class SelectParams:
     """Choosing among the candidates of a decoder's block, on prompts of valid."""
 
-    prompts: int
+    prompts: Count
     seeds: tuple[int, ...]
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["prompts"])
         check_seeds(self.seeds, dotted(where, "seeds"))
 
 
@@ -59,12 +57,11 @@ class SelectParams:
 class AblationParams:
     """As many steps as tokens: semi-AR (claim 4), and Conv with the cache, without and with EOS-fill (claim 5)."""
 
-    prompts: int
+    prompts: Count
     seeds: tuple[int, ...]
-    steps: int
+    steps: Count
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["prompts", "steps"])
         check_seeds(self.seeds, dotted(where, "seeds"))
 
 
@@ -72,13 +69,12 @@ class AblationParams:
 class InfillParams:
     """Bidirectional generation on the builtin corpus (evaluation/bidirectional.py); no part of the default run."""
 
-    prompts: int
+    prompts: Count
     seeds: tuple[int, ...]
     steps: tuple[int, ...]
     decoders: tuple[str, ...]
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["prompts"])
         check_seeds(self.seeds, dotted(where, "seeds"))
         require(min(self.steps, default=0) >= 1, dotted(where, "steps"), "a list from 1", self.steps)
 

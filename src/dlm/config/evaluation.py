@@ -1,9 +1,9 @@
 """Metrics and judges: the block `evaluate`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from dlm.config.schema import at_least, dotted, require
+from dlm.config.schema import AtLeast, Count, dotted, require
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,11 @@ class JudgeParams:
     base_url: str
     model: str
     key_variable: str
-    concurrency: int
+    concurrency: Count
     grades: bool
     difficulty: str | None
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["concurrency"])
         is_model = self.kind in ("endpoint", "local")
         named = bool(self.model) or not is_model
         require(named, dotted(where, "model"), f"the judge's name where kind is {self.kind}", self.model)
@@ -44,11 +43,7 @@ class EvaluateParams:
         scorer: a causal LM (folder or hub name) for perplexity and inlier; None for the reference.
     """
 
-    high_prior_tokens: int
+    high_prior_tokens: Count
     scorer: str | None
-    bootstrap_samples: int
+    bootstrap_samples: Annotated[int, AtLeast(10)]
     judge: JudgeParams
-
-    def check(self, where: str) -> None:
-        at_least(self, where, 1, ["high_prior_tokens"])
-        at_least(self, where, 10, ["bootstrap_samples"])

@@ -13,7 +13,7 @@ from dlm.config.decoders import DecoderOptions
 from dlm.config.decoding import AblationParams, DecodeParams, DecoderBlock, InfillParams, SelectParams, decoder_blocks
 from dlm.config.evaluation import EvaluateParams
 from dlm.config.report import ReportParams, SweepsParams
-from dlm.config.schema import LARGEST_SEED, at_least, build, dotted, require
+from dlm.config.schema import LARGEST_SEED, Natural, build, dotted, require
 from dlm.config.training import BaseParams, ModelParams, NegativesParams, R2ftParams, ReferenceParams, SftParams
 from dlm.config.yaml import load_yaml
 from dlm.errors import UserError
@@ -23,7 +23,7 @@ from dlm.errors import UserError
 class Params:
     """params.yaml."""
 
-    seed: int
+    seed: Natural
     data: DataParams
     template: TemplateParams
     tokenizer: TokenizerParams
@@ -43,7 +43,6 @@ class Params:
     report: ReportParams
 
     def check(self, where: str) -> None:
-        at_least(self, where, 0, ["seed"])
         require(self.seed <= LARGEST_SEED, dotted(where, "seed"), f"at most {LARGEST_SEED}", self.seed)
         for decoder in self.decoding.values():
             for options in decoder.options:

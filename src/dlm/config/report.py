@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from dlm.config.checks import check_seeds
 from dlm.config.decoders import Gain
-from dlm.config.schema import at_least, dotted, require
+from dlm.config.schema import Count, Positive, dotted, require
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,13 @@ class RejectionParams:
         negatives: name -> what it changes in the block `negatives`.
     """
 
-    steps: int
-    learning_rate: float
-    every: int
+    steps: Count
+    learning_rate: Positive
+    every: Count
     decoders: tuple[str, ...]
     negatives: dict[str, Any]
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["steps", "every"])
-        require(self.learning_rate > 0, dotted(where, "learning_rate"), "above 0", self.learning_rate)
         require(self.steps % self.every == 0, dotted(where, "steps"), f"a multiple of every ({self.every})", self.steps)
 
 
@@ -51,11 +49,8 @@ class RejectionParams:
 class NgramParams:
     """The n-gram scorer (evaluation/ngram.py): its order, and at most how many tokens of text it is made of."""
 
-    order: int
-    tokens: int
-
-    def check(self, where: str) -> None:
-        at_least(self, where, 1, ["order", "tokens"])
+    order: Count
+    tokens: Count
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class SweepsParams:
         candidates: k of the candidate zone; distance_bin: positions that one point of a curve averages over.
     """
 
-    prompts: int
+    prompts: Count
     seeds: tuple[int, ...]
     baseline: str
     steps: tuple[int, ...]
@@ -80,13 +75,12 @@ class SweepsParams:
     kernels: tuple[int, ...]
     gains: tuple[Gain, ...]
     top_k: tuple[int, ...]
-    candidates: int
+    candidates: Count
     ngram: NgramParams
-    distance_bin: int
+    distance_bin: Count
     rejection: RejectionParams
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["prompts", "candidates", "distance_bin"])
         check_seeds(self.seeds, dotted(where, "seeds"))
         for name in ("steps", "size_steps", "blocks", "kernels", "top_k"):
             require(min(getattr(self, name), default=0) >= 1, dotted(where, name), "a list from 1", getattr(self, name))

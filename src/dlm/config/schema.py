@@ -4,15 +4,60 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dlm.config.yaml import is_number
 from dlm.errors import UserError
 
 T = TypeVar("T")
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A bound that stands with a field's type: `Annotated[int, AtLeast(2)]`."""
+
+    bound: float
+
+    def __str__(self) -> str:
+        return f"at least {self.bound:g}"
+
+    def holds(self, value: float) -> bool:
+        return value >= self.bound
+
+
+@dataclass(frozen=True)
+class Above:
+    bound: float
+
+    def __str__(self) -> str:
+        return f"above {self.bound:g}"
+
+    def holds(self, value: float) -> bool:
+        return value > self.bound
+
+
+@dataclass(frozen=True)
+class Between:
+    """Both ends are possible."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"between {self.low:g} and {self.high:g}"
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+Count = Annotated[int, AtLeast(1)]
+Natural = Annotated[int, AtLeast(0)]
+NonNegative = Annotated[float, AtLeast(0)]
+Positive = Annotated[float, Above(0)]
+Share = Annotated[float, Between(0, 1)]
 
 
 def build(cls: type[T], raw: Any, where: str) -> T:
@@ -26,7 +71,7 @@ def build(cls: type[T], raw: Any, where: str) -> T:
     """
     if not isinstance(raw, dict):
         raise UserError(f"{where} must be a block of keys, got {raw!r}")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in raw:
         if key not in fields:
@@ -48,6 +93,11 @@ def build(cls: type[T], raw: Any, where: str) -> T:
 def convert(hint: Any, value: Any, where: str) -> Any:
     """Check `value` against a type hint and return it (lists as tuples, whole numbers as floats where asked)."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        made = convert(arguments[0], value, where)
+        for bound in arguments[1:]:
+            require(bound.holds(made), where, str(bound), made)
+        return made
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -95,21 +145,9 @@ def require(holds: bool, where: str, rule: str, value: Any) -> None:
         raise UserError(f"{where} must be {rule}, got {value!r}")
 
 
-def at_least(block: Any, where: str, bound: float, names: Sequence[str]) -> None:
-    """Every named field of `block` (None passes) is at least `bound`."""
-    for name in names:
-        value = getattr(block, name)
-        require(value is None or value >= bound, dotted(where, name), f"at least {bound:g}", value)
-
-
-def share(block: Any, where: str, names: Sequence[str]) -> None:
-    """Every named field of `block` lies in [0, 1]."""
-    for name in names:
-        value = getattr(block, name)
-        require(0 <= value <= 1, dotted(where, name), "between 0 and 1", value)
-
-
 def _describe(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        return _describe(get_args(hint)[0])
     plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return plain.get(hint, "a block of keys" if dataclasses.is_dataclass(hint) else str(hint))
 

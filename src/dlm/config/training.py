@@ -1,10 +1,10 @@
 """Whatever is trained: the blocks `model`, `base`, `reference`, `sft`, `negatives`, `r2ft`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from dlm.config.checks import check_launcher
-from dlm.config.schema import at_least, dotted, require, share
+from dlm.config.schema import AtLeast, Count, Natural, NonNegative, Positive, Share, dotted, require
 from dlm.errors import UserError
 
 
@@ -12,16 +12,14 @@ from dlm.errors import UserError
 class ModelParams:
     """Shape of the models that are made here (base and reference alike): Llama blocks, tied embeddings."""
 
-    hidden_size: int
-    layers: int
-    heads: int
-    intermediate_size: int
-    max_length: int
-    init_std: float
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    intermediate_size: Count
+    max_length: Count
+    init_std: Positive
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["hidden_size", "layers", "heads", "intermediate_size", "max_length"])
-        require(self.init_std > 0, dotted(where, "init_std"), "above 0", self.init_std)
         if self.hidden_size % (2 * self.heads):
             raise UserError(
                 f"{where}.hidden_size must be an even multiple of {where}.heads, "
@@ -37,27 +35,21 @@ class TrainingParams:
         minutes: after which training ends though `steps` are not reached, null for never.
     """
 
-    steps: int
-    batch_size: int
-    gradient_accumulation: int
+    steps: Count
+    batch_size: Count
+    gradient_accumulation: Count
     optimizer: Literal["adamw", "muon"]
-    learning_rate: float
+    learning_rate: Positive
     lr_schedule: Literal["constant", "cosine", "linear"]
-    warmup_steps: int
-    weight_decay: float
-    max_grad_norm: float
+    warmup_steps: Natural
+    weight_decay: NonNegative
+    max_grad_norm: Positive
     precision: Literal["auto", "fp32", "bf16"]
     gradient_checkpointing: bool
     compile: bool
-    eval_every: int
-    save_every: int
-    minutes: float | None = None
-
-    def check(self, where: str) -> None:
-        at_least(self, where, 1, ["steps", "batch_size", "gradient_accumulation", "eval_every", "save_every"])
-        at_least(self, where, 0, ["warmup_steps", "weight_decay", "minutes"])
-        require(self.learning_rate > 0, dotted(where, "learning_rate"), "above 0", self.learning_rate)
-        require(self.max_grad_norm > 0, dotted(where, "max_grad_norm"), "above 0", self.max_grad_norm)
+    eval_every: Count
+    save_every: Count
+    minutes: NonNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -85,21 +77,18 @@ class BaseParams:
     layout: Literal["auto", "causal_lm", "masked_lm", "llada", "dream", "mdlm"]
     tokenizer: str | None
     logits_shift: Literal[0, 1]
-    anneal_steps: int
+    anneal_steps: Natural
     rows: Literal["text", "records"]
     text: str
-    records_share: float
-    held_out: float
-    sequence_length: int
-    suffix_share: float
-    crop_share: float
+    records_share: Share
+    held_out: Share
+    sequence_length: Annotated[int, AtLeast(2)]
+    suffix_share: Share
+    crop_share: Share
     training: TrainingParams
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
-        at_least(self, where, 2, ["sequence_length"])
-        at_least(self, where, 0, ["anneal_steps"])
-        share(self, where, ["suffix_share", "crop_share", "held_out", "records_share"])
         adapts = self.init == "adapt"
         require(adapts or not self.anneal_steps, dotted(where, "anneal_steps"), "0 unless adapted", self.anneal_steps)
         other = self.rows == "text" and self.text != "train"
@@ -128,14 +117,12 @@ class ReferenceParams:
     launcher: str
     init: Literal["random", "pretrain", "checkpoint"]
     checkpoint: str
-    top_p: float
-    temperature: float
+    top_p: Share
+    temperature: Positive
     training: TrainingParams
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
-        share(self, where, ["top_p"])
-        require(self.temperature > 0, dotted(where, "temperature"), "above 0", self.temperature)
 
 
 @dataclass(frozen=True)
@@ -148,16 +135,13 @@ class LoraParams:
         merge: whether checkpoints are whole models; else the adapter alone, beside the place of its base.
     """
 
-    rank: int
-    alpha: int
-    dropout: float
+    rank: Natural
+    alpha: Count
+    dropout: Share
     targets: tuple[str, ...]
     merge: bool
 
     def check(self, where: str) -> None:
-        at_least(self, where, 0, ["rank"])
-        at_least(self, where, 1, ["alpha"])
-        share(self, where, ["dropout"])
         require(bool(self.targets), dotted(where, "targets"), "a list of parts", list(self.targets))
 
 
@@ -173,14 +157,13 @@ class SftParams:
 
     launcher: str
     supervise_padding: bool
-    padding_weight: float
-    crop_share: float
+    padding_weight: Share
+    crop_share: Share
     lora: LoraParams
     training: TrainingParams
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
-        share(self, where, ["crop_share", "padding_weight"])
 
 
 @dataclass(frozen=True)
@@ -188,18 +171,16 @@ class NegativesParams:
     """Rule-made rejected continuations (paper §A.1.1, Algorithm 1)."""
 
     rule: Literal["continuation", "inside", "outside"]
-    per_example: int
-    examples: int | None
-    g_max: int
-    z_min: int
+    per_example: Count
+    examples: Count | None
+    g_max: Count
+    z_min: Count
     z_max: int
-    eos_probability: float
+    eos_probability: Share
     at_least_answer: bool
-    high_prior_share: float
+    high_prior_share: Share
 
     def check(self, where: str) -> None:
-        at_least(self, where, 1, ["per_example", "examples", "g_max", "z_min"])
-        share(self, where, ["eos_probability", "high_prior_share"])
         require(self.z_max >= self.z_min, dotted(where, "z_max"), f"at least z_min ({self.z_min})", self.z_max)
 
 
@@ -208,12 +189,11 @@ class R2ftParams:
     """The R2FT objective (paper Eq. 5) and its short training."""
 
     launcher: str
-    beta_w: float
-    beta_l: float
+    beta_w: NonNegative
+    beta_l: NonNegative
     margin: float
-    gamma: float
+    gamma: NonNegative
     training: TrainingParams
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)
-        at_least(self, where, 0, ["beta_w", "beta_l", "gamma"])
