@@ -338,7 +338,7 @@ def test_threads_share_a_model(layout: str, tmp_path: Path) -> None:
     LAYOUTS[layout](tmp_path / "model")
     gpt2 = published.gpt2(tmp_path / "gpt2") if layout == "mdlm" else None
     lm = DiffusionLM.load(tmp_path / "model", tokenizer=gpt2)
-    prompts = [["The harbour", "Fog", "In Velmora"][n % 3] + "!" * (n % 7) for n in range(40)]
+    prompts = [["The harbour", "Fog", "In Velmora"][n % 3] + "!" * (n % 7) for n in range(24)]
 
     def answer(prompt: str) -> tuple[list[str], list[int]]:
         out = lm.generate([prompt], "top_k", steps=8, gen_length=16)

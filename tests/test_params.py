@@ -1,6 +1,7 @@
 """params.yaml: the shipped file loads, and whatever is wrong with another one is told in one line."""
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -398,6 +399,11 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.di
 written = st.sampled_from(ODD.split()) | values.map(lambda value: json.dumps(value))
 
 
+@functools.cache
+def with_a_gap(path: tuple[str, ...]) -> str:
+    return dump_yaml(edited({".".join(path): "PUT HERE"}))
+
+
 @settings(
     max_examples=1000,
     derandomize=True,
@@ -405,7 +411,7 @@ written = st.sampled_from(ODD.split()) | values.map(lambda value: json.dumps(val
 )
 @given(st.sampled_from(list(nodes(RAW))), written)
 def test_any_value_anywhere_loads_or_is_refused_in_one_line(tmp_path: Path, path: tuple[str, ...], text: str) -> None:
-    document = dump_yaml(edited({".".join(path): "PUT HERE"})).replace("PUT HERE", text)
+    document = with_a_gap(path).replace("PUT HERE", text)
     try:
         load(tmp_path, document)
     except UserError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from scripts import stage as run_stage
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = {
@@ -136,7 +137,9 @@ def test_matrix_covers_params() -> None:
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "stages").glob("*.py")), ids=lambda path: path.stem)
-def test_help(script: Path) -> None:
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0
-    assert "--params" in done.stdout
+def test_help(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_stage(script.stem, "--help")
+    assert ended.value.code == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"usage: {script.name} ") and "--params" in told.out and told.err == ""

@@ -14,6 +14,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from scripts import ROOT, stage
+from warm import warm
 
 from dlm.pipeline.profiles import merge
 
@@ -92,12 +93,15 @@ class Workspace:
         return found | {"PATH": f"{bin_folder}:{found['PATH']}", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
+        """To its end. It starts at once (warm.py), and so does what it starts."""
+        environment = self.environment()
+        environment["PATH"] = f"{warm().bin}:{environment['PATH']}"
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
-        """The same in the background; both of its streams in one."""
+        """In the background, with nothing imported before; both of its streams in one."""
         streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, cwd=self.folder, env=self.environment(), **streams)
 
