@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: setup repro sweeps test lint audit browser ui profile weights clean
+.PHONY: setup repro sweeps test test-fast lint audit browser ui profile weights clean
 
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro
@@ -17,8 +17,18 @@ sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
 	dvc repro sweeps/dvc.yaml
 	@python -m dlm.pipeline.times
 
-test: $(READY) lint browser  ## lint, types, tests
-	env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+TESTS := env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+# The files of tests that test-fast leaves out: whole runs, DVC, several processes, browsers, long lists of cases.
+SLOW := benchmarks browser decoding_properties decoding_rules dialect distributed docs end_to_end invariance masked_lms memory own_data \
+	paper_profiles params pipeline preferences report sharing surviving sweeps tools_pipeline tools_quarter_hour tracking training ui
+CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
+
+test: $(READY) lint  ## lint, types, tests; it installs nothing
+	@{ $(CHROMIUM); } > /dev/null || echo "no Chromium: the tests that open pages are skipped; make browser installs it"
+	$(TESTS)
+
+test-fast: $(READY) lint  ## for every day: lint, types, and the tests but for SLOW
+	$(TESTS) $(SLOW:%=--ignore=tests/test_%.py)
 
 lint: $(READY)
 	ruff check .
@@ -30,10 +40,12 @@ audit:  ## known vulnerabilities of what requirements.lock pins; asks pypi.org
 	.cache/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	.cache/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
-browser:  # for the tests that open pages; without it and without root's apt-get they are skipped
-	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
-		{ timeout 300 apt-get update -qq; timeout 600 apt-get install -y -qq --no-install-recommends chromium; } > /dev/null 2>&1; } \
-		|| echo "no chromium: the browser tests are skipped"
+browser:  ## Chromium for the tests that open pages: Debian's package, by apt-get, as root
+	@if { $(CHROMIUM); } > /dev/null; then echo "Chromium is there"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "apt-get installs Debian's package chromium, for the tests that open pages (tests/test_browser.py)" && \
+		timeout 300 apt-get update -qq && timeout 600 apt-get install -y -qq --no-install-recommends chromium; \
+	else echo "error: no apt-get, or not root; install Chromium in this system's own way" >&2; exit 2; fi
 
 ui: $(READY)  ## browse the runs, at the address that it prints
 	dlm-ui

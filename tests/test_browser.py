@@ -43,7 +43,7 @@ addEventListener("load", () => {
   ].join("|");
 });
 </script>"""
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; make test installs it where apt-get may")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; make browser installs it")
 pytestmark = needs_chromium
 
 
