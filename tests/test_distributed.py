@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from scripts import ROOT, stage
+from warm import warm
 
 from dlm.decoding import answers
 from dlm.files import read_json, read_jsonl, write_jsonl
@@ -41,6 +43,7 @@ TINY: dict[str, Any] = {
 
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ALONE = {"DLM_TRACKING": "off", "OMP_NUM_THREADS": "1"}
 FSDP = yaml.safe_load((ROOT / "profiles/launch/fsdp-8.yaml").read_text())["fsdp_config"]
 
 
@@ -60,18 +63,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def by_two(folder: Path, *script: str, **environment: str) -> str:
-    """Run a stage's script in two processes; what it printed."""
+def by_torchrun(folder: Path, *script: str) -> None:
+    """Run a stage's script in two processes."""
     done = subprocess.run(
-        [*TWO, *script],
-        cwd=folder,
-        env={**os.environ, "DLM_TRACKING": "off", "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [*TWO, *script], cwd=folder, env={**os.environ, **ALONE}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+
+
+def by_two(folder: Path, *script: str, **environment: str) -> str:
+    """The same with the variables that torchrun sets, but processes that start at once (warm.py); what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [str(warm().bin / "python"), *script],
+            cwd=folder,
+            env={**os.environ, **ALONE, **found, **environment, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        told = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.terminate()
+    assert [process.returncode for process in started] == [0, 0], "".join(text[-3000:] for text in told)
+    return "".join(told)
 
 
 def shared(folder: Path, tmp_path: Path, name: str, *arguments: str) -> Path:
@@ -148,13 +171,13 @@ def test_what_two_processes_had_finished_is_not_decoded_again(folder: Path, tmp_
     answers.touch()  # where a folder should be: the answers are decoded and cannot be written
     script = (str(ROOT / "stages/decode.py"), "--checkpoint", "r2ft", "--decoder", "conv")
     with pytest.raises(AssertionError, match="nothing half written was kept"):
-        by_two(other, *script)
+        by_torchrun(other, *script)
     parts = list((other / ".cache/decoding").rglob("*-of-2.jsonl"))
     assert len(parts) == 4
     for part in parts:
         write_jsonl(part, [{**row, "answer": row["answer"] + " (kept)"} for row in read_jsonl(part)])
     answers.unlink()
-    by_two(other, *script)
+    by_torchrun(other, *script)
     whole = read_jsonl(folder / "build/answers/r2ft-conv.jsonl")
     assert read_jsonl(answers / "r2ft-conv.jsonl") == [{**row, "answer": row["answer"] + " (kept)"} for row in whole]
 
