@@ -22,7 +22,6 @@ from common import (
     command_line,
     default_device,
     grid,
-    hardware,
     numbers,
     ratios,
     report,
@@ -38,6 +37,7 @@ from dlm.decoding.answers import decode_prompts
 from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.bootstrap import bootstrap_ci
 from dlm.evaluation.cell import Corpus, load_corpus, score_answers, summarise
+from dlm.pipeline.hardware import hardware
 from dlm.pipeline.start import run_script
 
 RESTRICT = "semi_ar:rule=low_confidence,variant=restrict"

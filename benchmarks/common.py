@@ -1,8 +1,6 @@
 """What the benchmarks share: decoders on the command line, spreads, and a record of the machine without its name."""
 
 import argparse
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -10,7 +8,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import transformers
 
 from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.schema import require
@@ -74,31 +71,6 @@ def spread(values: Sequence[float]) -> Spread:
 def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
     """Of quotients taken repeat by repeat: what slows a repeat down slows both sides."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
-
-
-def hardware(device: str) -> dict[str, Any]:
-    """Processor, GPU and versions; never a host's name or a path."""
-    gpu = device.startswith("cuda")
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if gpu else None,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if gpu else None,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def command_line() -> str:

@@ -32,7 +32,6 @@ from common import (
     check_device,
     command_line,
     default_device,
-    hardware,
     ratios,
     report,
     spread,
@@ -50,6 +49,7 @@ from dlm.decoding.decoder import make_decoder
 from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
 from dlm.models.compiled import MODES
+from dlm.pipeline.hardware import hardware
 from dlm.pipeline.start import run_script
 
 PLAIN_DTYPES = {"float64": torch.float64, "float32": torch.float32}

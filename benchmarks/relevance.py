@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Arguments, check_device, command_line, default_device, grid, hardware, report, write
+from common import Arguments, check_device, command_line, default_device, grid, report, write
 from scipy.stats import rankdata
 
 from dlm.config.schema import require
@@ -29,6 +29,7 @@ from dlm.evaluation.bootstrap import bootstrap_ci
 from dlm.evaluation.scoring.perplexity import response_scores
 from dlm.evaluation.scoring.relevance import information, shared_frame
 from dlm.models.backbone import load_checkpoint
+from dlm.pipeline.hardware import hardware
 from dlm.pipeline.start import run_script
 from dlm.sources.readers import read_records
 

@@ -37,7 +37,6 @@ from common import (
     Arguments,
     command_line,
     default_device,
-    hardware,
     ratios,
     report,
     spread,
@@ -56,6 +55,7 @@ from dlm.models.adapters import new_adapter, unwrapped
 from dlm.models.compiled import compile_layers
 from dlm.models.precision import use_bf16
 from dlm.negatives.corruption import NegativeRule, continuation
+from dlm.pipeline.hardware import hardware
 from dlm.pipeline.start import run_script
 from dlm.training.collators import R2ftCollator, Row, SftCollator
 from dlm.training.fit import StopAtNonFinite, training_arguments

@@ -4,6 +4,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import accelerate.utils
 import pytest
 import torch
 from test_api import PROMPTS
@@ -64,7 +65,7 @@ def test_what_a_graph_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return run
 
-    monkeypatch.setattr(compiled, "compile_regions", recorded)
+    monkeypatch.setattr(accelerate.utils, "compile_regions", recorded)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
     lm = tiny_lm(2)
     expected = lm.generate(PROMPTS, "top_k", steps=6, gen_length=12)
@@ -114,7 +115,7 @@ def test_a_graph_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
         return Graph(Rerun(run, own, states), own, states)
 
     monkeypatch.setattr(compiled, "capture", capture)
-    monkeypatch.setattr(compiled, "compile_regions", lambda module, **_: module)
+    monkeypatch.setattr(accelerate.utils, "compile_regions", lambda module, **_: module)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
     for name in ("top_k", "low_confidence"):
         setting = {"decoder": name, "steps": 6, "gen_length": 12, "eos_fill": True}
@@ -139,7 +140,7 @@ def test_threads_share_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         return Graph(Rerun(run, own, states), own, states)
 
     monkeypatch.setattr(compiled, "capture", capture)
-    monkeypatch.setattr(compiled, "compile_regions", lambda module, **_: module)
+    monkeypatch.setattr(accelerate.utils, "compile_regions", lambda module, **_: module)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
     model = tiny_model(2)
     fast = Compiled(model, "default")

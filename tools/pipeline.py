@@ -15,7 +15,6 @@ import itertools
 import math
 import multiprocessing
 import os
-import platform
 import runpy
 import sys
 import time
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from commands import Command, commands
 from packages import missing_packages
 
@@ -37,6 +35,8 @@ from dlm.config.schema import require
 from dlm.config.yaml import dump_yaml, load_yaml
 from dlm.errors import UserError
 from dlm.files import read_json, write_json, write_text
+from dlm.pipeline import processes
+from dlm.pipeline.hardware import hardware
 from dlm.pipeline.profiles import merge, render
 from dlm.pipeline.start import run_script
 
@@ -150,12 +150,10 @@ class Run:
         """What the run took, and its parameters; the cells that there are, where there is no report."""
         out, build = Path(self.params["report"]["results"]), self.folder / "build"
         words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # no place's name
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         curves = {path.parent.name: read_json(path) for path in sorted(build.glob("models/*/curve.json"))}
         facts = {
             "command": " ".join(["python", "tools/pipeline.py", *words]),
-            "hardware": {"gpu": gpu, "cores": os.cpu_count(), "python": platform.python_version()}
-            | {"torch": torch.__version__, "transformers": transformers.__version__},
+            "hardware": hardware(processes.device()),
             "trained": {name: curve[-1] for name, curve in curves.items() if curve},
             "stages": [{"stage": name, "seconds": seconds} for name, seconds in self.done.items()],
             "decoding": {path.stem: read_json(path) for path in sorted(build.glob("speed/*.json"))},

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import zstandard
-
 from dlm.errors import UserError
 
 
 def _unzstd(raw: bytes) -> bytes:
+    import zstandard  # of the extra [train]
+
     frames = []
     while raw:  # frame by frame, as zstandard's file objects take a truncated frame for the end of the file
         frame = zstandard.ZstdDecompressor().decompressobj()
-        frames.append(frame.decompress(raw))
+        try:
+            frames.append(frame.decompress(raw))
+        except zstandard.ZstdError as error:
+            raise EOFError(error) from None
         if not frame.eof:
             raise EOFError("the last frame is not complete")
         raw = frame.unused_data
@@ -45,7 +48,7 @@ def read_bytes(path: Path) -> bytes:
     if raw and compression in DECOMPRESSORS:
         try:
             raw = DECOMPRESSORS[compression](raw)
-        except (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             raise UserError(
                 f"{path}: truncated or not {compression} data ({error}); download or write it again"
             ) from None

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import compile_regions
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -40,6 +39,8 @@ class Compiled:
             raise UserError(f"compile: cuda_graphs needs a GPU, the model is on {device.type}; use default or none")
         prepare(device)
         self._model = model
+        from accelerate.utils import compile_regions  # a second to import, and no part of the core
+
         self._run: Any = compile_regions(backbone(model), dynamic=False)
         self._graphs: dict[Any, Graph] | None = None
         self._lock = threading.Lock()  # a graph's tensors are every caller's
