@@ -1,9 +1,11 @@
 """Every tensor shape written in these packages' signatures is checked while the tests run; what several files share."""
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
@@ -22,16 +24,32 @@ settings.register_profile("here", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("here")
 
 
+# `make test` deals files to two processes: what takes longest comes first, and what shares `small` to one of them.
+LONG = ["end_to_end", "surviving", "sharing", "bad_input", "docs", "tools_quarter_hour", "tools_pipeline", "training"]
+LONG += ["distributed", "invariance", "masked_lms", "own_data", "params", "decoding_rules", "report"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist would sort the files by their numbers of tests
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest comes first: `make test` deals files to two processes."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> "Small":
-    """A whole run, committed. Work in copies of it."""
+def small(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> "Small":
+    """A whole run, committed, made once for all processes of the tests. Work in copies of it."""
     from workspaces import Small
 
-    made = Small(tmp_path_factory.mktemp("small"))
-    made.make()
-    return made
+    shared = hasattr(request.config, "workerinput")  # each process of pytest-xdist has a folder in one of them all
+    folder = tmp_path_factory.getbasetemp().parent if shared else tmp_path_factory.getbasetemp()
+    made = folder / "small.pickle"
+    with FileLock(folder / "small.lock"):
+        if not made.exists():
+            (folder / "small").mkdir()
+            small = Small(folder / "small")
+            small.make()
+            made.write_bytes(pickle.dumps(small))
+    return pickle.loads(made.read_bytes())
