@@ -9,13 +9,19 @@ export TOKENIZERS_PARALLELISM := true
 
 .PHONY: setup repro sweeps test test-fast lint audit browser ui profile weights clean
 
+# Figures differ between processors: until yours are committed, what git can bring back is another machine's.
+BASELINE = @git diff --quiet HEAD -- dvc.lock sweeps/dvc.lock 2> /dev/null; [ $$? != 1 ] || echo "these are this machine's artefacts, \
+	not those that git names: git commit -am baseline, and git checkout with dvc checkout will come back to them"
+
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro
 	@python -m dlm.pipeline.times
+	$(BASELINE)
 
 sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
 	dvc repro sweeps/dvc.yaml
 	@python -m dlm.pipeline.times
+	$(BASELINE)
 
 TESTS := env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 # The files of tests that test-fast leaves out: whole runs, DVC, several processes, browsers, long lists of cases.

@@ -14,11 +14,11 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SAYS = "apt-get installs Debian's package chromium, for the tests that open pages (tests/test_browser.py)"
 
 
-def make(*words: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
+def make(*words: str, path: Path | None = None, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
     outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of the make that runs the tests
     environment = {name: value for name, value in os.environ.items() if name not in outer}
     environment |= {} if path is None else {"PATH": str(path)}
-    return subprocess.run([str(MAKE), *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run([str(MAKE), *words], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def machine(folder: Path, user: int, *programs: str) -> Path:
@@ -33,6 +33,33 @@ def machine(folder: Path, user: int, *programs: str) -> Path:
         if not path.is_symlink():
             path.chmod(0o755)
     return folder
+
+
+@pytest.mark.parametrize("state", ["as in git", "changed", "no git"])
+def test_a_run_of_another_machine_is_to_be_committed(tmp_path: Path, state: str) -> None:
+    """`make repro` ends with a line where git names other artefacts than those that are there."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in (
+        "requirements.lock",
+        "pyproject.toml",
+        "dvc.lock",
+        ".venv/.ready",
+        ".venv/bin/dvc",
+        ".venv/bin/python",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    if state != "no git":
+        (tmp_path / "sweeps").mkdir()
+        (tmp_path / "sweeps/dvc.lock").touch()
+        for words in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm run"):
+            subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    if state == "changed":
+        (tmp_path / "sweeps/dvc.lock").write_text("other: hashes\n")
+    done = make("repro", "VENV=.venv", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("git commit -am baseline" in done.stdout) == (state == "changed")
 
 
 def test_the_tests_install_nothing() -> None:
