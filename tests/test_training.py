@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from warm import warm
 
 from dlm.config.training import ModelParams, R2ftParams, TrainingParams
 from dlm.data.text import pack
@@ -572,10 +572,9 @@ def killed() -> None:
 
 
 def test_a_killed_process_goes_on(undisturbed: tuple[PreTrainedModel, list[dict[str, float]]], tmp_path: Path) -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_training; test_training.killed()"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120)
+    code = f"import sys; sys.path[0] = {str(Path(__file__).parent)!r}; import test_training; test_training.killed()"
+    (tmp_path / "killed.py").write_text(code)
+    ended = subprocess.run([warm().bin / "python", "killed.py"], cwd=tmp_path, capture_output=True, timeout=120)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     started, model = Started(), tiny_model()
     found = sft(model, TRAINING, started)

@@ -88,7 +88,8 @@ def call(address: str, name: str, arguments: list[str]) -> int:
             signal.signal(number, lambda number, _: os.kill(child, number))
         status = int(answers.readline())
     if status < 0:  # as the child ended, so does this
-        signal.signal(-status, signal.SIG_DFL)
+        if status != -signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
 
