@@ -5,11 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import stage
 
 from dlm.analysis.claims import Claim, combine, density_note, judge_claims
 from dlm.analysis.comparisons import relation
@@ -743,6 +744,7 @@ def test_stage_end_to_end(tmp_path: Path, params: Params) -> None:
     assert made["report.html"].count(b"data:image/png;base64,") == len(names)
     assert str(tmp_path).encode() not in b"".join(made.values())
     assert untested(tmp_path) == []
+    assert run_stage(tmp_path, "--results", "results").returncode == 0
     assert contents(tmp_path / "results") == made
 
 
@@ -756,24 +758,32 @@ def test_stage_names_the_missing_file(tmp_path: Path, params: Params) -> None:
     assert not (tmp_path / "results").exists()
 
 
-def test_what_the_ablations_would_say_is_not_tested_without_them(tmp_path: Path, params: Params) -> None:
+@pytest.fixture
+def written(tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """The stage over the build folder without figures, which take most of its time."""
     build_folder(tmp_path / "build", params)
+    monkeypatch.setattr("dlm.analysis.figures.write_figures", lambda folder, figures: [])
+    shipped = str(ROOT / "params.yaml")
+    return lambda: stage("report", "--params", shipped, "--results", "results", folder=tmp_path)
+
+
+def test_what_the_ablations_would_say_is_not_tested_without_them(tmp_path: Path, written: Callable[[], None]) -> None:
     for path in (tmp_path / "build" / "ablation").glob("*.json"):
         path.unlink()
+    written()
     assert untested(tmp_path) == ["4", "5"]
 
 
 def untested(folder: Path) -> list[str]:
     """The claims that the page says are not tested."""
-    assert run_stage(folder, "--results", "results").returncode == 0
     page = (folder / "results" / "report.html").read_text("utf-8")
     return re.findall(r'<th scope="row">(\d)\. [^<]*</th><td class="verdict not-tested">not tested<', page)
 
 
-def test_claims_about_sizes_are_not_tested_without_the_grids(tmp_path: Path, params: Params) -> None:
-    build_folder(tmp_path / "build", params)
+def test_claims_about_sizes_are_not_tested_without_the_grids(tmp_path: Path, written: Callable[[], None]) -> None:
     for path in (tmp_path / "build" / "selection").glob("*-grid.json"):
         path.unlink()
+    written()
     assert untested(tmp_path) == ["3"]
     assert (tmp_path / "results" / "selection.md").read_text() == ""
 
