@@ -11,7 +11,7 @@ from dlm.analysis.table import build_table, headline, long_runs, to_markdown
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.decoding.budgets import RULE, at_budget, chosen
-from dlm.files import read_json, read_jsonl, write_json, write_text
+from dlm.files import atomic_directory, read_json, read_jsonl, write_json, write_text
 from dlm.pipeline import times
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import Run, stage_run
@@ -80,11 +80,15 @@ def main() -> None:
             paper=params.report.paper,
         )
         write_json(results / "table.json", rows)
-        write_json(results / "metrics.json", headline(rows))
+        few = headline(rows)
+        with atomic_directory(results / "metrics") as folder:
+            for cell, numbers in few.items():
+                write_json(folder / f"{cell}.json", numbers)
         write_text(results / "table.md", markdown)
         write_text(results / "selection.md", selection_markdown(grid, RULE))
         write_text(results / "report.html", page)
         log(run, results, rows)
+        run.metrics({f"{cell}.{name}": value for cell, numbers in few.items() for name, value in numbers.items()})
     print(markdown, end="")
     times.show()
 
@@ -93,7 +97,7 @@ def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:
     run.table("table", rows)
     run.artifact(results / "figures")
     run.artifact(results / "report.html")
-    names = ("table.json", "metrics.json", "table.md", "selection.md", "figures", "report.html")
+    names = ("table.json", "metrics", "table.md", "selection.md", "figures", "report.html")
     run.outputs([results / name for name in names])
 
 

@@ -450,7 +450,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made.params = params
     made.write(params)
     (made.folder / "results").mkdir()
-    shutil.copy(ROOT / "results/metrics.json", made.folder / "results")
+    shutil.copytree(ROOT / "results/metrics", made.folder / "results/metrics")
     (made.folder / ".venv").mkdir()
     (made.folder / ".venv/.ready").touch()  # or make would set one up
     prompts = ["its trade and the local food.", "its weather, its legend, its trade and its food."]

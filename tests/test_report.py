@@ -146,21 +146,17 @@ def test_tokens_per_step_share_the_length_of_their_budget() -> None:
     assert [row["tokens_per_step"] for row in build_table(rows)] == [2.5, 2.5, 2.0, 2.0]
 
 
-def test_headline_is_a_tree_of_numbers() -> None:
+def test_headline_is_a_few_numbers_a_cell() -> None:
     rows = [
         cell("reference", "nucleus", nfe=65.0),
-        cell("sft", "conv", length=60.12344, area=0.70004),
+        cell("sft", "conv", quality=0.61238, area=0.70004),
         cell("sft", "conv", steps=64, nfe=40.0, quality=0.8, area=0.70004),
         cell("sft", "top_k"),
     ]
-    found = headline(build_table(rows))
-    few = {"quality": 0.75, "well_formed": 0.8, "slot_error_rate": 0.3, "length": 60.1234, "nfe": 16.0}
-    assert found == {
-        "reference": {"nucleus": {**few, "length": 64.0, "nfe": 65.0}},
-        "sft": {
-            "conv": {"S16": few, "S64": {**few, "quality": 0.8, "length": 64.0, "nfe": 40.0}, "area": 0.7},
-            "top_k": {"S16": {**few, "length": 64.0}},
-        },
+    assert headline(build_table(rows)) == {
+        "reference-nucleus": {"quality": 0.75, "nfe": 65.0},
+        "sft-conv": {"area": 0.7, "quality_16": 0.6124, "nfe_16": 16.0, "quality_64": 0.8, "nfe_64": 40.0},
+        "sft-top_k": {"quality_16": 0.75, "nfe_16": 16.0},
     }
 
 
@@ -734,7 +730,8 @@ def test_stage_end_to_end(tmp_path: Path, params: Params) -> None:
     made = contents(tmp_path / "results")
     names = ("passes", "quality", "degeneration", "sizes", "r2ft", "losses", "unmasking")
     files = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg", "json")}
-    assert set(made) == {*files, "table.json", "metrics.json", "table.md", "selection.md", "report.html"}
+    files |= {f"metrics/{cell}.json" for cell in headline(json.loads(made["table.json"]))}
+    assert set(made) == {*files, "table.json", "table.md", "selection.md", "report.html"}
     assert done.stdout.encode() == made["table.md"]
     table = json.loads(made["table.json"])
     assert [row["checkpoint"] for row in table][:2] == ["reference", "sft"]

@@ -165,18 +165,16 @@ def _row(cell: Row, shared_length: float | None) -> Row:
     return row
 
 
-def headline(rows: Sequence[Row]) -> Row:
-    """checkpoint -> decoder -> budget -> quality, its axes, length and NFE, and the area over the budgets: what `dvc
-    metrics` and `dvc exp show` list."""
-    columns = [COLUMNS["quality"], *quality_axes(rows), COLUMNS["length"], COLUMNS["nfe"]]
-    tree: Row = {}
+def headline(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Cell -> few numbers, that fit on a line: quality and NFE at each budget, and the area over them. `dvc metrics` and
+    `dvc exp show` list them."""
+    cells: dict[str, dict[str, float]] = {}
     for row in rows:
-        values = {c.name: round(row[c.name], 4) for c in columns if row[c.name] is not None}
-        cell = tree.setdefault(row["checkpoint"], {}).setdefault(row["decoder"], {})
-        cell |= values if is_reference(row) else {f"S{row['steps']}": values}
-        if row["area"] is not None:
-            cell["area"] = round(row["area"], 4)
-    return tree
+        at = "" if is_reference(row) else f"_{row['steps']}"
+        found = {"area": row["area"], **{f"{name}{at}": row[name] for name in ("quality", "nfe")}}
+        cell = cells.setdefault(f"{row['checkpoint']}-{row['decoder']}", {})
+        cell |= {name: round(value, 4) for name, value in found.items() if value is not None}
+    return cells
 
 
 def over_passes(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
