@@ -10,6 +10,7 @@ from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
+from dlm.pipeline.progress import progress
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
@@ -27,12 +28,22 @@ def main() -> None:
         weights = build / "models" / arguments.checkpoint
         lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
         rows, settings = [], params.ablation
-        for run_name, options in ablation_runs(params, build):
-            summary = measure(
-                lm, corpus, options, params, prompts=settings.prompts, seeds=settings.seeds, steps=settings.steps
-            )
-            # After the summary, whose `variant` is the option of semi-AR.
-            rows.append({**summary, "checkpoint": arguments.checkpoint, "variant": run_name})
+        runs = ablation_runs(params, build)
+        count = len(runs) * settings.prompts * len(settings.seeds)
+        with progress(f"ablation@{arguments.checkpoint}", count, "answers") as advance:
+            for run_name, options in runs:
+                summary = measure(
+                    lm,
+                    corpus,
+                    options,
+                    params,
+                    prompts=settings.prompts,
+                    seeds=settings.seeds,
+                    steps=settings.steps,
+                    advance=advance,
+                )
+                # After the summary, whose `variant` is the option of semi-AR.
+                rows.append({**summary, "checkpoint": arguments.checkpoint, "variant": run_name})
         if not processes.is_main():
             return
         out = build / "ablation" / f"{arguments.checkpoint}.json"

@@ -14,6 +14,7 @@ from dlm.decoding.budgets import chosen
 from dlm.decoding.lm import DiffusionLM
 from dlm.files import content_hash, write_json, write_jsonl
 from dlm.pipeline import processes
+from dlm.pipeline.progress import progress
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
@@ -34,28 +35,31 @@ def main() -> None:
         fingerprint = content_hash(weights)
         answers: list[dict[str, Any]] = []
         speeds = []
-        for steps in settings.steps:
-            budget_answers, seconds = decode_prompts(
-                lm,
-                rows,
-                params.decoder(arguments.decoder, **chosen(arguments.build, params, arguments.decoder, steps)),
-                seeds=settings.seeds,
-                steps=steps,
-                gen_length=settings.gen_length,
-                batch_size=settings.batch_size,
-                parts=parts,
-                fingerprint=fingerprint,
-            )
-            answers += [{**answer, "steps": steps} for answer in budget_answers]
-            speed = {
-                "steps": steps,
-                "seconds": seconds,
-                "answers": len(budget_answers),
-                "nfe": sum(a["nfe"] for a in budget_answers) / len(budget_answers),
-                "content_tokens": sum(len(a["tokens"]) for a in budget_answers),
-            }
-            speeds.append(speed)
-            run.metrics(speed, step=steps)
+        count = len(rows) * len(settings.seeds) * len(settings.steps)
+        with progress(f"decode@{cell}", count, "answers") as advance:
+            for steps in settings.steps:
+                budget_answers, seconds = decode_prompts(
+                    lm,
+                    rows,
+                    params.decoder(arguments.decoder, **chosen(arguments.build, params, arguments.decoder, steps)),
+                    seeds=settings.seeds,
+                    steps=steps,
+                    gen_length=settings.gen_length,
+                    batch_size=settings.batch_size,
+                    parts=parts,
+                    fingerprint=fingerprint,
+                    advance=advance,
+                )
+                answers += [{**answer, "steps": steps} for answer in budget_answers]
+                speed = {
+                    "steps": steps,
+                    "seconds": seconds,
+                    "answers": len(budget_answers),
+                    "nfe": sum(a["nfe"] for a in budget_answers) / len(budget_answers),
+                    "content_tokens": sum(len(a["tokens"]) for a in budget_answers),
+                }
+                speeds.append(speed)
+                run.metrics(speed, step=steps)
         if not processes.is_main():
             return
         write_jsonl(out, answers)

@@ -3,6 +3,7 @@
 Candidates are the lists in the decoder's block of params.yaml; without lists there is nothing to decode.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
+from dlm.pipeline.progress import progress
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
@@ -46,15 +48,17 @@ def measure_all(
 ) -> list[dict[str, Any]]:
     """A row of figures with intervals for each checkpoint, number of steps and candidate."""
     corpus = load_corpus(build, params.data, params.evaluate, "valid")
-    rows = []
-    for checkpoint in checkpoints:
-        weights = build / "models" / checkpoint
-        lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
-        for steps in params.decode.steps:
-            for candidate in candidates:
+    prompts, seeds = params.select.prompts, params.select.seeds
+    settings = list(itertools.product(params.decode.steps, candidates))
+    rows, count = [], len(checkpoints) * len(settings) * prompts * len(seeds)
+    with progress(f"select@{name}", count, "answers") as advance:
+        for checkpoint in checkpoints:
+            weights = build / "models" / checkpoint
+            lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
+            for steps, candidate in settings:
                 options = params.decoder(name, **candidate)
                 summary = measure(
-                    lm, corpus, options, params, prompts=params.select.prompts, seeds=params.select.seeds, steps=steps
+                    lm, corpus, options, params, prompts=prompts, seeds=seeds, steps=steps, advance=advance
                 )
                 rows.append({"checkpoint": checkpoint, "decoder": name, "candidate": candidate, **summary})
     return rows

@@ -13,6 +13,7 @@ from dlm.evaluation.preferences import baseline_of
 from dlm.evaluation.setting import measure
 from dlm.files import read_jsonl, write_json
 from dlm.pipeline import processes
+from dlm.pipeline.progress import progress
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
@@ -34,19 +35,21 @@ def main() -> None:
         lm = DiffusionLM.load(
             build / "models" / checkpoint, processes.device(), params.decode.precision, params.decode.compile
         )
-        rows = []
-        for head, options, steps in runs:
-            summary = measure(
-                lm,
-                corpus,
-                options,
-                params,
-                prompts=sweeps.prompts,
-                seeds=sweeps.seeds,
-                steps=steps,
-                rival=None if judge is None else (judge, baseline),
-            )
-            rows.append({**summary, "checkpoint": checkpoint, **head})
+        rows, count = [], len(runs) * sweeps.prompts * len(sweeps.seeds)
+        with progress(f"settings@{checkpoint}", count, "answers") as advance:
+            for head, options, steps in runs:
+                summary = measure(
+                    lm,
+                    corpus,
+                    options,
+                    params,
+                    prompts=sweeps.prompts,
+                    seeds=sweeps.seeds,
+                    steps=steps,
+                    rival=None if judge is None else (judge, baseline),
+                    advance=advance,
+                )
+                rows.append({**summary, "checkpoint": checkpoint, **head})
         if not processes.is_main():
             return
         out = build / "sweeps" / f"settings-{checkpoint}.json"

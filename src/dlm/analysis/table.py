@@ -166,8 +166,7 @@ def _row(cell: Row, shared_length: float | None) -> Row:
 
 
 def headline(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Cell -> few numbers that fit on a line, for `dvc metrics` and `dvc exp show`: quality and NFE at each budget, and the
-    area over the budgets."""
+    """Cell -> what `dvc metrics` and `dvc exp show` list: quality and NFE at each budget, and the area over them."""
     cells: dict[str, dict[str, float]] = {}
     for row in rows:
         at = "" if is_reference(row) else f"_{row['steps']}"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ def decode_prompts(
     batch_size: int,
     parts: Path | None = None,
     fingerprint: str = "",
+    advance: Callable[[int], None] | None = None,
 ) -> tuple[list[dict[str, Any]], float]:
     """Decode every prompt with every seed. Several processes share the prompts, and each gets all answers.
 
@@ -34,6 +35,7 @@ def decode_prompts(
         parts: a folder in which every finished seed is kept, so that a run that was killed goes on after the last
             one. The caller removes it when it no longer needs it.
         fingerprint: a hash of the weights, for `parts`.
+        advance: called with the number of answers that have come since the last call.
 
     Returns:
         The answers, and the seconds spent generating them by the slowest process (0 for seeds taken from disk).
@@ -49,6 +51,8 @@ def decode_prompts(
         part_file = folder and folder / f"{seed}{suffix}.jsonl"
         if part_file and part_file.is_file():
             seed_answers = read_jsonl(part_file)
+            if advance is not None:
+                advance(len(seed_answers))
         else:
             started = time.perf_counter()
             out = lm.generate(
@@ -58,6 +62,7 @@ def decode_prompts(
                 gen_length=gen_length,
                 seed=seed,
                 batch_size=batch_size,
+                advance=advance,
             )
             seconds += time.perf_counter() - started
             seed_answers = [

@@ -22,11 +22,24 @@ class Rows:
     trace: Trace | None
 
 
-def in_batches(ids: list[list[int]], batch_size: int, run: Callable[[list[int]], Decoded]) -> Rows:
-    """Run all rows in batches of similar length, for less padding. Results are in the order of `ids`."""
+def in_batches(
+    ids: list[list[int]],
+    batch_size: int,
+    run: Callable[[list[int]], Decoded],
+    advance: Callable[[int], None] | None = None,
+) -> Rows:
+    """Run all rows in batches of similar length, for less padding. Results are in the order of `ids`.
+
+    Args:
+        advance: called after every batch, with its number of rows.
+    """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    done = [run(batch) for batch in batches]
+    done = []
+    for batch in batches:
+        done.append(run(batch))
+        if advance is not None:
+            advance(len(batch))
     back = sorted(range(len(order)), key=order.__getitem__)
     tokens = [row for part in done for row in part.tokens]
     stamps = [row for part in done for row in part.commit_step]

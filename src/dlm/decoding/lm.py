@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,7 @@ class DiffusionLM:
         batch_size: int = 32,
         trace: bool = False,
         watch: Watch | None = None,
+        advance: Callable[[int], None] | None = None,
         **options: Any,
     ) -> Generation:
         """Generate an answer to every prompt.
@@ -207,6 +208,7 @@ class DiffusionLM:
             batch_size: rows that go through the model at once; it does not change the result.
             trace: record every commit with its step and confidence.
             watch: called as watch(step, tokens [rows, gen_length]) after every step of every batch, the masks still in.
+            advance: called after every batch, with its number of rows.
             **options: the decoder's options, as in params.yaml (kernel_size=33, top_k=5, eos_fill=True, ...).
 
         Raises:
@@ -235,7 +237,7 @@ class DiffusionLM:
                 watch=watch,
             )
 
-        parts = in_batches(ids, batch_size, run)
+        parts = in_batches(ids, batch_size, run, advance)
         tokens = cut_at_eos(torch.stack(parts.tokens), eos_id, self.ends)
         texts = [decode_text(self.tokenizer, before_eos(row, eos_id)) for row in tokens.tolist()]
         return Generation(texts, tokens, parts.nfe, parts.leftover_masks, torch.stack(parts.commit_step), parts.trace)

@@ -1,6 +1,6 @@
 """One decoder setting on some prompts: answers, their scores, the summary with its intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,7 @@ def measure(
     seeds: Sequence[int],
     steps: int,
     rival: tuple[Judge, Baseline] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """The options, `steps` and cell.summarise's figures. Several processes share the prompts; each gets the result.
 
@@ -30,6 +31,7 @@ def measure(
         params: gen_length and batch_size of `decode`, and `evaluate`'s bootstrap samples.
         prompts: the first so many of the evaluation set.
         rival: a judge and the answers that it compares with, for win rates.
+        advance: as in decode_prompts.
     """
     answers, _ = decode_prompts(
         lm,
@@ -39,6 +41,7 @@ def measure(
         steps=steps,
         gen_length=params.decode.gen_length,
         batch_size=params.decode.batch_size,
+        advance=advance,
     )
     rows = score_answers(answers, corpus, params.decode.batch_size)
     if rival is not None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
-from transformers.trainer_callback import TrainerCallback, TrainerState
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 
 from dlm.config.training import TrainingParams
 from dlm.data.template import Template
@@ -23,6 +23,7 @@ from dlm.models.adapters import is_wrapped, merged, restore, save_adapter
 from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import use_bf16
 from dlm.pipeline import processes
+from dlm.pipeline.progress import Advance, progress
 from dlm.training.optimizer import MuonAdamW, muon_groups
 from dlm.training.resume import last_whole_checkpoint, resume_key, step_of
 from dlm.training.trainer import release
@@ -103,12 +104,15 @@ def fit(
         optimizer_cls_and_kwargs=_optimizer(model, params),
         compile=params.compile,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints every log as a dictionary
     if checkpoint is not None and Path(checkpoint).name == f"checkpoint-{steps}":
         # The Trainer would make one more step from a checkpoint of the last one.
         restore(model, Path(checkpoint))
         trainer.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
     else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with progress(name, steps, "steps") as advance:
+            trainer.add_callback(TellProgress(advance))
+            trainer.train(resume_from_checkpoint=checkpoint)
     last = trainer.state.global_step
     if not any(entry.get("step") == last and "eval_loss" in entry for entry in trainer.state.log_history):
         trainer.evaluate()
@@ -158,7 +162,7 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         report_to="none",
-        disable_tqdm=None,
+        disable_tqdm=True,
     )
     if processes.count() == 1 and arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else the Trainer multiplies the batch by the GPUs it sees; a launcher shares it
@@ -203,6 +207,24 @@ def write_curve(folder: Path, curve: list[dict[str, float]]) -> None:
     write_json(folder / "curve.json", curve)
     evaluations = [{key: row[key] for key in row if key == "step" or key.startswith("eval_")} for row in curve]
     write_json(folder / "held_out.json", [row for row in evaluations if len(row) > 1])
+
+
+class TellProgress(TrainerCallback):
+    """Steps and losses for people, in place of transformers' bars and dictionaries."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+        self.losses: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.advance(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        self.losses |= {name: value for name, value in (logs or {}).items() if name in ("loss", "eval_loss")}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        names = {"loss": "loss", "eval_loss": "held out"}
+        self.advance(1, ", ".join(f"{names[name]} {value:.3f}" for name, value in self.losses.items()))
 
 
 class StopAtNonFinite(TrainerCallback):
