@@ -28,14 +28,23 @@ from typing import Any, NoReturn
 PROGRAMS = ("python", "dvc", "dlm")
 # What stages, DVC and `dlm` import from elsewhere. None of our own modules: they look at the clock and at arguments.
 HEAVY = """
-accelerate datasets gguf jinja2 jsonschema matplotlib.backends.backend_agg matplotlib.figure mlflow mlflow.data
-mlflow.entities mlflow.store.db.utils mlflow.store.tracking.sqlalchemy_store mlflow.tracking nltk.lm.models
-nltk.lm.smoothing openai peft pyarrow.parquet rich.console rich.live rich.table ruamel.yaml scipy.stats sklearn.metrics
-tokenizers torch torch.distributed torch.distributed.tensor torch._dynamo transformers.generation.utils
-transformers.modeling_layers transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto
-transformers.models.llama.modeling_llama transformers.tokenization_utils_tokenizers transformers.trainer
-dvc.cli dvc.repo dvc.repo.reproduce dvc.repo.status dvc.commands.repro dvc.commands.status dvc.stage.run dvc.stage.cache
-dvc.render dvc_render dvc.scm scmrepo.git dvc_data.index sqltrie
+accelerate alembic.command datasets gguf jaxtyping jinja2 jsonschema matplotlib.backends.backend_agg matplotlib.figure
+mlflow mlflow.data mlflow.entities mlflow.store.db.utils mlflow.store.tracking.sqlalchemy_store
+mlflow.store.tracking.sqlalchemy_workspace_store mlflow.system_metrics.metrics.cpu_monitor
+mlflow.system_metrics.metrics.disk_monitor mlflow.system_metrics.metrics.gpu_monitor
+mlflow.system_metrics.metrics.network_monitor mlflow.tracking nltk.lm.models nltk.lm.smoothing openai peft
+pyarrow.parquet rich.console rich.live rich.table ruamel.yaml scipy.stats sklearn.cluster sklearn.decomposition
+sklearn.manifold sklearn.metrics sqlalchemy.dialects.sqlite tokenizers torch torch.distributed torch.distributed.tensor
+torch._dynamo transformers.generation.utils transformers.modeling_layers transformers.models.auto.modeling_auto
+transformers.models.auto.tokenization_auto transformers.models.gpt2.tokenization_gpt2
+transformers.models.llama.modeling_llama transformers.models.qwen2.tokenization_qwen2
+transformers.models.qwen2.modeling_qwen2 transformers.models.gpt_neox.modeling_gpt_neox
+transformers.tokenization_utils_tokenizers transformers.trainer celery configobj dulwich.ignore dulwich.porcelain
+dvc._debug dvc.analytics dvc.cachemgr dvc.cli dvc.cli.parser dvc.compare dvc.data_cloud dvc.dirs dvc.lock dvc.render
+dvc.repo dvc.repo.artifacts dvc.repo.datasets dvc.repo.experiments.queue.tempdir dvc.repo.experiments.queue.workspace
+dvc.repo.metrics dvc.repo.params dvc.repo.plots dvc.repo.reproduce dvc.repo.stage dvc.repo.status dvc.rwlock dvc.scm
+dvc.stage.cache dvc.stage.run dvc.utils.strictyaml dvc_data.hashfile.db.local dvc_data.index dvc_render flufl.lock
+fsspec.implementations.memory hydra networkx platformdirs.unix rich.json scmrepo.git sqltrie zc.lockfile
 """
 
 

@@ -20,7 +20,8 @@ Head = Callable[[Float[Tensor, "n width"]], Float[Tensor, "n vocab"]]
 
 
 def is_masked_lm(model: PreTrainedModel) -> bool:
-    return type(model) in MODEL_FOR_MASKED_LM_MAPPING.values()
+    # Looked up by the configuration: all values of the mapping would import every masked LM that there is.
+    return MODEL_FOR_MASKED_LM_MAPPING.get(type(model.config), None) is type(model)
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
