@@ -550,7 +550,8 @@ def test_the_worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         found = list(commands(block))
         ours = [shell.expanded(c.text)[1:] for c in found if c.text.startswith("dlm ")]
         if ours:
-            told = copy.run("python", "-c", MANY, json.dumps(ours)).stdout
+            (tmp_path / "many.py").write_text(MANY)
+            told = copy.run("python", str(tmp_path / "many.py"), json.dumps(ours)).stdout
             if ours[0] == ["decoders", "nearest"]:
                 assert told.startswith("nearest: A fixed number of positions a step")
                 assert told.endswith("\nerror: nearest.decay must be at least 0, got -1.0\n")

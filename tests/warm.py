@@ -1,4 +1,4 @@
-"""`python`, `dvc` and `dlm` that start at once: one process has imported what takes seconds and forks for each of them.
+"""`python`, `dvc`, `dlm` and `pytest` that start at once: a process has imported what takes seconds and forks for each.
 
 What runs is a process of its own all the same: its arguments, environment, folder, streams and status are those of the
 command, and what it starts is started by it. Whatever else Python is asked for (`-c`), it starts as always.
@@ -25,8 +25,8 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-PROGRAMS = ("python", "dvc", "dlm")
-# What stages, DVC and `dlm` import from elsewhere. None of our own modules: they look at the clock and at arguments.
+PROGRAMS = ("python", "dvc", "dlm", "pytest")
+# What stages, DVC and tests import from elsewhere. None of our own modules: they look at the clock and at arguments.
 HEAVY = """
 accelerate alembic.command datasets gguf jaxtyping jinja2 jsonschema matplotlib.backends.backend_agg matplotlib.figure
 mlflow mlflow.data mlflow.entities mlflow.store.db.utils mlflow.store.tracking.sqlalchemy_store
@@ -160,6 +160,10 @@ def run(name: str, arguments: list[str], folder: str, environment: dict[str, str
         from dvc.cli import main
 
         sys.exit(main())
+    if name == "pytest":
+        import pytest
+
+        sys.exit(pytest.console_main())
     below_dvc()
     if name == "dlm":
         from dlm.cli import cli
