@@ -274,9 +274,10 @@ def test_backfill_after_a_pull(workspace: Workspace) -> None:
 
 def test_dvc_lists_metrics_and_plots(workspace: Workspace) -> None:
     shown = workspace.loaded("dvc", "metrics", "show", "--json")
-    (found,) = [entry["data"] for entry in shown[""]["data"].values()]
-    assert {"S4", "S8"} <= set(found["r2ft"]["conv"]) <= {"S4", "S8", "area"}
-    assert {"quality", "well_formed", "slot_error_rate", "length", "nfe"} == set(found["r2ft"]["conv"]["S8"])
+    found = {Path(file).stem: entry["data"] for file, entry in shown[""]["data"].items()}
+    assert set(found) == {*CELLS, "reference-nucleus"}
+    names = {f"{name}_{steps}" for name in ("quality", "nfe") for steps in (4, 8)}
+    assert names <= set(found["r2ft-conv"]) <= {*names, "area"}
     plots = workspace.run("dvc", "plots", "show", "--json").stdout
     for title in ("mean log p of the two sides", "mean log-prior of a sampled token", "SFT, held-out loss"):
         assert title in plots
