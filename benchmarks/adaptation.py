@@ -14,13 +14,13 @@ from typing import Any
 
 from common import Arguments, command_line, default_device, grid, write
 
+from dlm.pipeline.start import run_script
 from dlm.config.schema import require
 from dlm.config.training import TrainingParams
 from dlm.data.text import pack, read_documents, split_documents
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint
 from dlm.pipeline.hardware import hardware
-from dlm.pipeline.start import run_script
 from dlm.training.collators import PackedCollator
 from dlm.training.fit import fit
 from dlm.training.objectives import DiffusionTrainer

@@ -30,6 +30,7 @@ from common import (
     write,
 )
 
+from dlm.pipeline.start import run_script
 from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.params import Params, load_params
 from dlm.config.schema import require
@@ -38,7 +39,6 @@ from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.bootstrap import bootstrap_ci
 from dlm.evaluation.cell import Corpus, load_corpus, score_answers, summarise
 from dlm.pipeline.hardware import hardware
-from dlm.pipeline.start import run_script
 
 RESTRICT = "semi_ar:rule=low_confidence,variant=restrict"
 FAMILIES = [

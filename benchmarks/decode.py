@@ -43,6 +43,7 @@ from plain import PlainDecoder, supports
 from subjects import DTYPES, MODELS, Subject, load_subject
 from table import to_markdown, write_figure
 
+from dlm.pipeline.start import run_script
 from dlm.config.decoders import DecoderOptions
 from dlm.config.schema import require
 from dlm.decoding.decoder import make_decoder
@@ -50,7 +51,6 @@ from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
 from dlm.models.compiled import MODES
 from dlm.pipeline.hardware import hardware
-from dlm.pipeline.start import run_script
 
 PLAIN_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 FORWARD_SECONDS = 0.5  # one repeat of the forward pass is so many passes as take about this long

@@ -20,6 +20,7 @@ import torch
 from common import Arguments, check_device, command_line, default_device, grid, report, write
 from scipy.stats import rankdata
 
+from dlm.pipeline.start import run_script
 from dlm.config.schema import require
 from dlm.data.records import Record
 from dlm.data.template import TEMPLATES
@@ -30,7 +31,6 @@ from dlm.evaluation.scoring.perplexity import response_scores
 from dlm.evaluation.scoring.relevance import information, shared_frame
 from dlm.models.backbone import load_checkpoint
 from dlm.pipeline.hardware import hardware
-from dlm.pipeline.start import run_script
 from dlm.sources.readers import read_records
 
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}

@@ -8,9 +8,9 @@ from typing import Any
 
 from common import grid, numbers, with_ending
 
+from dlm.pipeline.start import run_script
 from dlm.analysis.style import INK, PALETTE, canvas
 from dlm.files import atomic_path, read_json, write_text
-from dlm.pipeline.start import run_script
 
 Row = dict[str, Any]
 HEADINGS = (

@@ -49,6 +49,7 @@ from train_table import to_markdown
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from dlm.pipeline.start import run_script
 from dlm.config.schema import require
 from dlm.config.training import LoraParams, R2ftParams, TrainingParams
 from dlm.models.adapters import new_adapter, unwrapped
@@ -56,7 +57,6 @@ from dlm.models.compiled import compile_layers
 from dlm.models.precision import use_bf16
 from dlm.negatives.corruption import NegativeRule, continuation
 from dlm.pipeline.hardware import hardware
-from dlm.pipeline.start import run_script
 from dlm.training.collators import R2ftCollator, Row, SftCollator
 from dlm.training.fit import StopAtNonFinite, training_arguments
 from dlm.training.objectives import DiffusionTrainer, R2ftTrainer

@@ -13,13 +13,13 @@ from typing import Any
 
 from common import Arguments, command_line, grid, write
 
+from dlm.pipeline.start import run_script
 from dlm.config.params import load_params
 from dlm.config.schema import require
 from dlm.data.splits import most_frequent, read_split
 from dlm.decoding.budgets import at_budget
 from dlm.evaluation.distance import binned, one_hot, written_kinds
 from dlm.files import read_json, read_jsonl
-from dlm.pipeline.start import run_script
 
 SHOWN = {"high_prior": "frequent words", "repetition": "other words of the context"}
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.decoders import DecoderOptions
 from dlm.config.params import Params, tracked
 from dlm.decoding.budgets import chosen
@@ -11,7 +12,6 @@ from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.text import packed_text
@@ -12,7 +13,6 @@ from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, new_backbone
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.collators import PackedCollator, SftCollator
 from dlm.training.fit import fit, save_trained

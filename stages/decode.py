@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.decoding.answers import decode_prompts
@@ -15,7 +16,6 @@ from dlm.decoding.lm import DiffusionLM
 from dlm.files import content_hash, write_json, write_jsonl
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 

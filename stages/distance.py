@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import Params, tracked
 from dlm.data.splits import most_frequent, read_split
 from dlm.decoding.budgets import at_budget
@@ -19,7 +20,6 @@ from dlm.evaluation.distance import (
     written_kinds,
 )
 from dlm.files import read_json, read_jsonl, write_json
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.evaluation.area import quality_area
 from dlm.evaluation.cell import check_complete, closeness, load_corpus, real_features, score_answers, summarise
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import add_grades, add_preferences, baseline_of, places, read_difficulty
 from dlm.files import read_jsonl, write_json
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 

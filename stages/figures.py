@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.figures import ReportFigure, write_figures
 from dlm.analysis.sweeps import sweep_figures
 from dlm.analysis.weights import weights_data
@@ -9,7 +10,6 @@ from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.decoding.budgets import at_budget, chosen
 from dlm.files import read_json, read_jsonl, write_text
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")

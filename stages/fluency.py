@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.samples import as_text, good_and_bad
 from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
@@ -19,7 +20,6 @@ from dlm.decoding.budgets import at_budget
 from dlm.evaluation.bootstrap import geometric_mean_with_ci
 from dlm.evaluation.ngram import NgramScorer
 from dlm.files import read_json, read_jsonl, write_table
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.builtin.grammar import load_grammar
 from dlm.config.decoders import DecoderOptions
 from dlm.config.params import Params, tracked
@@ -14,7 +15,6 @@ from dlm.errors import UserError
 from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, score_gap, summarise
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import write_table
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")

@@ -3,11 +3,11 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.files import atomic_path, read_json
 from dlm.negatives.draw import draw_negatives, make_rule
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 

@@ -1,9 +1,9 @@
 """Source -> cleaned, templated, tokenised splits, tokenizer and statistics under build/data."""
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.template import Template
 from dlm.files import atomic_directory
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.sources.prepare import fit_splits, left_out, load_splits, make_tokenizer, write_prepared
 

@@ -1,12 +1,12 @@
 """Rejective fine-tuning of `sft_answer` on the negatives (paper Eq. 5; docs/method.md §4) into build/models/r2ft."""
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.template import Template
 from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.models.backbone import load_trainable
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.fit import save_trained
 from dlm.training.r2ft import fit_r2ft, with_examples

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.decoding.lm import DiffusionLM
@@ -15,7 +16,6 @@ from dlm.models.adapters import unwrapped
 from dlm.models.backbone import load_trainable
 from dlm.negatives.draw import draw_negatives, make_rule
 from dlm.pipeline import processes
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.r2ft import fit_r2ft, with_examples
 

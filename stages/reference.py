@@ -4,6 +4,7 @@ import functools
 
 import torch
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.text import packed_text
@@ -14,7 +15,6 @@ from dlm.files import atomic_directory, write_json, write_jsonl
 from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
 from dlm.models.reference import nucleus_answers
 from dlm.pipeline import processes
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.causal import CausalTrainer
 from dlm.training.collators import CausalCollator, CausalPackedCollator

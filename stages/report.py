@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.claims import judge_claims
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
@@ -13,7 +14,6 @@ from dlm.data.splits import read_split
 from dlm.decoding.budgets import RULE, at_budget, chosen
 from dlm.files import atomic_directory, read_json, read_jsonl, write_json, write_text
 from dlm.pipeline import times
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import Run, stage_run
 
 CHECKPOINTS = ("sft", "r2ft")

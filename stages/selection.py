@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import Params, tracked
 from dlm.decoding.budgets import choose
 from dlm.decoding.lm import DiffusionLM
@@ -16,7 +17,6 @@ from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 

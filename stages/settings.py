@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.decoders import DecoderOptions
 from dlm.config.params import Params, tracked
 from dlm.decoding.budgets import at_budget, chosen
@@ -14,7 +15,6 @@ from dlm.evaluation.setting import measure
 from dlm.files import read_jsonl, write_json
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 
 Setting = tuple[dict[str, Any], DecoderOptions, int]

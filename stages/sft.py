@@ -7,11 +7,11 @@ together.
 
 import functools
 
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.template import Template
 from dlm.models.backbone import load_trainable
-from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.pipeline.tracking import stage_run
 from dlm.training.collators import SftCollator
 from dlm.training.fit import fit, save_trained

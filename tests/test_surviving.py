@@ -18,8 +18,8 @@ import pytest
 import yaml
 from workspaces import Small
 
-from dlm.pipeline import processes
 from dlm.pipeline.start import KEPT
+from dlm.pipeline import processes
 
 R2FT, DECODE, EVALUATE, REPORT = "r2ft", "decode@r2ft-top_k", "evaluate@r2ft-top_k", "report"
 OUTPUTS = {

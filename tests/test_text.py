@@ -13,6 +13,7 @@ import torch
 import zstandard
 from scripts import ROOT
 
+from dlm.pipeline.start import run_script
 from dlm.config.params import load_params
 from dlm.config.training import BaseParams
 from dlm.data.records import Record
@@ -20,7 +21,6 @@ from dlm.data.splits import Example, write_examples
 from dlm.data.text import mixed, packed_text, read_documents, read_rows, split_documents
 from dlm.data.tokenizer import encode, train_tokenizer
 from dlm.errors import UserError
-from dlm.pipeline.start import run_script
 
 TEXT = "First line.\nIts second line.\n\nSecond document.\n \n\nThird, mit Umlaut: ü.\n"
 DOCUMENTS = ["First line.\nIts second line.", "Second document.", "Third, mit Umlaut: ü."]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dlm.pipeline.start import run_script
 from dlm.config.schema import require
 from dlm.data.text import pack, read_documents
 from dlm.data.tokenizer import load_tokenizer
 from dlm.files import atomic_path
-from dlm.pipeline.start import run_script
 
 
 def main() -> None:

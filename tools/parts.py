@@ -16,9 +16,9 @@ import zstandard
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
+from dlm.pipeline.start import run_script
 from dlm.errors import UserError
 from dlm.files import atomic_directory
-from dlm.pipeline.start import run_script
 
 PART = 16_000_000  # bytes
 SCALE = ".scale"

@@ -29,6 +29,7 @@ import torch
 from commands import Command, commands
 from packages import missing_packages
 
+from dlm.pipeline.start import run_script
 from dlm.analysis.table import build_table, to_markdown
 from dlm.config.params import parse_params
 from dlm.config.schema import require
@@ -38,7 +39,6 @@ from dlm.files import read_json, write_json, write_text
 from dlm.pipeline import processes
 from dlm.pipeline.hardware import hardware
 from dlm.pipeline.profiles import merge, render
-from dlm.pipeline.start import run_script
 
 ROOT = Path(__file__).parents[1]
 SIDE_BY_SIDE = ("select", "decode", "evaluate", "ablation", "settings", "distance")  # with cells: none trains

@@ -6,8 +6,8 @@ import signal
 def cli() -> None:
     """The console script: a mistake is one line and status 2; Ctrl-C ends with 130, a closed pipe with 141, quietly."""
     try:
-        from dlm.cli.main import main_to_the_end  # Ctrl-C during the imports is quiet too
         from dlm.pipeline.start import run_script
+        from dlm.cli.main import main_to_the_end  # Ctrl-C during the imports is quiet too
 
         run_script(main_to_the_end)
     except KeyboardInterrupt:

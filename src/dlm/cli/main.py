@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import dlm
+from dlm.pipeline.start import fail
 from dlm.cli import decoders, request
 from dlm.files import check_checkpoint
-from dlm.pipeline.start import fail
 
 Command = Callable[[argparse.Namespace], None]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import vl_convert
 
+from dlm.pipeline.start import run_script
 from dlm.errors import UserError
 from dlm.files import write_text
-from dlm.pipeline.start import run_script
 
 VEGA_LITE = "5.21"  # DVC's templates are written for version 5
 PAGE = Path("tmp/plots.html")  # below .dvc, where DVC looks and git does not

@@ -14,11 +14,11 @@ from typing import Any
 from ruamel.yaml import YAML, RoundTripRepresenter
 from ruamel.yaml.error import YAMLError
 
+from dlm.pipeline.start import run_script
 from dlm.config.params import parse_params
 from dlm.config.yaml import is_text, spelled
 from dlm.errors import UserError
 from dlm.files import atomic_path
-from dlm.pipeline.start import run_script
 
 DEFAULT = "builtin"
 
