@@ -15,7 +15,9 @@ from dlm.config.params import Params, load_params
 from dlm.config.yaml import dump_yaml, load_yaml
 from dlm.decoding.budgets import choose, chosen
 from dlm.errors import UserError
+from dlm.evaluation.cell import load_corpus
 from dlm.files import read_json, read_jsonl, write_json, write_jsonl
+from dlm.pipeline import processes
 from dlm.pipeline.profiles import merge
 
 Row = dict[str, Any]
@@ -168,6 +170,15 @@ def test_the_evaluation_prompts_take_no_part(copied: Path) -> None:
     (copied / "build/data/valid.parquet").unlink()
     with pytest.raises(SystemExit):
         stage(*SELECT, folder=copied)
+
+
+def test_the_reference_is_on_the_stages_device(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perplexity and MAUVE would crawl beside a GPU if it stayed behind; the meta device stands for one here."""
+    params = load_params(made / "params.yaml")
+    monkeypatch.setattr(processes, "device", lambda: "meta")
+    corpus = load_corpus(made / "build", params.data, params.evaluate)
+    assert {parameter.device.type for parameter in corpus.reference.parameters()} == {"meta"}
+    assert corpus.scorer.model is corpus.reference
 
 
 def answers(folder: Path, steps: int) -> list[Row]:
