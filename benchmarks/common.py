@@ -11,9 +11,10 @@ import torch
 
 from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.schema import require
-from dlm.config.yaml import load_yaml
+from dlm.config.yaml import value_of
 from dlm.errors import UserError
 from dlm.files import write_json, write_text
+from dlm.pipeline.hardware import command_of
 
 Spread = dict[str, float]  # median, low and high (the smallest and the largest) over the repeats
 
@@ -37,14 +38,6 @@ def split_variant(text: str) -> tuple[str, dict[str, Any]]:
         require(bool(key and equals and value), f"decoder {text!r}", "written name:key=value,key=value", item)
         block[key] = value_of(value, f"decoder {text!r}")
     return name, block
-
-
-def value_of(text: str, where: str) -> Any:
-    """A value on the command line, as params.yaml would read it. Raises UserError, which begins with `where`."""
-    try:
-        return load_yaml(text)
-    except ValueError:
-        raise UserError(f"{where}: {text!r} is not a value") from None
 
 
 def variant(text: str) -> DecoderOptions:
@@ -75,9 +68,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
 
 def command_line() -> str:
     """The command as it was given; of absolute paths only the last part."""
-    script = f"benchmarks/{Path(sys.argv[0]).name}"
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return " ".join(["python", script, *words])
+    return command_of(f"benchmarks/{Path(sys.argv[0]).name}")
 
 
 def with_ending(out: Path, ending: str) -> Path:

@@ -33,11 +33,11 @@ from dlm.pipeline.start import run_script
 from dlm.analysis.table import build_table, to_markdown
 from dlm.config.params import parse_params
 from dlm.config.schema import require
-from dlm.config.yaml import dump_yaml, load_yaml
+from dlm.config.yaml import dump_yaml, load_yaml, value_of
 from dlm.errors import UserError
 from dlm.files import read_json, write_json, write_text
 from dlm.pipeline import processes
-from dlm.pipeline.hardware import hardware
+from dlm.pipeline.hardware import command_of, hardware
 from dlm.pipeline.profiles import merge, render
 
 ROOT = Path(__file__).parents[1]
@@ -65,10 +65,7 @@ def parameters(arguments: argparse.Namespace) -> dict[str, Any]:
     for setting in [*arguments.set, *([] if minutes is None else [f"base.training.minutes={minutes}"])]:
         key, equals, text = setting.partition("=")
         require(bool(key and equals), "--set", "KEY=VALUE", setting)
-        try:
-            block = load_yaml(text)
-        except ValueError:
-            raise UserError(f"--set {key}: {text!r} is not a value") from None
+        block = value_of(text, f"--set {key}")
         for name in reversed(key.split(".")):
             block = {name: block}
         merge(params, block)
@@ -149,10 +146,9 @@ class Run:
     def write_results(self) -> None:
         """What the run took, and its parameters; the cells that there are, where there is no report."""
         out, build = Path(self.params["report"]["results"]), self.folder / "build"
-        words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # no place's name
         curves = {path.parent.name: read_json(path) for path in sorted(build.glob("models/*/curve.json"))}
         facts = {
-            "command": " ".join(["python", "tools/pipeline.py", *words]),
+            "command": command_of("tools/pipeline.py"),
             "hardware": hardware(processes.device()),
             "trained": {name: curve[-1] for name, curve in curves.items() if curve},
             "stages": [{"stage": name, "seconds": seconds} for name, seconds in self.done.items()],

@@ -69,7 +69,7 @@ class HubParams:
 
 @dataclass(frozen=True)
 class EvaluationSetParams:
-    """What is decoded and evaluated: prompts held out of the records, or a set of the paper's (data/evalsets.py).
+    """What is decoded and evaluated: prompts held out of the records, or a paper's set (sources/evaluation_sets.py).
 
     Attributes:
         path: a copy of the set on disk; null for the hub's.

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from dlm.errors import UserError
+
 _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float"))
 _SPELLINGS = {
     _BOOL: (re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
@@ -71,6 +73,14 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, LookupError, AttributeError, RecursionError) as error:  # `!!bool 3`, `!!timestamp x`, [[[[
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def value_of(text: str, where: str) -> Any:
+    """A value on the command line, as params.yaml would read it. Raises UserError, which begins with `where`."""
+    try:
+        return load_yaml(text)
+    except ValueError:
+        raise UserError(f"{where}: {text!r} is not a value") from None
 
 
 def dump_yaml(value: Any, sort_keys: bool = False) -> str:

@@ -1,7 +1,8 @@
-"""What a figure was measured on."""
+"""What a figure was measured on, and by which command."""
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,9 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def command_of(script: str) -> str:
+    """This process's command line; of absolute paths only the last part. `script`: from the repository's root."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join(["python", script, *words])
