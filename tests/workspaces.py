@@ -45,6 +45,7 @@ TINY = {
         "kernels": [9],
         "gains": ["tanh"],
         "top_k": [1],
+        "profiles": [],
         "rejection": {"steps": 2, "every": 1, "decoders": ["top_k"]},
     },
     "evaluate": {"bootstrap_samples": 50},
