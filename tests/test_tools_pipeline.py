@@ -201,7 +201,7 @@ def test_what_is_not_installed_is_told_first(monkeypatch: pytest.MonkeyPatch, tm
     ("words", "line"),
     [
         (["--profile", "nobody"], "'nobody' is not a profile"),
-        (["--profile", "builtin", "--set", "seed"], "--set must be KEY=VALUE"),
+        (["--profile", "builtin", "--set", "seed"], "--set wants KEY=VALUE"),
         (["--profile", "builtin", "--set", "sead=1"], "sead is not a known key"),
         (["--profile", "builtin", "--set", "seed=["], r"--set seed: '\[' is not a value"),
         (["--profile", "builtin", "--folder", "."], "is there; go on with --resume"),

@@ -32,8 +32,7 @@ from packages import missing_packages
 from dlm.pipeline.start import run_script
 from dlm.analysis.table import build_table, to_markdown
 from dlm.config.params import parse_params
-from dlm.config.schema import require
-from dlm.config.yaml import dump_yaml, load_yaml, value_of
+from dlm.config.yaml import dump_yaml, load_yaml, setting
 from dlm.errors import UserError
 from dlm.files import read_json, write_json, write_text
 from dlm.pipeline import processes
@@ -64,10 +63,8 @@ def parameters(arguments: argparse.Namespace) -> dict[str, Any]:
     """The profile with the values of --base-minutes and --set, checked."""
     params = load_yaml(render(ROOT / "profiles", arguments.profile))
     minutes = arguments.base_minutes
-    for setting in [*arguments.set, *([] if minutes is None else [f"base.training.minutes={minutes}"])]:
-        key, equals, text = setting.partition("=")
-        require(bool(key and equals), "--set", "KEY=VALUE", setting)
-        block = value_of(text, f"--set {key}")
+    for text in [*arguments.set, *([] if minutes is None else [f"base.training.minutes={minutes}"])]:
+        key, block = setting(text, "--set")
         for name in reversed(key.split(".")):
             block = {name: block}
         merge(params, block)

@@ -7,6 +7,7 @@ names for a rule with such a part switched on.
 No torch here: params.yaml is checked before anything heavy is imported.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -268,6 +269,17 @@ def decoder_options(name: str, block: Any, where: str) -> DecoderOptions:
     if "top_k" not in RULES[rule].__dataclass_fields__:
         options.pop("top_k", None)  # so that changing a block's rule alone is enough
     return build(RULES[rule], {**preset.options, **options}, where)
+
+
+def default_options(changes: Mapping[str, Any], *, infill: bool = False) -> DecoderOptions:
+    """What the command line and the library decode with where no decoder is named: `conv` over `low_confidence`, with
+    EOS-fill unless there are gaps. On validation prompts it wrote the best answers (docs/generate.md).
+
+    Raises:
+        UserError: as `decoder_options`; top_k without its rule, which this is not.
+    """
+    require("top_k" not in changes or "rule" in changes, "conv.top_k", "given with rule: top_k", changes.get("top_k"))
+    return decoder_options("conv", {"rule": "low_confidence", "eos_fill": not infill, **changes}, "conv")
 
 
 def override(options: DecoderOptions, where: str, **changes: Any) -> DecoderOptions:

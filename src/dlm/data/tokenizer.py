@@ -12,7 +12,7 @@ from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, tr
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from dlm.errors import UserError
-from dlm.files import gguf_place, is_gguf
+from dlm.files import check_hub, gguf_place, is_gguf
 
 EOS = "<|endoftext|>"
 MASK = "<|mask|>"
@@ -48,6 +48,7 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
     Raises:
         UserError: nothing there, not a tokenizer, one without an end-of-text token or that entry, or with another mask.
     """
+    check_hub(path)
     model = {} if is_gguf(path) else _config_beside(path)
     bare_gpt2 = (Path(path) / "merges.txt").is_file() and not (Path(path) / "tokenizer_config.json").is_file()
     try:

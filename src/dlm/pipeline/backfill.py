@@ -49,11 +49,11 @@ def _log(run: Run, out: Path) -> None:
         if out.exists():
             run.artifact(out)
     elif out.suffix == ".json" and out.is_file():
-        found = read_json(out)
-        if isinstance(found, dict):
-            run.metrics({key: value for key, value in found.items() if isinstance(value, int | float)})
+        content = read_json(out)
+        if isinstance(content, dict):
+            run.metrics({key: value for key, value in content.items() if isinstance(value, int | float)})
         elif out.parent.name == "evaluation":
-            for row in found:
+            for row in content:
                 run.metrics({key: value for key, value in row.items() if isinstance(value, int | float)}, row["steps"])
-        elif found and isinstance(found[0], dict):
-            run.table(out.stem, found)
+        elif content and isinstance(content[0], dict):
+            run.table(out.stem, content)

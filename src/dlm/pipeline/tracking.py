@@ -236,8 +236,8 @@ def _open(stage: str, cell: str | None) -> Run:
         same = f"tags.mlflow.parentRunId = '{parent}' AND attributes.run_name = '{name}'"
         for run in client.search_runs([experiment], f"{same} AND attributes.status = 'RUNNING'"):
             client.set_terminated(run.info.run_id, "KILLED")
-        own = {"mlflow.parentRunId": parent, "stage": stage, "cell": cell or ""}
-        child = client.create_run(experiment, run_name=name, tags=tags | own)
+        place = {"mlflow.parentRunId": parent, "stage": stage, "cell": cell or ""}
+        child = client.create_run(experiment, run_name=name, tags=tags | place)
     import mlflow.entities
 
     return Run(client, mlflow.entities, child.info.run_id, parent, cell)
@@ -273,10 +273,10 @@ def artifacts_uri() -> str:
 
 def _experiment(client: Any, uri: str) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "dlm"
-    if found := client.get_experiment_by_name(name):
-        if found.lifecycle_stage != "active":
-            raise UserError(_deleted(name, found.experiment_id, uri))
-        return found.experiment_id
+    if experiment := client.get_experiment_by_name(name):
+        if experiment.lifecycle_stage != "active":
+            raise UserError(_deleted(name, experiment.experiment_id, uri))
+        return experiment.experiment_id
     # A server keeps artifacts in its own place: a path of this machine may mean nothing there.
     place = None if uri.startswith("http") else artifacts_uri()
     return client.create_experiment(name, artifact_location=place)

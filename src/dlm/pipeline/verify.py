@@ -26,7 +26,7 @@ def verify() -> int:
     store = _cache()
     objects = sorted(path for path in store.glob(f"??/{'?' * 30}*") if path.is_file())
     # A folder's object lists its files; the name says so, and the hash is that of the list.
-    spoilt = {path: found for path in objects if (found := md5(path)) != path.parent.name + path.stem}
+    spoilt = {path: digest for path in objects if (digest := md5(path)) != path.parent.name + path.stem}
     if not spoilt:
         return len(objects)
     contents = set(spoilt.values())
