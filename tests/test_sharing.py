@@ -84,7 +84,8 @@ def varied(made: Small) -> Small:
 
 
 def running(told: str) -> set[str]:
-    return set(re.findall(r"Running stage '(.+)':", told))
+    """The stages that ran, but for `inputs`, which always does."""
+    return set(re.findall(r"Running stage '(.+)':", told)) - {"inputs"}
 
 
 def restored(told: str) -> set[str]:
@@ -115,7 +116,7 @@ def share(varied: Small, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         colleague = owner.at(folder / "colleague")
         colleague.name_user()
         use(colleague, remote)
-        assert len(colleague.stale()) == len(STAGES)
+        assert len(colleague.stale()) == len(STAGES) - 1  # without `inputs`
         colleague.run("dvc", "pull", "--run-cache", "dvc.yaml")
         return Shared(owner, colleague)
 
@@ -147,7 +148,7 @@ def test_a_variation_is_restored(share: Callable[[str], Shared], s3: str, tmp_pa
     outputs = {f"cache/files/md5/{md5[:2]}/{md5[2:]}" for md5 in hashes}
     cache = owner.folder / ".dvc/cache"
     records = {f"cache/{path.relative_to(cache)}" for path in cache.glob("runs/*/*/*")}
-    assert len(records) >= len(STAGES) - 1 + len(VARIED)
+    assert len(records) >= len(STAGES) - 2 + len(VARIED)  # the report and `inputs` leave none
     assert records <= stored(s3) and not outputs & stored(s3)
     owner.run("dvc", "exp", "push", "origin", "varied")
     assert outputs <= stored(s3)

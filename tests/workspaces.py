@@ -115,11 +115,12 @@ class Workspace:
         return list(client.search_runs([client.get_experiment_by_name("dlm").experiment_id]))
 
     def stale(self) -> set[str]:
-        """The stages that `dvc repro` would run."""
-        return set(self.loaded("dvc", "status", "--json", "dvc.yaml"))
+        """The stages that `dvc repro` would run, but for `inputs`, which it always runs."""
+        return set(self.loaded("dvc", "status", "--json", "dvc.yaml")) - {"inputs"}
 
 
 STAGES = [
+    ("inputs",),
     ("prepare",),
     ("base",),
     ("reference",),
