@@ -13,8 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from scripts import stage
 from test_pipeline import PIPELINE, body
-from test_sharing import running
-from workspaces import ROOT, Workspace
+from workspaces import ROOT, Workspace, running
 
 from dlm.config.decoders import RULES
 from dlm.config.params import Params, load_params, parse_params

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_sharing import running, tasks
-from workspaces import Workspace
+from test_sharing import tasks
+from workspaces import Workspace, running
 
 from dlm.pipeline.profiles import merge
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from moto.server import ThreadedMotoServer
-from workspaces import STAGES, Small
+from workspaces import STAGES, Small, running
 
 KEYS = {"access_key_id": "key-for-the-test", "secret_access_key": "secret-for-the-test"}
 BUCKET, REGION = "dlm", "us-east-1"
@@ -81,11 +81,6 @@ def varied(made: Small) -> Small:
     told = made.run("dvc", "exp", "run", "--temp", "-n", "varied", "-S", f"{NAME}=0.01").stdout
     assert running(told) == {*VARIED, "report"}
     return made
-
-
-def running(told: str) -> set[str]:
-    """The stages that ran, but for `inputs`, which always does."""
-    return set(re.findall(r"Running stage '(.+)':", told)) - {"inputs"}
 
 
 def restored(told: str) -> set[str]:

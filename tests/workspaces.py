@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,11 @@ class Workspace:
     def stale(self) -> set[str]:
         """The stages that `dvc repro` would run, but for `inputs`, which it always runs."""
         return set(self.loaded("dvc", "status", "--json", "dvc.yaml")) - {"inputs"}
+
+
+def running(told: str) -> set[str]:
+    """The stages that ran, but for `inputs`, which always does."""
+    return set(re.findall(r"Running stage '(.+)':", told)) - {"inputs"}
 
 
 STAGES = [

@@ -24,7 +24,9 @@ def read_by(params: Params) -> dict[str, Named]:
     """Stage -> the parameters that name what it reads, with their values; without those that other values leave unread."""
     data, base, reference, evaluate = params.data, params.base, params.reference, params.evaluate
     is_file, takes = data.source == "file", base.init in ("checkpoint", "continue", "adapt")
-    grammar = _if(data.source == "builtin" and data.builtin.task == "gazetteer", "data.builtin.grammar", data.builtin.grammar)
+    grammar = _if(
+        data.source == "builtin" and data.builtin.task == "gazetteer", "data.builtin.grammar", data.builtin.grammar
+    )
     text = _if(base.rows == "text" and base.text != "train", "base.text", base.text)
     scorer: Named = {"evaluate.scorer": evaluate.scorer}
     judge = _if(evaluate.judge.kind == "local", "evaluate.judge.model", evaluate.judge.model)
