@@ -27,10 +27,7 @@ PRETRAIN = {"init": "pretrain", "rows": "text"}
 FILE = {"source": "file", "file": {"path": "elsewhere"}}
 # Each parameter that may name a file or folder, what makes the stages read it, and these.
 NAMES: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "data.builtin.grammar": (
-        {},
-        {"prepare", "select", "evaluate", "ablation", "infill", "settings", "r2ft_sweep"},
-    ),
+    "data.builtin.grammar": ({}, {"prepare"}),
     "data.evaluation.path": ({"data": {**FILE, "evaluation": {"name": "alpaca_eval"}}}, {"prepare"}),
     "data.file.path": ({"data": FILE}, {"prepare"}),
     "data.file.eval_path": ({"data": FILE}, {"prepare"}),

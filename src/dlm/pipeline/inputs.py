@@ -1,7 +1,7 @@
 """The files and folders that params.yaml names, as digests: what a stage reads of them is a dependency of it.
 
-DVC hashes what dvc.yaml names, where `${...}` cannot say "a folder here, a name on the hub, or nothing"; and it does not
-follow links inside of a folder.
+DVC hashes what dvc.yaml names, where `${...}` cannot say "a folder here, a name on the hub, or nothing"; and it follows
+no link inside of a folder.
 """
 
 import hashlib
@@ -21,18 +21,15 @@ SETTLED = 2_000_000_000  # nanoseconds: what is younger may change once more wit
 
 
 def read_by(params: Params) -> dict[str, Named]:
-    """Stage -> the parameters that name what it reads, with their values; without those that other values leave unread."""
+    """Stage -> the parameters that name what it reads, with their values; none that other values leave unread."""
     data, base, reference, evaluate = params.data, params.base, params.reference, params.evaluate
     is_file, takes = data.source == "file", base.init in ("checkpoint", "continue", "adapt")
-    grammar = _if(
-        data.source == "builtin" and data.builtin.task == "gazetteer", "data.builtin.grammar", data.builtin.grammar
-    )
     text = _if(base.rows == "text" and base.text != "train", "base.text", base.text)
     scorer: Named = {"evaluate.scorer": evaluate.scorer}
     judge = _if(evaluate.judge.kind == "local", "evaluate.judge.model", evaluate.judge.model)
     return {
         "prepare": {
-            **grammar,
+            **_if(data.has_grammar, "data.builtin.grammar", data.builtin.grammar),
             **_if(is_file, "data.file.path", data.file.path),
             **_if(is_file and data.evaluation.name == "held_out", "data.file.eval_path", data.file.eval_path),
             **_if(data.source == "hub", "data.hub.name", data.hub.name),
@@ -49,13 +46,12 @@ def read_by(params: Params) -> dict[str, Named]:
             **(text if reference.init == "pretrain" else {}),
             **scorer,
         },
-        "select": {**grammar, **scorer},
-        "evaluate": {**grammar, **scorer, **judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
-        "ablation": {**grammar, **scorer},
-        "infill": grammar,
+        "select": scorer,
+        "evaluate": {**scorer, **judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
+        "ablation": scorer,
         "fluency": text if base.held_out else {},
-        "settings": {**grammar, **scorer, **judge},
-        "r2ft_sweep": {**grammar, **scorer},
+        "settings": {**scorer, **judge},
+        "r2ft_sweep": scorer,
     }
 
 
@@ -77,7 +73,7 @@ class Digests:
             self._known = read_json(kept)
 
     def record(self, named: Named) -> dict[str, Any]:
-        """Parameter -> value and digest, which is None where nothing here has that name: it is the hub's, or missing."""
+        """Parameter -> value and digest, which is None where nothing here has that name: the hub's, or missing."""
         return {name: {"value": value, "sha256": self.of(Path(value))} for name, value in named.items() if value}
 
     def of(self, path: Path) -> str | None:
@@ -96,12 +92,12 @@ class Digests:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _of_file(self, path: Path) -> str:
-        place = str(path.resolve())
-        found = os.stat(place)
+        path = path.resolve()
+        place, found = str(path), path.stat()
         state = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
         if place in self._known and self._known[place]["state"] == state:
             return str(self._known[place]["sha256"])
-        with open(place, "rb") as handle:
+        with path.open("rb") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
         if time.time_ns() - max(state[1:]) > SETTLED:
             self._known[place] = {"state": state, "sha256": sha256}
@@ -109,7 +105,7 @@ class Digests:
 
     def keep(self) -> None:
         """Write what is known of the files that are still there."""
-        write_json(self._kept, {place: entry for place, entry in self._known.items() if os.path.exists(place)})
+        write_json(self._kept, {place: entry for place, entry in self._known.items() if Path(place).exists()})
 
 
 def files_below(folder: Path) -> Iterator[Path]:
