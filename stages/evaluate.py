@@ -24,7 +24,7 @@ def main() -> None:
     source = build / "models/reference/answers.jsonl" if is_reference else build / "answers" / f"{cell}.jsonl"
     with stage_run("evaluate", cell=cell, params=tracked(params, "evaluate")) as run:
         corpus = load_corpus(build, params.data, params.evaluate)
-        judge, grader = make_judges(params.evaluate.judge, params.data, params.seed)
+        judge, grader = make_judges(params.evaluate.judge, corpus.judge, params.seed)
         baseline = difficulty = None
         if judge is not None and not is_reference:
             baseline = baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))

@@ -119,7 +119,10 @@ def test_stage_reads_only_tracked_parameters(name: str) -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
     }
     items = PIPELINE[name].get("foreach", {})
-    entries = [*stage["params"], *(item["length"] for item in (items.values() if isinstance(items, dict) else ()))]
+    entries = [
+        *stage.get("params", ()),
+        *(item["length"] for item in (items.values() if isinstance(items, dict) else ())),
+    ]
     tracked = {entry.split(".")[0] for entry in entries}
     # `params.decoder(name)` and `params.block(name)` read decoding.<name>.
     reads = {"decoder": "decoding", "block": "decoding", "negatives_of": "negatives"}

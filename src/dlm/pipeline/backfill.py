@@ -9,6 +9,7 @@ from dlm.pipeline.tracking import Run, finished_runs, stage_run
 
 # The stage of the same script whose cell has a stage of its own.
 RENAMED = {"evaluate_reference": "evaluate@reference-nucleus"}
+UNTRACKED = "inputs"
 
 
 def backfill() -> list[str]:
@@ -24,7 +25,7 @@ def backfill() -> list[str]:
     """
     stages = {RENAMED.get(name, name): entry for name, entry in locked_stages()}
     have = finished_runs()
-    made = [name for name in stages if name not in have]
+    made = [name for name in stages if name not in have and name != UNTRACKED]
     for name in made:
         entry = stages[name]
         stage, _, cell = name.partition("@")
