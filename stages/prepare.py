@@ -4,6 +4,7 @@ from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.template import Template
 from dlm.files import atomic_directory
+from dlm.pipeline.records import log_source
 from dlm.pipeline.tracking import stage_run
 from dlm.sources.prepare import fit_splits, left_out, load_splits, make_tokenizer, write_prepared
 
@@ -13,6 +14,7 @@ def main() -> None:
     params = start_stage(arguments)
     out = arguments.build / "data"
     with stage_run("prepare", params=tracked(params, "seed", "data", "template", "tokenizer")) as run:
+        log_source(run, tracked(params, "data")["data"])
         records, counts = load_splits(params.data, params.seed)
         template = Template(params.template.prompt, params.template.prompt_with_input)
         tokenizer = make_tokenizer(params.tokenizer, template, records["train"][: params.data.max_records])
