@@ -7,6 +7,7 @@ from dlm.config.params import tracked
 from dlm.data.template import Template
 from dlm.evaluation.builtin.grammar import GRAMMAR
 from dlm.files import atomic_directory
+from dlm.pipeline.records import log_source
 from dlm.pipeline.tracking import stage_run
 from dlm.sources.prepare import fit_splits, left_out, load_splits, make_tokenizer, write_prepared
 
@@ -16,6 +17,7 @@ def main() -> None:
     params = start_stage(arguments)
     out = arguments.build / "data"
     with stage_run("prepare", params=tracked(params, "seed", "data", "template", "tokenizer")) as run:
+        log_source(run, tracked(params, "data")["data"])
         records, counts = load_splits(params.data, params.seed)
         template = Template(params.template.prompt, params.template.prompt_with_input)
         tokenizer = make_tokenizer(params.tokenizer, template, records["train"][: params.data.max_records])

@@ -10,7 +10,8 @@ import sys
 from contextlib import suppress
 
 from dlm.pipeline.start import run_script
-from dlm.pipeline.tracking import artifacts_uri, tracking_uri
+from dlm.pipeline import view
+from dlm.pipeline.database import artifacts_uri, connected, tracking_uri
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # MLflow lets their pages in by itself
 EPILOG = """
@@ -62,6 +63,19 @@ def _is_ip(text: str) -> bool:
     return False
 
 
+def page() -> str:
+    """The part of the address behind the host: the cells of our experiment, or where there are none yet, its runs."""
+    # Without the last part MLflow shows its view for chat applications.
+    ending = "workflowType=machine_learning"
+    try:
+        with connected() as (client, experiment):
+            tags = client.get_experiment(experiment).tags
+    except Exception:  # the server will say why
+        return f"#/experiments?{ending}"
+    shown = f"{view.ADDRESS}&" if view.TAG in tags else ""
+    return f"#/experiments/{experiment}/runs?{shown}{ending}"
+
+
 def _in_address(host: str) -> str:
     """As it stands in an address: browsers write names small and IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host.lower()
@@ -74,8 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     name = _in_address(arguments.host) if arguments.host not in ("0.0.0.0", "::") else names(arguments.host)[0]
-    # Without the last part MLflow shows its view for chat applications.
-    address = f"http://{name}:{arguments.port}/#/experiments?workflowType=machine_learning"
+    address = f"http://{name}:{arguments.port}/{page()}"
     print(f"MLflow: {address} (Ctrl-C stops it)", flush=True)
     if arguments.host not in LOOPBACK:
         print("There is no password: whoever reaches this address can read and change the runs.", flush=True)

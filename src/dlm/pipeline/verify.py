@@ -6,8 +6,7 @@ DVC takes a read-only file in its cache for what its name says: a spoilt one is 
 from pathlib import Path
 
 from dlm.errors import UserError
-from dlm.pipeline.locks import outputs
-from dlm.pipeline.tracking import md5
+from dlm.pipeline.locks import md5, outputs
 
 
 def verify() -> int:
