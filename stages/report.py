@@ -5,6 +5,7 @@ from typing import Any
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.claims import judge_claims
+from dlm.analysis.export import to_csv, to_latex
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.selection import selection_markdown
@@ -85,6 +86,8 @@ def main() -> None:
             for cell, numbers in few.items():
                 write_json(folder / f"{cell}.json", numbers)
         write_text(results / "table.md", markdown)
+        write_text(results / "table.csv", to_csv(rows))
+        write_text(results / "table.tex", to_latex(rows, long_runs(ablation)))
         write_text(results / "selection.md", selection_markdown(grid, RULE))
         write_text(results / "report.html", page)
         log(run, results, rows)
@@ -97,7 +100,7 @@ def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:
     run.table("table", rows)
     run.artifact(results / "figures")
     run.artifact(results / "report.html")
-    names = ("table.json", "metrics", "table.md", "selection.md", "figures", "report.html")
+    names = ["table.json", "table.md", "table.csv", "table.tex", "metrics", "selection.md", "figures", "report.html"]
     run.outputs([results / name for name in names])
 
 

@@ -232,11 +232,8 @@ def conv_against_slow_semi_ar(rows: Sequence[Row], ablation: Sequence[Row]) -> C
             f"semi-AR, {row['checkpoint']}, block {row['block_length']}, {row['steps']} steps: {figures(row, axes)}; "
             f"Conv is {WORDS[value]} it."
         )
-    pair = {
-        f"r2ft conv in {fast['steps']} steps": fast,
-        f"semi-AR in {slow[0]['steps']} ({slow[0]['checkpoint']})": slow[0],
-    }
-    brief = in_brief(pair, axes)
+    against = f"semi-AR in {slow[0]['steps']} ({slow[0]['checkpoint']})"
+    brief = in_brief({f"r2ft conv in {fast['steps']} steps": fast, against: slow[0]}, axes)
     return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence), brief=brief)
 
 

@@ -106,7 +106,7 @@ def report_figures(
             "losses",
             "Training and held-out losses",
             "Look for held-out marks that stay with the training line; they part where a model learns its examples by "
-            "heart (axes begin at 0; each panel averages over other tokens, so that levels compare within a panel only).",
+            "heart (axes begin at 0; panels average over different tokens: levels compare within a panel only).",
             loss_data(curves),
             draw_lines,
         ),
@@ -167,7 +167,7 @@ def size_data(grid: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def write_figures(folder: Path, figures: Sequence[ReportFigure]) -> list[tuple[ReportFigure, bytes]]:
-    """Every figure as PNG, SVG and PDF with its data into `folder`, replaced as a whole; returns them with their PNGs."""
+    """Every figure in all formats with its data into `folder`, replaced as a whole; returns them with their PNGs."""
     with atomic_directory(folder) as temporary:
         for figure in figures:
             figure.draw(figure.data, temporary / f"{figure.name}.png")

@@ -121,6 +121,8 @@ def draw_lines(data: dict[str, Any], path: Path) -> None:
         axes = figure.subplots(rows, columns, squeeze=False, sharex=stacked, sharey=stacked).ravel()
         for axis, panel_data in zip(axes, panels, strict=False):
             _panel(axis, panel_data)
+            if stacked:
+                axis.label_outer()
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         legend(figure, handles)

@@ -38,8 +38,8 @@ def sweep_figures(
         ReportFigure(
             f"fig-{number:02}-candidate-zone-{zone['checkpoint']}",
             f"Candidate zone, {zone['checkpoint']} (the paper's Fig. {number})",
-            "Look for where the dark blue ends: from there on no candidate says anything new, and a decoder that commits "
-            "there can only repeat, fill or stop.",
+            "Look for where the dark blue ends: from there on no candidate says anything new, and a decoder that "
+            "commits there can only repeat, fill or stop.",
             {key: zone[key] for key in ("checkpoint", "prompts", "example", "candidates")},
             draw_zone,
         )

@@ -283,6 +283,12 @@ def interval(row: Row, column: Column) -> str:
     return f"[{number(ci[0], column)}, {number(ci[1], column)}]" if ci else ""
 
 
+def half_width(row: Row, column: Column) -> str:
+    """Half the interval's width, empty without an interval."""
+    ci = row.get(f"{column.name}_ci")
+    return number((ci[1] - ci[0]) / 2, column) if ci else ""
+
+
 def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
     """Whether the row's value is the best of the diffusion rows with as many steps; rows that print the same share the
     honour, and where all do there is none."""
@@ -345,5 +351,5 @@ def _cell(row: Row, rows: Sequence[Row], column: Column) -> str:
     text = number(row[column.name], column)
     if is_best(row, rows, column):
         text = f"**{text}**"
-    ci = row.get(f"{column.name}_ci")
-    return f"{text} ± {number((ci[1] - ci[0]) / 2, column)}" if ci else text
+    half = half_width(row, column)
+    return f"{text} ± {half}" if half else text
