@@ -1,4 +1,4 @@
-"""The figures of the sweeps, each as PNG, SVG and data, and a page that shows them: under results/sweeps."""
+"""The figures of the sweeps, each as PNG, SVG, PDF and data, and a page that shows them: under results/sweeps."""
 
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def page(figures: list[ReportFigure]) -> str:
         f"## {figure.title}\n\n{figure.look_for}\n\n![{figure.title}](figures/{figure.name}.png)" for figure in figures
     ]
     head = (
-        "# Sweeps\n\n`make sweeps` makes these figures; beside each PNG lie the SVG and its numbers as JSON. Bars are "
-        "95% intervals, bootstrap over prompts. The paper's Fig. 7 is the report's `unmasking`."
+        "# Sweeps\n\n`make sweeps` makes these figures; beside each PNG lie the SVG, the PDF and its numbers as JSON. "
+        "Bars are 95% intervals, bootstrap over prompts. The paper's Fig. 7 is the report's `unmasking`."
     )
     return "\n\n".join([head, *parts]) + "\n"
 

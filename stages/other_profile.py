@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
-from dlm.analysis.table import headline
 from dlm.errors import UserError
 from dlm.files import atomic_directory, read_json
+from dlm.pipeline.records import log_results
 from dlm.pipeline.tracking import stage_run
 
 ROOT = Path(__file__).parents[1]
@@ -26,15 +26,10 @@ def main() -> None:
     results = Path(params.report.results) / name
     with stage_run("other_profile", cell=name, params={"profile": name}) as run:
         made = run_profile(name, folder)
-        rows = read_json(made / "table.json")
         with atomic_directory(results) as whole:
             shutil.copytree(made, whole, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD))
-        run.table("table", rows)
-        run.artifact(results / "figures")
-        run.artifact(results / "report.html")
-        run.metrics(
-            {f"{cell}.{key}": value for cell, numbers in headline(rows).items() for key, value in numbers.items()}
-        )
+        log_results(run, results)
+        run.table("table", read_json(results / "table.json"))
         run.outputs([results])
 
 
@@ -42,20 +37,10 @@ def run_profile(name: str, folder: Path) -> Path:
     """The stages of dvc.yaml on a profile; where the report lies. Raises UserError when a stage failed."""
     shutil.rmtree(folder, ignore_errors=True)
     results = folder / "results"
-    words = [
-        "--profile",
-        name,
-        "--folder",
-        folder,
-        "--no-sweeps",
-        "--minutes",
-        MINUTES,
-        "--set",
-        f"report.results={results}",
-    ]
-    command = [sys.executable, ROOT / "tools/pipeline.py", *words]
+    words = ["--profile", name, "--folder", str(folder), "--set", f"report.results={results}"]
+    command = [sys.executable, str(ROOT / "tools/pipeline.py"), *words, "--no-sweeps", "--minutes", str(MINUTES)]
     untracked = {**os.environ, "DLM_TRACKING": "off"}  # its stages are none of this pipeline's
-    ended = subprocess.run([str(word) for word in command], env=untracked)
+    ended = subprocess.run(command, env=untracked)
     told = read_json(results / RECORD) if ended.returncode == 0 else {"failed": ["all of it"], "skipped": []}
     if missing := told["failed"] + told["skipped"]:
         raise UserError(f"profile {name}: not done: {', '.join(missing)}; the lines above say why")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.claims import judge_claims
+from dlm.analysis.export import to_csv, to_latex
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.selection import selection_markdown
@@ -84,10 +85,12 @@ def main() -> None:
             for cell, numbers in headline(rows).items():
                 write_json(folder / f"{cell}.json", numbers)
         write_text(results / "table.md", markdown)
+        write_text(results / "table.csv", to_csv(rows))
+        write_text(results / "table.tex", to_latex(rows, long_runs(ablation)))
         write_text(results / "selection.md", selection_markdown(grid, RULE))
         write_text(results / "report.html", page)
         log_report(run, results)
-        names = ("table.json", "metrics", "table.md", "selection.md", "figures", "report.html")
+        names = ["table.json", "table.md", "table.csv", "table.tex", "metrics", "selection.md", "figures", "report.html"]
         run.outputs([results / name for name in names])
     print(markdown, end="")
     times.show()

@@ -1,15 +1,19 @@
 """The report in a real browser: nothing that a model wrote runs, every figure is drawn, nothing is fetched."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_report import answers, figures, page  # noqa: F401 (a fixture)
+from test_report import ORDERED, answers, cells, figures, page  # noqa: F401 (a fixture)
 
 from dlm.analysis.figures import ReportFigure, write_figures
 from dlm.analysis.page import side_by_side
+from dlm.analysis.table import build_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -31,15 +35,25 @@ HOSTILE = (
     '"><svg onload="document.title = \'ran\'">',
     "{{ 7 * 7 }}{% raw %}",
 )
-# Written after the page's own text: what the browser made of it.
+# Written after the page's own text: what the browser made of it, at first and with everything unfolded.
 PROBE = """<script>
+const wide = () => [...document.querySelectorAll("body *")].filter(e => {
+  const own = e.closest(".scroll");  // what scrolls in a box of its own may be wider than that
+  const inside = e.clientWidth && e.scrollWidth > e.clientWidth + 1;
+  return own ? e === own && own.getBoundingClientRect().right > innerWidth
+    : inside || e.getBoundingClientRect().right > innerWidth;
+}).map(e => e.tagName + "." + e.className);
 addEventListener("load", () => {
   const images = [...document.images];
+  const boxes = [...document.querySelectorAll(".scroll")].filter(e => e.checkVisibility()).length;
+  const verdict = document.querySelector(".verdict").getBoundingClientRect().top;
+  const first = [wide().join(), boxes, verdict < 900, document.body.scrollHeight];
+  document.querySelectorAll("details").forEach(e => e.open = true);
+  document.documentElement.dataset.layout = JSON.stringify([...first, wide().join()]);
   document.documentElement.dataset.found = [
     document.title, document.scripts.length, document.querySelectorAll("svg").length, images.length,
     images.filter(image => image.complete && image.naturalWidth > 400).length,
     performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
-    document.documentElement.scrollWidth <= innerWidth,
   ].join("|");
 });
 </script>"""
@@ -54,22 +68,38 @@ def browse(*arguments: str, profile: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("width", [400, 800, 1280, 1920])
 def test_report(figures: list[ReportFigure], width: int, tmp_path: Path) -> None:  # noqa: F811
+    """The first verdict within the first 900 pixels; nothing wider than its box, folded or not."""
     rows = [{**row, "answer": text} for row, text in zip(answers(8), HOSTILE, strict=True)]
-    example = {"id": 0, "instruction": HOSTILE[1], "input": HOSTILE[0], "output": HOSTILE[2]}
+    example = {"id": 0, "instruction": HOSTILE[1], "input": HOSTILE[0], "output": HOSTILE[2] + "x" * 200}
+    decoders = list(ORDERED)
     text = page(
         title="Report",
+        rows=build_table(
+            [{**row, "area": 0.5} for steps in (16, 64) for row in every_cell(steps)],
+            {(decoder, 16): {"rule": "low_confidence", "kernel_size": 129} for decoder in decoders},
+        ),
         figures=write_figures(tmp_path / "figures", figures),
-        samples=side_by_side([example], {("sft", "conv"): rows}, rows, 0, 3),
-        params_text="".join(HOSTILE),
+        samples=side_by_side([example], {(c, d): rows for c in ("sft", "r2ft") for d in decoders}, rows, 0, 3),
+        params_text="".join(HOSTILE) + "y" * 300,
     )
     path = tmp_path / "report.html"
     path.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     found = browse(f"--window-size={width},900", "--dump-dom", path.as_uri(), profile=tmp_path / "profile")
     (told,) = re.findall(r'data-found="([^"]*)"', found)
-    # One script, the probe's own; no svg; all images there; nothing fetched; nothing sticks out to the right.
-    assert told == f"Report|1|0|{len(figures)}|{len(figures)}|0|true"
+    # One script, the probe's own; no svg; all images there; nothing fetched.
+    assert told == f"Report|1|0|{len(figures)}|{len(figures)}|0"
+    (layout,) = re.findall(r'data-layout="([^"]*)"', found)
+    wide, boxes, at_once, height, wide_unfolded = json.loads(unescape(layout))
+    assert (wide, boxes, at_once, wide_unfolded) == ("", 0, True, "")
+    assert height < (6000 if width == 400 else 4000)
+
+
+def every_cell(steps: int) -> list[dict[str, Any]]:
+    """Cells with wide numbers; the reference once."""
+    rows = cells(ORDERED, perplexity=123456.7, length=1024.5)
+    return [{**row, "steps": row["steps"] and steps} for row in rows[steps != 16 :]]
 
 
 def test_screenshot_shows_a_page(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_whole_profile(repository: Workspace) -> None:
     assert files(repository.folder / "build") == {"profiles"}
     assert "didn't change" in repository.run(*command).stdout
     [run] = [run for run in repository.runs() if run.data.tags.get("stage") == "other_profile"]
-    assert "r2ft-conv.quality_4" in run.data.metrics
+    assert "r2ft-conv.quality_S4" in run.data.metrics
 
 
 def test_a_stage_that_fails_is_told(repository: Workspace) -> None:

@@ -21,6 +21,7 @@ from dlm.analysis.paper import TABLES, with_ours
 from dlm.analysis.table import (
     COLUMNS,
     build_table,
+    groups,
     headline,
     is_best,
     long_runs,
@@ -255,7 +256,9 @@ def test_markdown() -> None:
     assert "0.99 ± 0.01" in reference and "0.50 ± 0.01" in top_k and "**0.80** ± 0.10" in conv
     assert len({len(line) for line in (header, rule, reference, top_k, conv)}) == 1
     assert "16 steps for 128 tokens, 600 answers a row." in text
-    assert all(f"- {column.heading}: {column.meaning}." in text for column in COLUMNS.values())
+    shown = [column for column in COLUMNS.values() if column.name != "leftover_masks"]
+    assert all(f"- {column.heading}: {column.meaning}." in text for column in shown)
+    assert text.count("leftover") == 1 and "- 0 in every row, and left out: leftover.\n" in text
 
 
 def test_markdown_of_the_long_runs() -> None:
@@ -280,6 +283,17 @@ def test_a_column_of_failures_appears_where_something_failed() -> None:
     assert "judge failed" not in to_markdown(rows)
     rows[2]["judge_failed"] = 0.25
     assert "judge failed" in to_markdown(rows)
+
+
+def test_win_rates_that_are_zero_everywhere_are_left_out_and_named() -> None:
+    rows = build_table(cells(ORDERED, win_rate=0.0, lc_win_rate=0.0))
+    headings = [column.heading for _, _, columns in groups(rows, []) for column in columns]
+    assert "quality" in headings and "win rate" not in headings and "LC win rate" not in headings
+    assert "- 0 in every row, and left out: LC win rate, win rate." in to_markdown(rows)
+    rows[3]["win_rate"] = 0.4
+    headings = [column.heading for _, _, columns in groups(rows, []) for column in columns]
+    assert "win rate" in headings and "LC win rate" not in headings
+    assert "left out: win" not in to_markdown(build_table(cells(ORDERED, win_rate=None, lc_win_rate=None)))
 
 
 def test_markdown_leaves_out_what_no_row_has() -> None:
@@ -582,7 +596,7 @@ def test_figures_are_of_the_judged_budget(figures: list[ReportFigure]) -> None:
 def test_lines_over_passes_by_hand() -> None:
     """A panel for each checkpoint, a line for each decoder from few passes to many; the reference is none of them."""
     found = passes_data(build_table([*budgets(), cell("r2ft", "conv", quality=0.3, nfe=15.0)]))
-    assert [panel["title"] for panel in found["panels"]] == ["quality, sft", "quality, r2ft"]
+    assert [panel["title"] for panel in found["panels"]] == ["quality ↑, sft", "quality ↑, r2ft"]
     sft, r2ft = ({line["label"]: (line["x"], line["value"]) for line in panel["lines"]} for panel in found["panels"])
     assert sft == {"top_k": ([16.0, 50.0], [0.5, 0.7]), "conv": ([12.0, 40.0], [0.4, 0.8])}
     assert r2ft == {"top_k": ([], []), "conv": ([15.0], [0.3])}
@@ -596,9 +610,9 @@ def test_lines_over_sizes_by_hand() -> None:
         *sizes({64: 0.9, 16: 0.5}, {65: 0.95}, steps=64),
     ]
     found = size_data(grid, [COLUMNS["well_formed"]])
-    assert [panel["title"] for panel in found["panels"]] == ["well-formed, S = 16", "well-formed, S = 64"]
+    assert [panel["title"] for panel in found["panels"]] == ["well-formed ↑, S = 16", "well-formed ↑, S = 64"]
     few, many = ({line["label"]: (line["x"], line["value"]) for line in panel["lines"]} for panel in found["panels"])
-    block, kernel = "semi-AR over block length, sft", "Conv over kernel size, sft"
+    block, kernel = "semi-AR over block length", "Conv over kernel size"
     assert few == {block: ([16, 64], [0.4, 0.8]), kernel: ([17, 65], [0.6, 0.7])}
     assert many == {block: ([16, 64], [0.5, 0.9]), kernel: ([65], [0.95])}
 
@@ -607,11 +621,13 @@ def test_figures_repeat_byte_for_byte(figures: list[ReportFigure], tmp_path: Pat
     for figure in figures:
         for name in ("a.png", "b.png"):
             figure.draw(figure.data, tmp_path / name)
-        for kind in (".png", ".svg"):
+        for kind in (".png", ".svg", ".pdf"):
             drawn = (tmp_path / "a").with_suffix(kind).read_bytes()
             assert drawn == (tmp_path / "b").with_suffix(kind).read_bytes()
-            assert drawn.startswith(PNG if kind == ".png" else b"<?xml") and b"Software" not in drawn
-            assert b"matplotlib.org/" not in drawn.partition(b"<defs>")[0]
+            assert (
+                drawn.startswith({".png": PNG, ".svg": b"<?xml", ".pdf": b"%PDF-"}[kind]) and b"Software" not in drawn
+            )
+            assert not any(word in drawn for word in (b"Date", b"matplotlib.org/", b"Producer", b"Creator"))
         json.dumps(figure.data, allow_nan=False)
         assert figure.look_for.startswith("Look for ")
 
@@ -729,9 +745,10 @@ def test_stage_end_to_end(tmp_path: Path, params: Params) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     made = contents(tmp_path / "results")
     names = ("passes", "quality", "degeneration", "sizes", "r2ft", "losses", "unmasking")
-    files = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg", "json")}
+    files = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg", "pdf", "json")}
     files |= {f"metrics/{cell}.json" for cell in headline(json.loads(made["table.json"]))}
-    assert set(made) == {*files, "table.json", "table.md", "selection.md", "report.html"}
+    tables = {f"table.{kind}" for kind in ("json", "md", "csv", "tex")}
+    assert set(made) == {*files, *tables, "selection.md", "report.html"}
     assert done.stdout.encode() == made["table.md"]
     table = json.loads(made["table.json"])
     assert [row["checkpoint"] for row in table][:2] == ["reference", "sft"]

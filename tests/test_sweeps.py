@@ -11,6 +11,7 @@ from test_report import cell
 
 from dlm.analysis.figures import write_figures
 from dlm.analysis.lines import line_of
+from dlm.analysis.style import REAL
 from dlm.analysis.sweeps import over_size, speed_data, sweep_figures
 from dlm.analysis.table import COLUMNS
 from dlm.analysis.weights import weights_data
@@ -83,7 +84,7 @@ def test_all_figures_are_drawn_and_repeat(tmp_path: Path) -> None:
         write_figures(tmp_path / folder, made)
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-    assert {path.suffix for path in (tmp_path / "a").iterdir()} == {".png", ".svg", ".json"}
+    assert {path.suffix for path in (tmp_path / "a").iterdir()} == {".png", ".svg", ".pdf", ".json"}
     assert all(figure.look_for.startswith("Look for ") for figure in made)
 
 
@@ -106,9 +107,9 @@ def test_no_panel_comes_twice(missing: list[str]) -> None:
 
 def test_lines_run_from_left_to_right_and_leave_out_what_is_not_defined() -> None:
     rows = [row("blocks", "semi_ar", x, perplexity=value) for x, value in ((64, 3.0), (16, None), (32, 5.0))]
-    found = line_of("a", rows, "x", COLUMNS["perplexity"])
+    found = line_of("a", rows, "x", COLUMNS["perplexity"], REAL)
     assert (found["x"], found["value"]) == ([32, 64], [5.0, 3.0])
-    names = line_of("a", [row("gains", "conv", gain) for gain in ("tanh", "linear")], "x", COLUMNS["perplexity"])
+    names = line_of("a", [row("gains", "conv", gain) for gain in ("tanh", "linear")], "x", COLUMNS["perplexity"], REAL)
     assert names["x"] == ["tanh", "linear"]
 
 
@@ -121,7 +122,8 @@ def test_speed_is_the_shared_length_over_nfe() -> None:
 
 def test_over_size_has_a_line_for_each_steps_and_checkpoint() -> None:
     shown = over_size(settings(), "blocks", "", [COLUMNS["well_formed"]])["panels"][0]["lines"]
-    assert [found["label"] for found in shown] == ["S = 16, sft", "S = 32, sft", "S = 16, r2ft", "S = 32, r2ft"]
+    names = [(found["label"], found["checkpoint"]) for found in shown]
+    assert names == [("S = 16", "sft"), ("S = 32", "sft"), ("S = 16", "r2ft"), ("S = 32", "r2ft")]
     assert all(found["x"] == [16, 64] for found in shown)
 
 

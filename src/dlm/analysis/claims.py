@@ -13,8 +13,10 @@ from dlm.analysis.comparisons import (
     Relation,
     compared,
     fall,
+    fall_in_brief,
     figures,
     gain,
+    in_brief,
     length_note,
     nearer,
     relation,
@@ -49,12 +51,20 @@ LEAST_SAVING = 1.5
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper, what the data say of it, and the figures."""
+    """One claim of the paper, and what the data say of it.
+
+    Attributes:
+        evidence: all figures behind the verdict.
+        brief: one of them, with its interval.
+        beside: the verdict at every other budget that tests the claim.
+    """
 
     number: int
     text: str
     verdict: Verdict
     evidence: str
+    brief: str = ""
+    beside: tuple[tuple[int, Verdict], ...] = ()
 
 
 def judge_claims(rows: Sequence[Row], grid: Sequence[Row], ablation: Sequence[Row], steps: int) -> list[Claim]:
@@ -87,7 +97,11 @@ def judge_claims(rows: Sequence[Row], grid: Sequence[Row], ablation: Sequence[Ro
                 continue
             other_budget = f"Beside it, at S = {other} ({claim.verdict}): {' '.join(claim.evidence.splitlines())}"
             place = claim.number - 1
-            claims[place] = replace(claims[place], evidence=f"{claims[place].evidence}\n{other_budget}")
+            claims[place] = replace(
+                claims[place],
+                evidence=f"{claims[place].evidence}\n{other_budget}",
+                beside=(*claims[place].beside, (other, claim.verdict)),
+            )
     return claims
 
 
@@ -105,7 +119,7 @@ def few_steps(rows: Sequence[Row]) -> Claim:
     claim = Claim(1, "Conv beats top-k, and both beat categorical and LLADA at few steps.", "not tested", "")
     names = ("conv", "top_k", "categorical", "low_confidence")
     cells, axes = _cells(rows), quality_axes(rows)
-    verdicts, evidence = [], []
+    verdicts, evidence, brief = [], [], []
     for checkpoint in _checkpoints(rows):
         if any((checkpoint, name) not in cells for name in names):
             continue
@@ -115,11 +129,13 @@ def few_steps(rows: Sequence[Row]) -> Claim:
         }
         verdicts += [AS_VERDICT[value] for value in relations.values()]
         each = "; ".join(f"{name} {figures(row, axes)}" for name, row in settings.items())
+        pair = {name: settings[name] for name in names[:2]}
+        brief.append(f"after {checkpoint}, {in_brief(pair, axes)}")
         steps = f"{checkpoint}, {settings['conv']['steps']} steps for {settings['conv']['gen_length']} tokens"
         evidence.append(f"{steps}: {each}. {compared(relations)}{length_note(settings, rows)}")
     if not verdicts:
         return replace(claim, evidence=f"It needs cells of {', '.join(names)} for one checkpoint.")
-    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence), brief=brief[0])
 
 
 def r2ft_and_decoder(rows: Sequence[Row]) -> Claim:
@@ -144,7 +160,9 @@ def r2ft_and_decoder(rows: Sequence[Row]) -> Claim:
             f"{name}: {figures(before, axes)} with sft; {figures(after, axes)} with r2ft: R2FT is {WORDS[value]} SFT "
             f"alone (the claim: {hoped}).{length_note({'sft': before, 'r2ft': after}, rows)}"
         )
-    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
+    top_k = {checkpoint: cells[checkpoint, "top_k"] for checkpoint in ("sft", "r2ft")}
+    brief = f"top_k, {in_brief(top_k, axes)}"
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence), brief=brief)
 
 
 def degeneration(before: Row, after: Row, rows: Sequence[Row]) -> Relation:
@@ -165,7 +183,7 @@ def block_and_kernel(grid: Sequence[Row], steps: int) -> Claim:
     claim = Claim(3, "Semi-AR falls sharply as blocks shrink, Conv hardly as kernels shrink.", "not tested", "")
     axes = quality_axes(grid)
     verdicts: list[Verdict] = []
-    evidence = []
+    evidence, brief = [], []
     for checkpoint in _checkpoints(grid):
         rows = [row for row in grid if row["checkpoint"] == checkpoint and row["steps"] == steps]
         blocks, kernels = sizes(rows, "semi_ar", "block_length"), sizes(rows, "conv", "kernel_size")
@@ -182,12 +200,15 @@ def block_and_kernel(grid: Sequence[Row], steps: int) -> Claim:
         semi = fall("semi-AR, block", "block_length", blocks, axes, block_falls)
         conv = fall("Conv, kernel", "kernel_size", kernels, axes, kernel_falls)
         evidence.append(f"{checkpoint}: {semi}; {conv}.")
+        block_ends = fall_in_brief(blocks[-1], blocks[0], "block_length", axes[0])
+        kernel_ends = fall_in_brief(kernels[-1], kernels[0], "kernel_size", axes[0])
+        brief.append(f"after {checkpoint}, {axes[0].heading}: blocks {block_ends}; kernels {kernel_ends}")
     if not verdicts:
         needs = "two block lengths and two kernel sizes among the candidates (decoding.semi_ar, decoding.conv)"
         return replace(claim, evidence=f"It needs {needs}.")
     head = f"{steps} steps, prompts of valid. Judged by {axes[0].heading}, largest against smallest"
     head += f"; {axes[1].heading} beside it."
-    return replace(claim, verdict=combine(verdicts), evidence="\n".join([head, *evidence]))
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join([head, *evidence]), brief=brief[0])
 
 
 def conv_against_slow_semi_ar(rows: Sequence[Row], ablation: Sequence[Row]) -> Claim:
@@ -211,7 +232,9 @@ def conv_against_slow_semi_ar(rows: Sequence[Row], ablation: Sequence[Row]) -> C
             f"semi-AR, {row['checkpoint']}, block {row['block_length']}, {row['steps']} steps: {figures(row, axes)}; "
             f"Conv is {WORDS[value]} it."
         )
-    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
+    against = f"semi-AR in {slow[0]['steps']} ({slow[0]['checkpoint']})"
+    brief = in_brief({f"r2ft conv in {fast['steps']} steps": fast, against: slow[0]}, axes)
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence), brief=brief)
 
 
 def saving(ablation: Sequence[Row]) -> Claim:
@@ -219,7 +242,7 @@ def saving(ablation: Sequence[Row]) -> Claim:
     claim = Claim(5, "EOS-fill with the cache cuts NFE by 1.5 to 3 times.", "not tested", "")
     axes = quality_axes(ablation)
     verdicts: list[Verdict] = []
-    evidence = []
+    evidence, brief = [], []
     for checkpoint in _checkpoints(ablation):
         runs = {row["variant"]: row for row in ablation if row["checkpoint"] == checkpoint}
         plain, filled = runs.get("plain"), runs.get("eos_fill")
@@ -232,14 +255,16 @@ def saving(ablation: Sequence[Row]) -> Claim:
             verdicts.append("not seen")
         else:
             verdicts.append("seen" if low >= LEAST_SAVING and quality in ("better", "same") else "mixed")
+        times = f"{plain['nfe'] / filled['nfe']:.2f} times fewer [{low:.2f}, {high:.2f}]"
+        brief.append(f"after {checkpoint}, {times} in {plain['steps']} steps")
         evidence.append(
             f"{checkpoint}, {plain['steps']} steps, both with the cache. Without EOS-fill: {speed(plain, axes)}. "
-            f"With it: {speed(filled, axes)}. That is {plain['nfe'] / filled['nfe']:.2f} times fewer "
-            f"[{low:.2f}, {high:.2f}]; the answers are {WORDS[quality]} those without."
+            f"With it: {speed(filled, axes)}. That is {times}; the "
+            f"answers are {WORDS[quality]} those without."
         )
     if not verdicts:
         return replace(claim, evidence="It needs the ablation's runs without and with EOS-fill, with intervals.")
-    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence))
+    return replace(claim, verdict=combine(verdicts), evidence="\n".join(evidence), brief=brief[0])
 
 
 def rescue(rows: Sequence[Row]) -> Claim:
@@ -255,7 +280,8 @@ def rescue(rows: Sequence[Row]) -> Claim:
         f"length {after['length']:.1f} with r2ft: R2FT is {WORDS[value]} SFT alone."
         f"{length_note({'sft': before, 'r2ft': after}, rows)}"
     )
-    return replace(claim, verdict=AS_VERDICT[value], evidence=evidence)
+    brief = f"low_confidence, {in_brief({'sft': before, 'r2ft': after}, axes)}"
+    return replace(claim, verdict=AS_VERDICT[value], evidence=evidence, brief=brief)
 
 
 def combine(verdicts: Sequence[Verdict]) -> Verdict:

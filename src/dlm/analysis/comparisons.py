@@ -68,6 +68,11 @@ def fall(label: str, size: str, rows: Sequence[Row], axes: Axes, falls: bool) ->
     return f"{label} {large[size]} to {small[size]}: {changes[0]}, {separated_fall}; {changes[1]}"
 
 
+def fall_in_brief(large: Row, small: Row, size: str, axis: Column) -> str:
+    """'64 to 16: 0.62 [0.53, 0.73] to 0.49 [0.37, 0.62]'."""
+    return f"{large[size]} to {small[size]}: {_value(large, axis)} to {_value(small, axis)}"
+
+
 def _change(a: Row, b: Row, axis: Column) -> str:
     """' (worse by 0.20)': `a` against `b`."""
     if a[axis.name] is None or b[axis.name] is None:
@@ -86,6 +91,17 @@ def figures(row: Row, axes: Axes) -> str:
 def speed(row: Row, axes: Axes) -> str:
     nfe = _value(row, COLUMNS["nfe"])
     return f"NFE {nfe}, {figures(row, axes)}, mean length {row['length']:.1f}"
+
+
+def in_brief(settings: dict[str, Row], axes: Axes) -> str:
+    """'well-formed: a 0.75 [0.71, 0.79], b 0.99 [0.97, 1.00]' of two settings by name: on both axes where these
+    disagree, else on the first that separates them, else on the first."""
+    apart = [axis for axis in axes if separated(*settings.values(), axis)] or [axes[0]]
+    shown = apart if relation(*settings.values(), axes) == "conflict" else apart[:1]
+    return "; ".join(
+        f"{axis.heading}: " + ", ".join(f"{name} {_value(row, axis)}" for name, row in settings.items())
+        for axis in shown
+    )
 
 
 def _value(row: Row, axis: Column) -> str:

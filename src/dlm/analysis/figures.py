@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlm.analysis.curves import Curve, draw_losses, loss_data, r2ft_data
+from dlm.analysis.curves import Curve, loss_data, r2ft_data
 from dlm.analysis.lines import draw_lines, line_of, metric_panel
 from dlm.analysis.panels import decoder_data, draw_decoders
 from dlm.analysis.selection import sizes
+from dlm.analysis.style import DECODERS, decoder_marks
 from dlm.analysis.table import COLUMNS, Column, Row, is_reference, over_passes, quality_axes
 from dlm.analysis.unmasking import draw_unmasking, unmasking_data
 from dlm.decoding.budgets import at_budget
@@ -16,7 +17,7 @@ from dlm.files import atomic_directory, write_json
 
 # decoder -> (the option that is its size, its label)
 SIZES = {"semi_ar": ("block_length", "semi-AR over block length"), "conv": ("kernel_size", "Conv over kernel size")}
-SIZE_LABEL = "block length or kernel size, tokens (log scale)"
+SIZE_LABEL = "block or kernel, tokens (log scale)"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ReportFigure:
         title: what it shows.
         look_for: one sentence that holds whatever the data are.
         data: what is drawn, JSON-ready.
-        draw: writes `data` to a path as PNG, and as SVG beside it.
+        draw: writes `data` to a path as PNG, and beside it as SVG and PDF.
     """
 
     name: str
@@ -105,15 +106,16 @@ def report_figures(
             "losses",
             "Training and held-out losses",
             "Look for held-out marks that stay with the training line; they part where a model learns its examples by "
-            "heart (each panel averages over other tokens, so that levels compare within a panel only).",
+            "heart (axes begin at 0; panels average over different tokens: levels compare within a panel only).",
             loss_data(curves),
-            draw_losses,
+            draw_lines,
         ),
         ReportFigure(
             "unmasking",
             "Unmasking order (the paper's Fig. 7)",
             "Look for the slope: a line that climbs from left to right is written outwards from the prompt, a flat one "
-            "anywhere at any time, and stairs are blocks.",
+            "anywhere at any time, and stairs are blocks. A line ends where fewer than a tenth of the answers chose a "
+            "token; grey positions nobody chose: EOS-fill set them at once, behind an end of the text.",
             unmasking_data(traced, answers, prompt),
             draw_unmasking,
         ),
@@ -121,9 +123,9 @@ def report_figures(
 
 
 def passes_data(rows: Sequence[Row]) -> dict[str, Any]:
-    """Quality over forward passes: a panel for each checkpoint, a line for each decoder."""
+    """Quality over forward passes: a panel for each checkpoint, one above the other, a line for each decoder."""
     diffusion = [row for row in rows if not is_reference(row)]
-    decoders = list(dict.fromkeys(row["decoder"] for row in diffusion))
+    marks = decoder_marks(list(dict.fromkeys(row["decoder"] for row in diffusion)))
     panels = [
         metric_panel(
             COLUMNS["quality"],
@@ -134,16 +136,17 @@ def passes_data(rows: Sequence[Row]) -> dict[str, Any]:
                     [row for row in diffusion if (row["checkpoint"], row["decoder"]) == (checkpoint, decoder)],
                     "nfe",
                     COLUMNS["quality"],
-                    colour,
+                    mark,
+                    checkpoint,
                 )
-                for colour, decoder in enumerate(decoders)
+                for decoder, mark in marks.items()
             ],
             where=f", {checkpoint}",
             x_scale="log2",
         )
         for checkpoint in dict.fromkeys(row["checkpoint"] for row in diffusion)
     ]
-    return {"columns": len(panels), "panels": panels}
+    return {"columns": 1, "panels": panels}
 
 
 def size_data(grid: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
@@ -154,17 +157,17 @@ def size_data(grid: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
     for column in columns:
         for steps in budgets:
             lines = []
-            for colour, (decoder, (size, name)) in enumerate(SIZES.items()):
-                for dash, checkpoint in enumerate(checkpoints):
+            for decoder, (size, name) in SIZES.items():
+                for checkpoint in checkpoints:
                     rows = [row for row in grid if (row["checkpoint"], row["steps"]) == (checkpoint, steps)]
                     if rows_by_size := sizes(rows, decoder, size):
-                        lines.append(line_of(f"{name}, {checkpoint}", rows_by_size, size, column, 2 + colour, 1 - dash))
+                        lines.append(line_of(name, rows_by_size, size, column, DECODERS[decoder], checkpoint))
             panels.append(metric_panel(column, SIZE_LABEL, lines, where=f", S = {steps}", x_scale="log2"))
     return {"columns": max(len(budgets), 1), "panels": panels}
 
 
 def write_figures(folder: Path, figures: Sequence[ReportFigure]) -> list[tuple[ReportFigure, bytes]]:
-    """Every figure as PNG and SVG with its data into `folder`, replaced as a whole; returns them with their PNGs."""
+    """Every figure in all formats with its data into `folder`, replaced as a whole; returns them with their PNGs."""
     with atomic_directory(folder) as temporary:
         for figure in figures:
             figure.draw(figure.data, temporary / f"{figure.name}.png")

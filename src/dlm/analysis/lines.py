@@ -1,13 +1,27 @@
 """Metrics over a number that is varied: panels of lines with intervals, drawn by one function."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from dlm.analysis.style import DASHES, INK, MARKERS, PALETTE, canvas
+from dlm.analysis.style import (
+    CHECKPOINT_LINES,
+    COLUMN,
+    INK,
+    TEXT,
+    Mark,
+    canvas,
+    checkpoint_handle,
+    fill,
+    handle,
+    legend,
+    legend_columns,
+)
 from dlm.analysis.table import Column, Row
 
 UNITS = {
@@ -24,28 +38,32 @@ def point(row: Row, column: Column) -> dict[str, Any]:
 
 
 def labels(column: Column) -> dict[str, str]:
-    """A panel's title, and the label of the axis on which the column stands."""
-    unit = UNITS.get(column.name, "share")
-    return {"title": column.heading, "y_label": f"{unit} ({column.better} is better)" if column.better else unit}
+    """A panel's title, with the arrow to the good end, and the label of the axis on which the column stands."""
+    return {"title": column.heading + column.arrow, "y_label": UNITS.get(column.name, "share")}
 
 
-def line(label: str, x: Sequence[Any], points: Sequence[Mapping[str, Any]], colour: int, dash: int) -> dict[str, Any]:
-    """One line: `x` its places, `points` of `point`; colour and marker, and dashes, by their number."""
+def line(
+    label: str, x: Sequence[Any], points: Sequence[Mapping[str, Any]], mark: Mark, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """One line: `x` its places, `points` of `point`. `label` is what `mark` stands for; the checkpoint has its own
+    entry in the legend."""
     known = [(place, entry) for place, entry in zip(x, points, strict=True) if entry["value"] is not None]
     return {
         "label": label,
+        "checkpoint": checkpoint,
         "x": [place for place, _ in known],
         "value": [entry["value"] for _, entry in known],
         "ci": [entry["ci"] for _, entry in known],
-        "colour": colour,
-        "dash": dash,
+        "mark": asdict(mark),
     }
 
 
-def line_of(label: str, rows: Iterable[Row], x: str, column: Column, colour: int = 0, dash: int = 0) -> dict[str, Any]:
+def line_of(
+    label: str, rows: Iterable[Row], x: str, column: Column, mark: Mark, checkpoint: str | None = None
+) -> dict[str, Any]:
     """A column of rows over their `x`, from left to right."""
     ordered = sorted(rows, key=lambda row: 0 if isinstance(row[x], str) else row[x])  # names keep their order
-    return line(label, [row[x] for row in ordered], [point(row, column) for row in ordered], colour, dash)
+    return line(label, [row[x] for row in ordered], [point(row, column) for row in ordered], mark, checkpoint)
 
 
 def panel(
@@ -57,12 +75,14 @@ def panel(
     x_scale: Literal["linear", "log2"] = "linear",
     y_scale: Literal["linear", "log"] = "linear",
     marks: Mapping[str, float] | None = None,
+    from_zero: bool = False,
 ) -> dict[str, Any]:
     """Lines in one frame.
 
     Args:
         x_scale: log2 has a tick at every place where all are whole numbers.
         marks: horizontal lines by their label.
+        from_zero: the y axis begins at 0, so that what hardly changes looks so.
     """
     return {
         "title": title,
@@ -72,6 +92,7 @@ def panel(
         "y_scale": y_scale,
         "lines": list(lines),
         "marks": dict(marks or {}),
+        "from_zero": from_zero,
     }
 
 
@@ -90,28 +111,42 @@ def metric_panel(
 
 
 def draw_lines(data: dict[str, Any], path: Path) -> None:
-    """`data`: {"columns": panels side by side, "panels": of `panel`}. One legend for all panels."""
+    """`data`: {"columns": panels side by side, "panels": of `panel`}. One legend for all panels; a single column shares
+    its axes."""
     panels, columns = data["panels"], data["columns"]
-    rows = -(-len(panels) // columns)
-    width = max(9, 3 * columns)
-    with canvas(path, width, 0.6 + 3.0 * rows) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    rows, width, handles = -(-len(panels) // columns), COLUMN if columns == 1 else TEXT, _handles(panels)
+    entries = -(-len(handles) // legend_columns(width, handles))
+    with canvas(path, width, 0.1 + 0.17 * entries + 1.65 * rows) as figure:
+        stacked = columns == 1
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=stacked, sharey=stacked).ravel()
         for axis, panel_data in zip(axes, panels, strict=False):
             _panel(axis, panel_data)
+            if stacked:
+                axis.label_outer()
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        handles = {
-            label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        usual = 0.6 + 0.08 * sum(map(len, handles)) / len(handles)  # an entry's inches
-        ncols = max(min(len(handles), int(0.92 * width / usual)), 1)
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=ncols)
+        legend(figure, handles)
+
+
+def _handles(panels: Sequence[dict[str, Any]]) -> list[Line2D]:
+    """An entry for each label, each checkpoint and each horizontal line."""
+    curves = [curve for panel_data in panels for curve in panel_data["lines"]]
+    labels = {curve["label"]: handle(curve["label"], Mark(**curve["mark"])) for curve in curves}
+    checkpoints = dict.fromkeys(curve["checkpoint"] for curve in curves if curve["checkpoint"])
+    levels = dict.fromkeys(label for panel_data in panels for label in panel_data["marks"])
+    level_handles = [handle(label, Mark(INK, "", _level_line(place))) for place, label in enumerate(levels)]
+    return [*labels.values(), *map(checkpoint_handle, checkpoints), *level_handles]
+
+
+def _level_line(place: int) -> str:
+    return (":", "-.")[place % 2]
 
 
 def _panel(axis: Axes, data: dict[str, Any]) -> None:
     places = list(dict.fromkeys(x for curve in data["lines"] for x in curve["x"]))
     named = any(isinstance(x, str) for x in places)
     for index, curve in enumerate(data["lines"]):
+        mark = Mark(**curve["mark"])
         x = [places.index(place) for place in curve["x"]] if named else curve["x"]
         # Some per cent apart, so that the intervals can be told from each other.
         shift = index - (len(data["lines"]) - 1) / 2
@@ -120,17 +155,14 @@ def _panel(axis: Axes, data: dict[str, Any]) -> None:
             x,
             curve["value"],
             yerr=reach(curve["value"], curve["ci"]) if any(curve["ci"]) else None,
-            color=PALETTE[curve["colour"] % len(PALETTE)],
-            marker=MARKERS[curve["colour"] % len(MARKERS)],
-            linestyle="none" if named else DASHES[curve["dash"] % len(DASHES)],
-            fillstyle="none" if curve["dash"] else "full",
-            markersize=4.5,
-            linewidth=1.2,
-            elinewidth=0.8,
-            label=curve["label"],
+            color=mark.colour,
+            marker=mark.marker,
+            linestyle="none" if named else CHECKPOINT_LINES.get(curve["checkpoint"] or "", mark.line),
+            fillstyle=fill(curve["checkpoint"]),
+            elinewidth=0.7,
         )
-    for place, (label, value) in enumerate(data["marks"].items()):
-        axis.axhline(value, color=INK, linestyle=DASHES[1 + place], linewidth=1, label=label)
+    for place, value in enumerate(data["marks"].values()):
+        axis.axhline(value, color=INK, linestyle=_level_line(place))
     if named:
         axis.set_xticks(range(len(places)), places)
         axis.margins(x=0.12)
@@ -142,6 +174,9 @@ def _panel(axis: Axes, data: dict[str, Any]) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_yscale(data["y_scale"])
+    if data["from_zero"]:
+        top = max((value for curve in data["lines"] for value in curve["value"]), default=1.0)
+        axis.set_ylim(0, 1.1 * top)
     axis.set_title(data["title"])
     axis.set_xlabel(data["x_label"])
     axis.set_ylabel(data["y_label"])

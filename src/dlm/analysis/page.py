@@ -1,7 +1,9 @@
 """The report as one HTML page that needs nothing else: no scripts, images inside, generated text never markup."""
 
 import base64
+import math
 import platform
+import struct
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +16,13 @@ from dlm.analysis.claims import RULE, Claim, density_note
 from dlm.analysis.figures import ReportFigure
 from dlm.analysis.paper import TABLES, with_ours
 from dlm.analysis.selection import selection_rows
+from dlm.analysis.style import DPI
 from dlm.decoding.budgets import at_budget
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "matplotlib", "mlflow", "dvc")
+VERDICTS = ("seen", "mixed", "not seen", "not tested")
+FRONT_ROWS = 7  # and the reference
+ON_PAGE = 1.3  # times the size in print
 Answers = Mapping[tuple[str, str], Sequence[dict[str, Any]]]
 
 
@@ -57,26 +63,71 @@ def render(
     )
     # Functions of the table, so that page and markdown print the same numbers.
     environment.globals.update(
-        number=table.number, interval=table.interval, is_best=table.is_best, name_of=table.name_of
+        number=table.number, interval=table.interval, half_width=table.half_width, is_best=table.is_best
     )
     judged = [*at_budget(rows, setting["judged_steps"]), *table.speed_rows(ablation)]
+    numbers = {verdict: [claim.number for claim in claims if claim.verdict == verdict] for verdict in VERDICTS}
     return environment.get_template("report.html.j2").render(
         title=title,
         rows=rows,
-        groups=table.groups(rows, table.long_runs(ablation)),
+        front=front_table(rows, setting["judged_steps"]),
+        groups=[
+            (name, shown, columns, table.zero_note(shown, table.GROUPS.get(name, ())))
+            for name, shown, columns in table.groups(rows, table.long_runs(ablation))
+        ],
         selection=selection_rows(grid),
         exact=table.quality_axes(rows)[0].name == "well_formed",
         bold=table.BOLD,
         claims=claims,
+        verdicts={verdict: found for verdict, found in numbers.items() if found},
         rule=RULE,
         density=density_note(setting["gen_length"], setting["budgets"], setting["judged_steps"]),
-        figures=[(figure, base64.b64encode(png).decode("ascii")) for figure, png in figures],
+        figures=[(figure, base64.b64encode(png).decode("ascii"), *_on_page(png)) for figure, png in figures],
         samples=samples,
         setting=setting,
         params_text=params_text,
         versions=versions(),
         paper=[(published, with_ours(published, judged)) for published in TABLES[paper]],
     )
+
+
+def front_table(rows: Sequence[table.Row], steps: int) -> dict[str, Any]:
+    """The few rows and columns that the page begins with.
+
+    Args:
+        rows: of build_table.
+        steps: the budget that the claims are judged at.
+
+    Returns:
+        rows, columns; rivals, the rows among which bold is the best; by, the heading of the column that ranks them;
+        left_out, how many diffusion rows are not shown.
+    """
+    rivals, columns = table.over_passes(rows)
+    if rivals:
+        fewest = min(row["steps"] for row in rows if row["steps"] is not None)
+        shown = (f"quality_{fewest}", f"quality_{steps}", f"nfe_{steps}", "area")
+        columns = [column for column in columns if column.name in shown]
+        by = columns[-1]
+    else:
+        rivals = at_budget(rows, steps)
+        columns = [table.COLUMNS["quality"], *table.quality_axes(rows), table.COLUMNS["nfe"]]
+        by = columns[0]
+    diffusion = [row for row in rivals if not table.is_reference(row)]
+    ranked = sorted(diffusion, key=lambda row: -math.inf if row[by.name] is None else row[by.name], reverse=True)
+    best = ranked[:FRONT_ROWS]
+    return {
+        "rows": [row for row in rivals if table.is_reference(row) or row in best],
+        "columns": columns,
+        "rivals": rivals,
+        "by": by.heading,
+        "left_out": len(ranked) - len(best),
+    }
+
+
+def _on_page(png: bytes) -> tuple[int, int]:
+    """A picture's width and height in CSS pixels: a little larger than in print, as its IHDR and style.DPI say."""
+    width, height = struct.unpack(">II", png[16:24])
+    return round(ON_PAGE * 96 * width / DPI), round(ON_PAGE * 96 * height / DPI)
 
 
 def side_by_side(

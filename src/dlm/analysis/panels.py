@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from dlm.analysis.lines import labels, point, reach
-from dlm.analysis.style import CHECKPOINT_COLOURS, INK, MARKERS, PALETTE, canvas
+from dlm.analysis.style import REAL, TEXT, Mark, canvas, checkpoint_handle, decoder_marks, fill, handle, legend
 from dlm.analysis.table import Column, Row, is_reference
+
+REFERENCE = Mark(REAL.colour, "", REAL.line)
 
 
 def decoder_data(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any]:
@@ -29,34 +32,36 @@ def draw_decoders(data: dict[str, Any], path: Path) -> None:
     panels = data["panels"]
     checkpoints = list(dict.fromkeys(c for panel in panels for c in panel["series"]))
     decoders = list(dict.fromkeys(d for panel in panels for points in panel["series"].values() for d in points))
-    with canvas(path, 9, 1.1 + 0.42 * len(decoders)) as figure:
+    marks = decoder_marks(decoders)
+    with canvas(path, TEXT, 0.8 + 0.3 * len(decoders)) as figure:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
             _reference_line(axis, panel["reference"])
             for index, checkpoint in enumerate(checkpoints):
-                shift = (index - (len(checkpoints) - 1) / 2) * 0.26
-                points = panel["series"].get(checkpoint, {})
-                known = [d for d in decoders if points.get(d, {}).get("value") is not None]
-                heights = [decoders.index(d) + shift for d in known]
-                _dots(axis, heights, [points[d] for d in known], checkpoint, index)
+                shift = (index - (len(checkpoints) - 1) / 2) * 0.3
+                for place, decoder in enumerate(decoders):
+                    entry = panel["series"].get(checkpoint, {}).get(decoder)
+                    if entry is not None and entry["value"] is not None:
+                        _dot(axis, place + shift, entry, marks[decoder], checkpoint)
             axis.set_title(panel["title"])
             axis.set_xlabel(panel["y_label"])
+            axis.xaxis.set_major_locator(MaxNLocator(4))
         axes[0].set_yticks(range(len(decoders)), decoders)
         axes[0].set_ylim(len(decoders) - 0.5, -0.5)
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=len(names))
+        known = any(panel["reference"] and panel["reference"]["value"] is not None for panel in panels)
+        reference = [handle("reference (autoregressive)", REFERENCE)] if known else []
+        legend(figure, [*map(checkpoint_handle, checkpoints), *reference])
 
 
-def _dots(axis: Axes, heights: list[float], points: list[dict[str, Any]], label: str, index: int) -> None:
-    values = [entry["value"] for entry in points]
+def _dot(axis: Axes, height: float, entry: dict[str, Any], mark: Mark, checkpoint: str) -> None:
     axis.errorbar(
-        values,
-        heights,
-        xerr=reach(values, [entry["ci"] for entry in points]),
-        fmt=MARKERS[index],
-        color=CHECKPOINT_COLOURS.get(label, PALETTE[2 + index]),
-        markersize=4.5,
-        label=label,
+        [entry["value"]],
+        [height],
+        xerr=reach([entry["value"]], [entry["ci"]]),
+        fmt=mark.marker,
+        color=mark.colour,
+        fillstyle=fill(checkpoint),
+        elinewidth=0.8,
     )
 
 
@@ -64,5 +69,5 @@ def _reference_line(axis: Axes, reference: dict[str, Any] | None) -> None:
     if reference is None or reference["value"] is None:
         return
     if reference["ci"]:
-        axis.axvspan(*reference["ci"], color=INK, alpha=0.12, linewidth=0)
-    axis.axvline(reference["value"], color=INK, linestyle="--", linewidth=1, label="reference (autoregressive)")
+        axis.axvspan(*reference["ci"], color=REFERENCE.colour, alpha=0.12, linewidth=0)
+    axis.axvline(reference["value"], color=REFERENCE.colour, linestyle=REFERENCE.line)

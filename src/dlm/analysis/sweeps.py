@@ -6,6 +6,7 @@ from typing import Any, Literal
 from dlm.analysis.curves import NATS, PRIOR_TITLE, STEPS, curve_line, sides
 from dlm.analysis.figures import ReportFigure
 from dlm.analysis.lines import draw_lines, line, line_of, metric_panel, panel, point
+from dlm.analysis.style import ORDERED, SERIES, decoder_marks
 from dlm.analysis.table import COLUMNS, Column, Row, quality_axes
 from dlm.analysis.weights import draw_weights
 from dlm.analysis.zone import distance_data, draw_zone
@@ -37,8 +38,8 @@ def sweep_figures(
         ReportFigure(
             f"fig-{number:02}-candidate-zone-{zone['checkpoint']}",
             f"Candidate zone, {zone['checkpoint']} (the paper's Fig. {number})",
-            "Look for where the blue ends: from there on no candidate says anything new, and a decoder that commits "
-            "there can only repeat, fill or stop.",
+            "Look for where the dark blue ends: from there on no candidate says anything new, and a decoder that "
+            "commits there can only repeat, fill or stop.",
             {key: zone[key] for key in ("checkpoint", "prompts", "example", "candidates")},
             draw_zone,
         )
@@ -57,7 +58,7 @@ def sweep_figures(
         ReportFigure(
             "fig-03-distance",
             "Frequent and repeated tokens by distance (the paper's Fig. 3)",
-            "Look for what rises with the distance: in the left panel it is what the model prefers before anything "
+            "Look for what rises with the distance: in the upper panels it is what the model prefers before anything "
             "is written, in the others what the decoders made of it, against real answers.",
             distance_data(distance),
             draw_lines,
@@ -65,9 +66,9 @@ def sweep_figures(
         ReportFigure(
             "fig-04-blocks",
             "Semi-AR over block length (the paper's Fig. 4)",
-            "Look for the fall from right to left, and whether more steps (other colours) undo it: short blocks with"
+            "Look for the fall from right to left, and whether more steps (darker colours) undo it: short blocks with"
             " few steps each have their time cut into coarse intervals.",
-            over_size(settings, "blocks", "block length, tokens (log scale)", sized),
+            over_size(settings, "blocks", "block, tokens (log scale)", sized),
             draw_lines,
         ),
         ReportFigure(
@@ -82,7 +83,7 @@ def sweep_figures(
             "fig-08-kernels",
             "Conv over kernel size (the paper's Fig. 8)",
             "Look for lines flatter than those over block length: a soft window has no time of its own to coarsen.",
-            over_size(settings, "kernels", "kernel size, tokens (log scale)", sized),
+            over_size(settings, "kernels", "kernel, tokens (log scale)", sized),
             draw_lines,
         ),
         *_win_rates(settings, baseline),
@@ -143,32 +144,32 @@ def speed_data(rows: Sequence[Row], axis: Column) -> dict[str, Any]:
         checkpoint_rows = of(rows, "steps", checkpoint=checkpoint)
         length = sum(row["length"] for row in checkpoint_rows) / len(checkpoint_rows)
         lines = []
-        for colour, decoder in enumerate(distinct(checkpoint_rows, "decoder")):
+        for decoder, mark in decoder_marks(distinct(checkpoint_rows, "decoder")).items():
             decoder_rows = sorted(
                 (row for row in checkpoint_rows if row["decoder"] == decoder), key=lambda row: row["nfe"]
             )
             points = [point(row, axis) for row in decoder_rows]
-            lines.append(line(decoder, [length / row["nfe"] for row in decoder_rows], points, colour, 0))
+            lines.append(line(decoder, [length / row["nfe"] for row in decoder_rows], points, mark, checkpoint))
         panels.append(metric_panel(axis, SPEED_LABEL, lines, where=f", {checkpoint}", x_scale="log2"))
     return {"columns": len(panels), "panels": panels}
 
 
 def over_size(rows: Sequence[Row], sweep: str, x_label: str, columns: Axes) -> dict[str, Any]:
-    """A panel for each column: a colour for each S, dashes for the checkpoint."""
+    """A panel for each column: a line for each S and checkpoint."""
     sweep_rows = of(rows, sweep)
     panels = []
     for column in columns:
         lines = [
             line_of(
-                f"S = {steps}, {checkpoint}",
+                f"S = {steps}",
                 of(sweep_rows, sweep, steps=steps, checkpoint=checkpoint),
                 "x",
                 column,
-                colour,
-                1 - dash,
+                ORDERED[place % len(ORDERED)],
+                checkpoint,
             )
-            for dash, checkpoint in enumerate(distinct(sweep_rows, "checkpoint"))
-            for colour, steps in enumerate(distinct(sweep_rows, "steps"))
+            for checkpoint in distinct(sweep_rows, "checkpoint")
+            for place, steps in enumerate(sorted(distinct(sweep_rows, "steps")))
         ]
         y_scale: Literal["linear", "log"] = "log" if column.name == "perplexity" else "linear"
         panels.append(metric_panel(column, x_label, lines, x_scale="log2", y_scale=y_scale))
@@ -182,8 +183,15 @@ def over_steps(rows: Sequence[Row], columns: Axes) -> dict[str, Any]:
     for column in columns:
         for checkpoint in distinct(step_rows, "checkpoint"):
             lines = [
-                line_of(decoder, of(step_rows, "steps", decoder=decoder, checkpoint=checkpoint), "x", column, colour)
-                for colour, decoder in enumerate(distinct(step_rows, "decoder"))
+                line_of(
+                    decoder,
+                    of(step_rows, "steps", decoder=decoder, checkpoint=checkpoint),
+                    "x",
+                    column,
+                    mark,
+                    checkpoint,
+                )
+                for decoder, mark in decoder_marks(distinct(step_rows, "decoder")).items()
             ]
             panels.append(metric_panel(column, STEPS_LABEL, lines, where=f", {checkpoint}", x_scale="log2"))
     return {"columns": 2, "panels": panels}
@@ -214,16 +222,16 @@ def _win_rates(rows: Sequence[Row], baseline: str) -> list[ReportFigure]:
 def r2ft_sweep_data(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """Both sides' log p (12a); the log-prior that the model gives and that of what it writes (12b)."""
     curve, rows = sweep["curve"], sweep["rows"]
-    prior = [curve_line("sampled from the model", curve, "eval_mean_log_prior", 2)]
+    prior = [curve_line("sampled from the model", curve, "eval_mean_log_prior", SERIES[2])]
     prior += [
         line_of(
             f"written by {decoder}",
             [row for row in rows if row["decoder"] == decoder],
             "r2ft_steps",
             COLUMNS["log_prior"],
-            3 + colour,
+            mark,
         )
-        for colour, decoder in enumerate(distinct(rows, "decoder"))
+        for decoder, mark in decoder_marks(distinct(rows, "decoder")).items()
     ]
     right = panel(PRIOR_TITLE, STEPS, NATS, prior, marks={"real answers": sweep["corpus_log_prior"]})
     return {"columns": 2, "panels": [sides(curve), right]}
@@ -232,20 +240,21 @@ def r2ft_sweep_data(sweep: Mapping[str, Any]) -> dict[str, Any]:
 def negatives_data(r2ft_sweeps: Sequence[Mapping[str, Any]], axes: Axes) -> dict[str, Any]:
     """A panel for each metric and decoder: a line for each kind of negatives."""
     panels = []
-    for decoder in distinct(r2ft_sweeps[0]["rows"], "decoder"):
-        for column in (*axes, COLUMNS["repetition_4"], COLUMNS["length"]):
+    decoders = distinct(r2ft_sweeps[0]["rows"], "decoder")
+    for column in (*axes, COLUMNS["repetition_4"], COLUMNS["length"]):
+        for decoder in decoders:
             lines = [
                 line_of(
                     sweep["negatives"],
                     [row for row in sweep["rows"] if row["decoder"] == decoder],
                     "r2ft_steps",
                     column,
-                    colour,
+                    SERIES[place % len(SERIES)],
                 )
-                for colour, sweep in enumerate(r2ft_sweeps)
+                for place, sweep in enumerate(r2ft_sweeps)
             ]
             panels.append(metric_panel(column, STEPS, lines, where=f", {decoder}"))
-    return {"columns": len(axes) + 2, "panels": panels}
+    return {"columns": max(len(decoders), 2), "panels": panels}
 
 
 def named_data(
@@ -257,15 +266,15 @@ def named_data(
     for column in columns:
         lines = [
             line_of(
-                f"{decoder}, {checkpoint}",
+                decoder,
                 of(sweep_rows, sweep, decoder=decoder, checkpoint=checkpoint),
                 "x",
                 column,
-                colour,
-                1 - dash,
+                mark,
+                checkpoint,
             )
-            for colour, decoder in enumerate(distinct(sweep_rows, "decoder"))
-            for dash, checkpoint in enumerate(distinct(sweep_rows, "checkpoint"))
+            for decoder, mark in decoder_marks(distinct(sweep_rows, "decoder")).items()
+            for checkpoint in distinct(sweep_rows, "checkpoint")
         ]
         panels.append(metric_panel(column, x_label, lines, x_scale=x_scale))
     return {"columns": len(panels), "panels": panels}

@@ -17,7 +17,7 @@ class Column:
         meaning: the footnote.
         better: which end is the good one; None where neither is.
         digits: after the point.
-        alarm: left out where it is 0 everywhere.
+        often_zero: left out where it is 0 everywhere.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Column:
     meaning: str
     better: Literal["higher", "lower"] | None
     digits: int = 2
-    alarm: bool = False
+    often_zero: bool = False
 
     @property
     def arrow(self) -> str:
@@ -55,15 +55,23 @@ QUALITY = (
         "percent of the answers that the judge prefers to the reference's, were both equally long",
         "higher",
         1,
+        often_zero=True,
     ),
-    Column("win_rate", "win rate", "percent of the answers that the judge prefers to the reference's", "higher", 1),
+    Column(
+        "win_rate",
+        "win rate",
+        "percent of the answers that the judge prefers to the reference's",
+        "higher",
+        1,
+        often_zero=True,
+    ),
     Column("grade", "grade", "the judge's, from 1 to 5, its probabilities of the five averaged", "higher"),
     Column(
         "judge_failed",
         "judge failed",
         "share of the judge's verdicts and grades that did not come; they count nowhere",
         None,
-        alarm=True,
+        often_zero=True,
     ),
     Column("exact_match", "exact match", "share of answers whose last number is the right one", "higher"),
     Column("nonempty", "non-empty", "share of answers with any token", "higher"),
@@ -88,7 +96,13 @@ STRUCTURE = (
     Column("prompt_repetition", "prompt words", "share of tokens copied from the prompt, frequent ones left out", None),
     Column("high_prior", "high-prior", "share of tokens among the corpus's most frequent", None),
     Column("log_prior", "log-prior", "mean log frequency of the tokens, nats", None),
-    Column("leftover_masks", "leftover", "positions still masked after the last step, filled greedily", "lower"),
+    Column(
+        "leftover_masks",
+        "leftover",
+        "positions still masked after the last step, filled greedily",
+        "lower",
+        often_zero=True,
+    ),
 )
 GROUPS = {"Quality and speed": QUALITY, "Structure and degeneration": STRUCTURE}
 # The ablation's runs: variant -> what stands in the decoder's column.
@@ -249,8 +263,14 @@ def quality_axes(rows: Sequence[Row]) -> tuple[Column, Column]:
 
 
 def used(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
-    """The columns that hold a value in any row; an alarm's only where something is wrong."""
-    return [c for c in columns if any(row[c.name] is not None and (row[c.name] or not c.alarm) for row in rows)]
+    """The columns that hold a value in any row, and not 0 alone where that says little."""
+    return [c for c in columns if any(row[c.name] is not None and (row[c.name] or not c.often_zero) for row in rows)]
+
+
+def zero_note(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """'0 in every row, and left out: win rate.' of measures that `used` leaves out; empty without any."""
+    zeros = [c.heading for c in columns if c.often_zero and c.better and {row[c.name] for row in rows} - {None} == {0}]
+    return f"0 in every row, and left out: {', '.join(zeros)}." if zeros else ""
 
 
 def number(value: float | None, column: Column) -> str:
@@ -261,6 +281,12 @@ def interval(row: Row, column: Column) -> str:
     """'[low, high]', empty without an interval."""
     ci = row.get(f"{column.name}_ci")
     return f"[{number(ci[0], column)}, {number(ci[1], column)}]" if ci else ""
+
+
+def half_width(row: Row, column: Column) -> str:
+    """Half the interval's width, empty without an interval."""
+    ci = row.get(f"{column.name}_ci")
+    return number((ci[1] - ci[0]) / 2, column) if ci else ""
 
 
 def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
@@ -281,7 +307,9 @@ def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
     for title, shown_rows, columns in groups(rows, long):
         parts += [f"**{title}**", _grid(shown_rows, columns)]
         if title in GROUPS:
-            parts.append("\n".join(f"- {c.heading}: {c.meaning}." for c in columns))
+            notes = [f"{c.heading}: {c.meaning}." for c in columns]
+            notes += filter(None, [zero_note(shown_rows, GROUPS[title])])
+            parts.append("\n".join(f"- {note}" for note in notes))
         elif title == OVER_PASSES_TITLE:
             parts.append(f"- {AREA.heading}: {AREA.meaning}.")
     settings = dict.fromkeys((r["steps"], r["gen_length"], r["n"]) for r in rows if not is_reference(r))
@@ -323,5 +351,5 @@ def _cell(row: Row, rows: Sequence[Row], column: Column) -> str:
     text = number(row[column.name], column)
     if is_best(row, rows, column):
         text = f"**{text}**"
-    ci = row.get(f"{column.name}_ci")
-    return f"{text} ± {number((ci[1] - ci[0]) / 2, column)}" if ci else text
+    half = half_width(row, column)
+    return f"{text} ± {half}" if half else text

@@ -6,9 +6,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from dlm.analysis.style import DASHES, FILLED, PALETTE, canvas
+from dlm.analysis.style import FILLED, TEXT, canvas, decoder_marks, handle, legend
 
 # A mean over fewer answers than this share jumps about: the rest were set by EOS-fill.
 LEAST_SHARE = 0.1
@@ -42,15 +43,18 @@ def draw_unmasking(data: dict[str, Any], path: Path) -> None:
     """Above, a line for each decoder; below, one strip for each: dark is early, grey was set by EOS-fill."""
     decoders = data["decoders"]
     strips = np.array([entry["example"] for entry in decoders.values()])
-    with canvas(path, 9, 3.4 + 0.34 * len(decoders)) as figure:
+    marks = decoder_marks(list(decoders))
+    with canvas(path, TEXT, 2.4 + 0.22 * len(decoders)) as figure:
         lines, image = figure.subplots(2, 1, sharex=True, height_ratios=[3, 0.5 + 0.36 * len(decoders)])
         for index, (name, entry) in enumerate(decoders.items()):
             means = [np.nan if value is None else value for value in entry["mean_step"]]
-            style = DASHES[index % len(DASHES)]
-            lines.plot(means, color=PALETTE[index % len(PALETTE)], linestyle=style, linewidth=1.5, label=name)
-        lines.set_ylabel("step of the final token")
-        lines.set_title(f"mean over all answers of {data['checkpoint']}")
-        figure.legend(loc="outside upper left", ncols=6)
+            every = max(len(means) // 10, 1)  # a marker at every tenth of the canvas, not all at the same places
+            place = index * every // len(decoders)
+            lines.plot(means, color=marks[name].colour, marker=marks[name].marker, markevery=(place, every))
+        lines.set_ylabel("step of the token")
+        lines.set_title(f"mean step, all answers of {data['checkpoint']}")
+        filled = Patch(facecolor=FILLED, label="set by EOS-fill")
+        legend(figure, [*(handle(name, mark) for name, mark in marks.items()), filled])
         colours = matplotlib.colormaps["viridis"].with_extremes(bad=FILLED)
         masked_strips = np.ma.masked_less(strips, 0)
         mesh = image.imshow(
@@ -58,6 +62,6 @@ def draw_unmasking(data: dict[str, Any], path: Path) -> None:
         )
         image.set_yticks(range(len(decoders)), list(decoders))
         image.grid(visible=False)
-        image.set_title("one answer to one prompt (grey: set by EOS-fill)")
+        image.set_title(f"step of every token, one answer of {data['checkpoint']}")
         image.set_xlabel("position in the response, tokens")
         figure.colorbar(mesh, ax=image, label="step", pad=0.01, ticks=MaxNLocator(5, integer=True))

@@ -138,16 +138,21 @@ def log_samples(run: Run, answers: Iterable[Row], prompts: Mapping[int, str], ch
 @guarded
 def log_report(run: Run, results: Path) -> None:
     """Scores, figures and page, on the report's run and on the pipeline's; there they are in the description, too."""
-    files = sorted((results / "metrics").glob("*.json"))
-    cells = {path.stem: {_budget(name): value for name, value in read_json(path).items()} for path in files}
-    for each in (run, run.parent):
-        each.metrics(cells)
-        for path in (results / "figures", results / "report.html"):
-            if path.exists():
-                each.artifact(path)
+    log_results(run, results)
+    run.parent.describe(headline_table(log_results(run.parent, results)))
     if (results / "table.json").is_file():
         run.table("table", read_json(results / "table.json"))
-    run.parent.describe(headline_table(cells))
+
+
+def log_results(run: Run, results: Path) -> dict[str, dict[str, float]]:
+    """The scores by cell, which it gives back, the figures and the page of a report's folder."""
+    files = sorted((results / "metrics").glob("*.json"))
+    cells = {path.stem: {_budget(name): value for name, value in read_json(path).items()} for path in files}
+    run.metrics(cells)
+    for path in (results / "figures", results / "report.html"):
+        if path.exists():
+            run.artifact(path)
+    return cells
 
 
 def _budget(name: str) -> str:
