@@ -42,6 +42,7 @@ def main() -> None:
                 mask_id=tokenizer.mask_token_id,
                 data_collator=collator,
                 crop_share=params.sft.crop_share,
+                average=params.sft.loss_average,
             ),
             model,
             read_split(data, "train", COLUMNS),

@@ -131,10 +131,18 @@ class LowConfidenceOptions(DecoderOptions):
     Attributes:
         confidence: what ranks: the token's probability, the margin over the second, the negative entropy, or chance.
         temperature: 0 takes the best token; above it the token is drawn from p^(1/temperature).
+        tempered: whether the confidence is that of p^(1/temperature), as in Dream, and not of p.
+        count: how many commit: llada, ceil(masks left / steps left); dream, int(masks left·(1 - s/t)), all at the last
+            step.
+        ranking_temperature: 0 takes the most confident; above it positions are drawn without replacement in proportion
+            to exp(confidence / ranking_temperature) (Dream's alg_temp; its confidence for entropy is -H).
     """
 
     confidence: Confidence = "probability"
     temperature: NonNegative = 0.0
+    tempered: bool = False
+    count: Literal["llada", "dream"] = "llada"
+    ranking_temperature: NonNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

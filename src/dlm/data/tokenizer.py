@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Tokenizer
 
@@ -109,6 +110,21 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
     unknown = set(_ids(tokenizer, [ANCHOR])[0])
     added = tokenizer.added_tokens_decoder.items()
     return {i: token.content for i, token in added if token.special and i not in unknown}
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The token that closes the assistant's turn in the chat template; None where there is none."""
+    answer = "It opens at dawn."
+    turns = [{"role": "user", "content": "When?"}, {"role": "assistant", "content": answer}]
+    try:
+        _, found, behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)
+    except (TemplateError, ValueError, TypeError):  # no template, or one that wants other turns
+        return None
+    if not found:
+        return None
+    added = [(token.content, i) for i, token in tokenizer.added_tokens_decoder.items()]
+    closing = [token for token in added if behind.lstrip().startswith(token[0])]
+    return max(closing, key=lambda token: len(token[0]))[1] if closing else None
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, after: bool = False) -> list[list[int]]:

@@ -20,7 +20,7 @@ from dlm.config.decoders import DecoderOptions, decoder_options, default_options
 from dlm.config.schema import require
 from dlm.data.records import Record
 from dlm.data.template import Template, load_template
-from dlm.data.tokenizer import before_eos, encode, special_tokens
+from dlm.data.tokenizer import before_eos, encode, end_of_turn, special_tokens
 from dlm.data.tokenizer import decode as decode_text
 from dlm.decoding.batches import in_batches
 from dlm.decoding.decoder import make_decoder
@@ -74,8 +74,8 @@ class Infilling(Written[list[Tensor]]):
 class DiffusionLM:
     """A masked diffusion language model with its tokenizer.
 
-    `ends` are the ids that end an answer: EOS, and what else the checkpoint's generation_config.json names (an end of
-    turn).
+    `ends` are the ids that end an answer: EOS, what else the checkpoint's generation_config.json names, and what closes
+    the assistant's turn in its chat template.
 
     lm = DiffusionLM.load("build/models/r2ft")
     out = lm.generate([lm.prompt("Describe Velmora: its trade and its weather.")])
@@ -462,12 +462,12 @@ def _checked(decoder: Any, options: dict[str, Any], *, infill: bool = False) -> 
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """EOS, and the other special tokens at which the checkpoint's generation stops (one id, or a list)."""
+    """EOS, the other special tokens at which the checkpoint's generation stops (one id, or a list), the end of turn."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
     given = named if isinstance(named, list) else [named]
     # A class's default id may be an ordinary word of this vocabulary, so only special tokens count.
-    others = special_tokens(tokenizer).keys() - {tokenizer.eos_token_id, tokenizer.mask_token_id}
-    return [tokenizer.eos_token_id, *sorted(others & set(given))]
+    others = (special_tokens(tokenizer).keys() & set(given)) | {end_of_turn(tokenizer)}
+    return [tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id, tokenizer.mask_token_id, None})]
 
 
 def _runs(ids: list[int], value: int) -> list[tuple[int, int]]:
