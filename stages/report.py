@@ -90,7 +90,16 @@ def main() -> None:
         write_text(results / "selection.md", selection_markdown(grid, RULE))
         write_text(results / "report.html", page)
         log_report(run, results)
-        names = ["table.json", "table.md", "table.csv", "table.tex", "metrics", "selection.md", "figures", "report.html"]
+        names = [
+            "table.json",
+            "table.md",
+            "table.csv",
+            "table.tex",
+            "metrics",
+            "selection.md",
+            "figures",
+            "report.html",
+        ]
         run.outputs([results / name for name in names])
     print(markdown, end="")
     times.show()
