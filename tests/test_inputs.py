@@ -62,6 +62,7 @@ OTHERS = [
     "decode.launcher",
     "infill.decoders",
     "sweeps.baseline",
+    "sweeps.profiles",
     "sweeps.rejection.decoders",
     "evaluate.judge.base_url",
     "evaluate.judge.key_variable",
