@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import commands
 from mlflow import MlflowClient
 from scripts import stage
 from test_browser import browse, needs_chromium
@@ -297,7 +298,13 @@ def test_plots_without_a_network(workspace: Workspace, tmp_path: Path) -> None:
 
 def test_sweeps(workspace: Workspace) -> None:
     """All of sweeps/dvc.yaml after the default run, which has nothing left to do for it."""
+    workspace.know_sweeps()
     workspace.run("dvc", "repro", "sweeps/dvc.yaml")
+    lock = yaml.safe_load((workspace.folder / "sweeps/dvc.lock").read_text())["stages"]
+    listed = dict(commands(workspace.folder / "sweeps/dvc.yaml", workspace.params))
+    assert {name: f"python {' '.join(words)}" for name, words in listed.items()} == {
+        name: entry["cmd"] for name, entry in lock.items()
+    }
     found = workspace.folder / "results" / "sweeps"
     page = (found / "README.md").read_text()
     pictures = sorted(path.stem for path in (found / "figures").glob("*.png"))

@@ -160,11 +160,7 @@ def test_an_experiment_by_name(share: Callable[[str], Shared], tmp_path: Path) -
     owner, there = shared.owner, shared.colleague.copied(tmp_path / "clone")
     owner.run("dvc", "exp", "push", "origin", "varied")
     there.run("dvc", "exp", "pull", "origin", "varied")
-    applied = there.run("dvc", "exp", "apply", "varied", check=False)
-    # DVC checks sweeps/dvc.yaml out too and fails for what nobody has made there, after the rest.
-    missing = set(re.findall(r"^build/\S+$", applied.stderr, re.MULTILINE))
-    assert applied.returncode != 0 and missing
-    assert all(name.startswith("build/sweeps/") for name in missing)
+    there.run("dvc", "exp", "apply", "varied")
     assert there.stale() == set()
     assert running(there.run("dvc", "repro").stdout) == set()
     for file in ("params.yaml", "dvc.lock", METRICS):
