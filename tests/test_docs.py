@@ -566,6 +566,7 @@ def test_the_worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --- Links, paths, quoted lines ---------------------------------------------------------------------------------------
 
 MADE = (
+    "inputs/",
     "ablation/",
     "selection/",
     "answers/",
