@@ -84,11 +84,11 @@ def log_source(run: Run, data: Mapping[str, Any]) -> None:
 
 @guarded
 def log_checkpoint(run: Run, folder: Path, curve: Sequence[Row]) -> None:
-    """A trained checkpoint as a model of MLflow, its curve, and where it ended."""
+    """A trained checkpoint as a model of MLflow, its curve, and where that ended on held-out data as the model's."""
     run.trained(folder)
-    run.curve(curve)
-    if curve:
-        run.model_metrics(curve[-1])
+    for row in curve[-1:]:
+        run.model_metrics({name: row[name] for name in row if name == "step" or name.startswith("eval_")})
+    run.curve([*curve[:-1], *({name: row[name] for name in row if not name.startswith("eval_")} for row in curve[-1:])])
 
 
 @guarded
@@ -138,7 +138,9 @@ def log_samples(run: Run, answers: Iterable[Row], prompts: Mapping[int, str], ch
 @guarded
 def log_report(run: Run, results: Path) -> None:
     """Scores, figures and page, on the report's run and on the pipeline's; there they are in the description, too."""
-    files = sorted((results / "metrics").glob("*.json"))
+    files = sorted(
+        (results / "metrics").glob("*.json"), key=lambda path: (path.stem.startswith("reference"), path.stem)
+    )
     cells = {path.stem: {_budget(name): value for name, value in read_json(path).items()} for path in files}
     for each in (run, run.parent):
         each.metrics(cells)
