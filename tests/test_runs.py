@@ -245,7 +245,15 @@ def test_settings_of_each_budget(tmp_path: Path) -> None:
     (tmp_path / "selection/conv.json").write_text(json.dumps(choices))
     found = cell_params(tmp_path, "sft", "conv", block, budgets)
     assert (found["kernel_size"], found["kernel_size_S16"], found["kernel_size_S64"]) == (5, 17, 5)
-    assert found["rule"] == found["rule_S16"] == "top_k" and "block_length" not in found
+    assert found["rule"] == found["rule_S16"] == "top_k" and not {"block_length", "variant"} & found.keys()
+    choices[1]["options"]["rule"] = "low_confidence"
+    (tmp_path / "selection/conv.json").write_text(json.dumps(choices))
+    found = cell_params(tmp_path, "sft", "conv", block, budgets)
+    assert (found["rule"], found["top_k_S16"]) == ("low_confidence", 1) and not {"top_k", "top_k_S64"} & found.keys()
+    assert (
+        not {"kernel", "gain"}
+        & cell_params(tmp_path, "sft", "categorical", params.block("categorical"), budgets).keys()
+    )
 
 
 def test_backfill_builds_the_same(store: Store, workspace: Small) -> None:

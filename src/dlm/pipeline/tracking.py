@@ -2,6 +2,7 @@
 evaluate goes on with. No failure in here stops a stage."""
 
 import atexit
+import contextlib
 import gc
 import hashlib
 import os
@@ -160,9 +161,10 @@ def _parent(link: Link, key: str, tags: Mapping[str, str], lost: str) -> Run:
     made = link.client.create_run(link.experiment, run_name=f"pipeline {key}", tags={**tags, **own})
     parent = Run(link, made.info.run_id, started=made.info.start_time / 1000)
     path = workspace() / "params.yaml"
-    params = load_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    params = (load_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
     parent.params(params)
-    set_up(link.client, link.experiment, params)
+    with contextlib.suppress(Exception):  # a view that is spoilt, or that this user may not write, costs no run
+        set_up(link.client, link.experiment, params)
     return parent
 
 
