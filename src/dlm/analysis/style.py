@@ -134,15 +134,11 @@ def checkpoint_handle(checkpoint: str) -> Line2D:
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend above all panels."""
-    columns = legend_columns(figure.get_figwidth(), handles)
-    figure.legend(handles=list(handles), loc="outside upper left", ncols=columns)
-
-
-def legend_columns(width: float, handles: Sequence[Artist]) -> int:
-    """How many entries stand side by side in so many inches."""
+    """One legend above all panels; the figure grows by its lines, so that panels keep their height."""
     longest = max((len(str(entry.get_label())) for entry in handles), default=0)
-    return max(min(len(handles), int(width / (0.42 + 0.067 * longest))), 1)
+    columns = max(min(len(handles), int(figure.get_figwidth() / (0.42 + 0.067 * longest))), 1)
+    figure.legend(handles=list(handles), loc="outside upper left", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(handles) // columns))
 
 
 @contextmanager
