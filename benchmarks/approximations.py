@@ -25,7 +25,6 @@ from common import (
     numbers,
     ratios,
     report,
-    split_variant,
     spread,
     write,
 )
@@ -34,6 +33,7 @@ from dlm.pipeline.start import run_script
 from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.params import Params, load_params
 from dlm.config.schema import require
+from dlm.config.yaml import split_variant
 from dlm.decoding.answers import decode_prompts
 from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.bootstrap import bootstrap_ci
@@ -116,7 +116,7 @@ def check(
 
 def options_of(params: Params, text: str) -> DecoderOptions:
     """A block of params.yaml with changes, or a decoder of the library with EOS-fill."""
-    name, changes = split_variant(text)
+    name, changes = split_variant(text, f"decoder {text!r}")
     if name in params.decoding:
         return params.decoder(name, **changes)
     return decoder_options(name, {"eos_fill": True, **changes}, name)

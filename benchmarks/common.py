@@ -11,7 +11,7 @@ import torch
 
 from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.schema import require
-from dlm.config.yaml import value_of
+from dlm.config.yaml import split_variant
 from dlm.errors import UserError
 from dlm.files import write_json, write_text
 from dlm.pipeline.hardware import command_of
@@ -29,20 +29,9 @@ class Arguments(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def split_variant(text: str) -> tuple[str, dict[str, Any]]:
-    """'conv:suffix=none,kernel_size=65' -> ('conv', {'suffix': 'none', 'kernel_size': 65})."""
-    name, _, rest = text.partition(":")
-    block = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        require(bool(key and equals and value), f"decoder {text!r}", "written name:key=value,key=value", item)
-        block[key] = value_of(value, f"decoder {text!r}")
-    return name, block
-
-
 def variant(text: str) -> DecoderOptions:
     """The checked options of a decoder on the command line."""
-    name, block = split_variant(text)
+    name, block = split_variant(text, f"decoder {text!r}")
     return decoder_options(name, block, name)
 
 

@@ -12,6 +12,7 @@ from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
+from dlm.pipeline.records import log_ablation, log_inputs
 from dlm.pipeline.tracking import stage_run
 
 
@@ -26,6 +27,8 @@ def main() -> None:
     ) as run:
         corpus = load_corpus(build, params.data, params.evaluate)
         weights = build / "models" / arguments.checkpoint
+        run.decodes(weights)
+        log_inputs(run, "ablation", build)
         lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
         rows, settings = [], params.ablation
         runs = ablation_runs(params, build)
@@ -48,7 +51,7 @@ def main() -> None:
             return
         out = build / "ablation" / f"{arguments.checkpoint}.json"
         write_json(out, rows)
-        run.table("ablation", rows)
+        log_ablation(run, rows)
         run.outputs([out])
 
 

@@ -13,6 +13,7 @@ from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, new_backbone
+from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
 from dlm.training.collators import PackedCollator, SftCollator
 from dlm.training.fit import fit, save_trained
@@ -47,6 +48,7 @@ def main() -> None:
         else:
             model = new_backbone(params.model, tokenizer, params.seed, causal=False)
         if base.init in ("pretrain", "continue", "adapt"):
+            log_inputs(run, "base", arguments.build)
             if base.rows == "records":
                 collator: Any = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=1.0)
                 train, valid = (read_split(data, split, ["prompt_ids", "answer_ids"]) for split in ("train", "valid"))
@@ -71,8 +73,8 @@ def main() -> None:
                 params.seed,
             )
         save_trained(out, model, tokenizer, curve)
-        run.metrics({"parameters": model.num_parameters(), **(curve[-1] if curve else {})})
-        run.curve(curve)
+        run.params({"num_parameters": model.num_parameters()})
+        log_checkpoint(run, out, curve)
         run.outputs([out])
 
 

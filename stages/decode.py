@@ -16,6 +16,7 @@ from dlm.decoding.lm import DiffusionLM
 from dlm.files import content_hash, write_json, write_jsonl
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
+from dlm.pipeline.records import cell_params, log_inputs, log_samples
 from dlm.pipeline.tracking import stage_run
 
 
@@ -27,9 +28,12 @@ def main() -> None:
     params = start_stage(arguments)
     cell = f"{arguments.checkpoint}-{arguments.decoder}"
     out, parts = arguments.build / "answers" / f"{cell}.jsonl", Path(".cache/decoding") / cell
-    with stage_run("decode", cell=cell, params=tracked(params, "decode", f"decoding.{arguments.decoder}")) as run:
+    settings, block = params.decode, params.block(arguments.decoder)
+    described = cell_params(arguments.build, arguments.checkpoint, arguments.decoder, block, settings.steps)
+    with stage_run("decode", cell, {**tracked(params, "decode"), **described}) as run:
         weights = arguments.build / "models" / arguments.checkpoint
-        settings = params.decode
+        run.decodes(weights)
+        log_inputs(run, "decode", arguments.build)
         lm = DiffusionLM.load(weights, processes.device(), settings.precision, settings.compile)
         rows = read_split(arguments.build / "data", "eval", ["id", "prompt", "prompt_ids"])
         fingerprint = content_hash(weights)
@@ -59,15 +63,12 @@ def main() -> None:
                     "content_tokens": sum(len(a["tokens"]) for a in budget_answers),
                 }
                 speeds.append(speed)
-                run.metrics(speed, step=steps)
+                run.metrics({name: speed[name] for name in ("seconds", "nfe", "content_tokens")}, step=steps)
         if not processes.is_main():
             return
         write_jsonl(out, answers)
         write_json(arguments.build / "speed" / f"{cell}.json", speeds)
-        run.table(
-            "samples",
-            [{"prompt": r["prompt"], "answer": a["answer"]} for r, a in zip(rows[:20], budget_answers, strict=False)],
-        )
+        log_samples(run, answers, {row["id"]: row["prompt"] for row in rows}, arguments.checkpoint, arguments.decoder)
         run.outputs([out])
     shutil.rmtree(parts, ignore_errors=True)
 

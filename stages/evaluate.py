@@ -9,6 +9,7 @@ from dlm.evaluation.cell import check_complete, closeness, load_corpus, real_fea
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import add_grades, add_preferences, baseline_of, places, read_difficulty
 from dlm.files import read_jsonl, write_json
+from dlm.pipeline.records import cell_params, log_inputs, log_samples, log_scores
 from dlm.pipeline.tracking import stage_run
 
 
@@ -22,9 +23,13 @@ def main() -> None:
     is_reference = arguments.checkpoint == "reference"
     cell = f"{arguments.checkpoint}-{arguments.decoder}"
     source = build / "models/reference/answers.jsonl" if is_reference else build / "answers" / f"{cell}.jsonl"
-    with stage_run("evaluate", cell=cell, params=tracked(params, "evaluate")) as run:
+    block = None if is_reference else params.block(arguments.decoder)
+    described = cell_params(build, arguments.checkpoint, arguments.decoder, block, params.decode.steps)
+    logged = {**tracked(params, "seed", "decode", "evaluate"), **described}
+    with stage_run("evaluate", cell, logged) as run:
+        log_inputs(run, "evaluate", build, cell)
         corpus = load_corpus(build, params.data, params.evaluate)
-        judge, grader = make_judges(params.evaluate.judge, params.data, params.seed)
+        judge, grader = make_judges(params.evaluate.judge, corpus.judge, params.seed)
         baseline = difficulty = None
         if judge is not None and not is_reference:
             baseline = baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))
@@ -50,14 +55,18 @@ def main() -> None:
                 **summarise(rows, params.evaluate.bootstrap_samples, difficulty),
                 **closeness(answers, real, corpus, params.decode.batch_size, params.seed),
             }
-            run.metrics(result, step=steps)
             results.append(result)
             if steps is not None:
                 scored[steps] = rows
         area = quality_area(scored, params.evaluate.bootstrap_samples)
-        run.metrics(area)
+        results = [{**result, **area} for result in results]
         out = build / "evaluation" / f"{cell}.json"
-        write_json(out, [{**result, **area} for result in results])
+        write_json(out, results)
+        log_scores(run, build, results)
+        if not run.went_on:
+            written = [answer for answers in budgets.values() for answer in answers]
+            prompts = {number: row["prompt"] for number, row in corpus.examples.items()}
+            log_samples(run, written, prompts, arguments.checkpoint, arguments.decoder)
         if judge is not None:
             run.metrics({f"judge_{name}": count for name, count in judge.costs().items()})
         run.outputs([out])

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
-from dlm.builtin.grammar import load_grammar
 from dlm.config.decoders import DecoderOptions
 from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
 from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, score_gap, summarise
+from dlm.evaluation.builtin.grammar import GRAMMAR, load_grammar
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import write_table
 from dlm.pipeline.tracking import stage_run
@@ -25,12 +25,12 @@ def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = start_stage(arguments)
     build = arguments.build
-    if params.data.source != "builtin" or params.data.builtin.task != "gazetteer":
+    if not params.data.has_grammar:
         raise UserError(
             "params.yaml: data.source must be builtin for the infill stage, and data.builtin.task gazetteer: its gaps "
             "are cut and judged by that corpus's sentences"
         )
-    judge = SlotJudge(load_grammar(params.data.builtin.grammar))
+    judge = SlotJudge(load_grammar(build / "data" / GRAMMAR))
     examples = read_split(build / "data", "eval", COLUMNS)
     rows = []
     with stage_run("infill", params=tracked(params, "infill", "decode", "decoding")) as run:

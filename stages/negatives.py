@@ -8,6 +8,7 @@ from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.files import atomic_path, read_json
 from dlm.negatives.draw import draw_negatives, make_rule
+from dlm.pipeline.records import log_inputs
 from dlm.pipeline.tracking import stage_run
 
 
@@ -17,6 +18,7 @@ def main() -> None:
     data = arguments.build / "data"
     rule = make_rule(params.negatives, read_json(data / "vocabulary.json"), params.evaluate.high_prior_tokens)
     with stage_run("negatives", params=tracked(params, "seed", "negatives")) as run:
+        log_inputs(run, "negatives", arguments.build)
         for split in ("train", "valid"):
             examples = read_split(data, split, ["id", "prompt_ids", "answer_ids"])
             rows = draw_negatives(examples, split, params.negatives, rule, params.data.canvas_length, params.seed)

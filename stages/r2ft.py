@@ -7,6 +7,7 @@ from dlm.data.template import Template
 from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.models.backbone import load_trainable
+from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
 from dlm.training.fit import save_trained
 from dlm.training.r2ft import fit_r2ft, with_examples
@@ -29,6 +30,7 @@ def main() -> None:
             )
         rows[split] = with_examples(negatives, read_split(build / "data", split, ["prompt_ids", "answer_ids"]))
     with stage_run("r2ft", params=tracked(params, "seed", "r2ft", "sft.lora")) as run:
+        log_inputs(run, "r2ft", build)
         model, tokenizer = load_trainable(build / "models" / "sft_answer", params.sft.lora, params.seed)
         model, curve = fit_r2ft(
             "r2ft",
@@ -43,8 +45,7 @@ def main() -> None:
         )
         template = Template(params.template.prompt, params.template.prompt_with_input)
         save_trained(out, model, tokenizer, curve, template, merge=params.sft.lora.merge)
-        run.metrics(curve[-1])
-        run.curve(curve)
+        log_checkpoint(run, out, curve)
         run.outputs([out])
 
 

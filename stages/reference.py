@@ -15,6 +15,7 @@ from dlm.files import atomic_directory, write_json, write_jsonl
 from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
 from dlm.models.reference import nucleus_answers
 from dlm.pipeline import processes
+from dlm.pipeline.records import log_checkpoint, log_inputs, log_samples
 from dlm.pipeline.tracking import stage_run
 from dlm.training.causal import CausalTrainer
 from dlm.training.collators import CausalCollator, CausalPackedCollator
@@ -64,10 +65,11 @@ def main() -> None:
             params.seed,
         )
         torch.nn.Module.to(model, processes.device()).eval()
+        prompts = read_split(data, "eval", COLUMNS)
         answers = nucleus_answers(
             model,
             tokenizer,
-            read_split(data, "eval", COLUMNS),
+            prompts,
             seeds=params.decode.seeds,
             gen_length=params.decode.gen_length,
             batch_size=params.decode.batch_size,
@@ -83,10 +85,10 @@ def main() -> None:
             write_curve(folder, curve)
             write_json(folder / "training_perplexities.json", perplexities)
             write_jsonl(folder / "answers.jsonl", answers)
-        run.metrics(curve[-1])
-        run.curve(curve)
-        run.table("samples", [{"id": a["id"], "answer": a["answer"]} for a in answers[:20]])
+        log_inputs(run, "reference", arguments.build)
+        log_checkpoint(run, out, curve)
         run.outputs([out])
+        log_samples(run, answers, {row["id"]: row["prompt"] for row in prompts}, "reference", "nucleus")
 
 
 if __name__ == "__main__":

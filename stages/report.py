@@ -1,7 +1,6 @@
 """The table, claims, figures and report.html from what the other stages left. Prints the table."""
 
 from pathlib import Path
-from typing import Any
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.claims import judge_claims
@@ -15,7 +14,8 @@ from dlm.data.splits import read_split
 from dlm.decoding.budgets import RULE, at_budget, chosen
 from dlm.files import atomic_directory, read_json, read_jsonl, write_json, write_text
 from dlm.pipeline import times
-from dlm.pipeline.tracking import Run, stage_run
+from dlm.pipeline.records import log_report
+from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
 TRAINED = ("base", "sft", "sft_answer", "r2ft", "reference")
@@ -81,27 +81,28 @@ def main() -> None:
             paper=params.report.paper,
         )
         write_json(results / "table.json", rows)
-        few = headline(rows)
         with atomic_directory(results / "metrics") as folder:
-            for cell, numbers in few.items():
+            for cell, numbers in headline(rows).items():
                 write_json(folder / f"{cell}.json", numbers)
         write_text(results / "table.md", markdown)
         write_text(results / "table.csv", to_csv(rows))
         write_text(results / "table.tex", to_latex(rows, long_runs(ablation)))
         write_text(results / "selection.md", selection_markdown(grid, RULE))
         write_text(results / "report.html", page)
-        log(run, results, rows)
-        run.metrics({f"{cell}.{name}": value for cell, numbers in few.items() for name, value in numbers.items()})
+        log_report(run, results)
+        names = [
+            "table.json",
+            "table.md",
+            "table.csv",
+            "table.tex",
+            "metrics",
+            "selection.md",
+            "figures",
+            "report.html",
+        ]
+        run.outputs([results / name for name in names])
     print(markdown, end="")
     times.show()
-
-
-def log(run: Run, results: Path, rows: list[dict[str, Any]]) -> None:
-    run.table("table", rows)
-    run.artifact(results / "figures")
-    run.artifact(results / "report.html")
-    names = ["table.json", "table.md", "table.csv", "table.tex", "metrics", "selection.md", "figures", "report.html"]
-    run.outputs([results / name for name in names])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
+from dlm.pipeline.records import log_inputs
 from dlm.pipeline.tracking import stage_run
 
 
@@ -29,6 +30,7 @@ def main() -> None:
     name, candidates = arguments.decoder, params.block(arguments.decoder).candidates
     tracked_params = tracked(params, "select", "decode", f"decoding.{name}")
     with stage_run("select", cell=name, params=tracked_params) as run:
+        log_inputs(run, "select", arguments.build)
         grid = []
         if len(candidates) > 1:
             grid = measure_all(params, arguments.build, name, candidates, arguments.checkpoints)

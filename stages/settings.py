@@ -29,7 +29,7 @@ def main() -> None:
     runs = settings(params, build)
     with stage_run("settings", cell=checkpoint, params=tracked(params, "sweeps", "decode", "decoding")) as run:
         corpus = load_corpus(build, params.data, params.evaluate)
-        judge, _ = make_judges(params.evaluate.judge, params.data, params.seed)
+        judge, _ = make_judges(params.evaluate.judge, corpus.judge, params.seed)
         rivals = read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl")
         baseline = baseline_of(at_budget(rivals, params.decode.steps[0]))
         lm = DiffusionLM.load(

@@ -12,6 +12,7 @@ from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.template import Template
 from dlm.models.backbone import load_trainable
+from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
 from dlm.training.collators import SftCollator
 from dlm.training.fit import fit, save_trained
@@ -31,6 +32,7 @@ def main() -> None:
     padding = params.sft.padding_weight if only and params.sft.supervise_padding else 0.0
     steps = params.sft.training.steps + (params.r2ft.training.steps if only else 0)
     with stage_run("sft", cell=arguments.variant, params=tracked(params, "seed", "sft")) as run:
+        log_inputs(run, "sft", arguments.build)
         model, tokenizer = load_trainable(arguments.build / "models" / "base", params.sft.lora, params.seed)
         collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=padding)
         model, curve = fit(
@@ -40,6 +42,7 @@ def main() -> None:
                 mask_id=tokenizer.mask_token_id,
                 data_collator=collator,
                 crop_share=params.sft.crop_share,
+                average=params.sft.loss_average,
             ),
             model,
             read_split(data, "train", COLUMNS),
@@ -50,8 +53,7 @@ def main() -> None:
         )
         template = Template(params.template.prompt, params.template.prompt_with_input)
         save_trained(out, model, tokenizer, curve, template, merge=params.sft.lora.merge)
-        run.metrics(curve[-1])
-        run.curve(curve)
+        log_checkpoint(run, out, curve)
         run.outputs([out])
 
 

@@ -76,10 +76,19 @@ DECODERS: dict[str, Decoder] = {
             *(({"confidence": name, "temperature": 0.7}, 10, 4) for name in CONFIDENCES),
             ({"temperature": 2.0}, 6, 14),
             ({"cfg_scale": 2.0, "confidence": "entropy"}, 10, 10),
+            *(({"confidence": name, "temperature": 0.7, "tempered": True}, 10, 4) for name in CONFIDENCES),
+            ({"count": "dream"}, 10, 4),
+            ({"count": "dream", "confidence": "entropy", "kernel_size": 5}, 6, 14),
+            *(({"confidence": name, "ranking_temperature": 0.3}, 10, 4) for name in CONFIDENCES),
+            ({"ranking_temperature": 0.1, "kernel_size": 5, "conv_mult": 0.3, "count": "dream"}, 10, 4),
         ),
         apart=(
             *(({}, {"confidence": name}) for name in CONFIDENCES[1:]),
             ({}, {"temperature": 0.7}),
+            ({"temperature": 0.3}, {"tempered": True}),
+            ({}, {"count": "dream"}),
+            ({}, {"ranking_temperature": 0.3}),
+            ({"confidence": "entropy"}, {"ranking_temperature": 0.3}),
             ({}, {"penalty": 1.5}),
             ({"penalty": 2.0}, {"penalty": 0.5}),
             ({}, {"cfg_scale": 1.0}),
@@ -89,10 +98,28 @@ DECODERS: dict[str, Decoder] = {
             {},
             {"confidence": "margin", "temperature": 0.7},
             {"confidence": "random"},
+            {
+                "confidence": "entropy",
+                "temperature": 0.7,
+                "tempered": True,
+                "ranking_temperature": 0.4,
+                "count": "dream",
+            },
             {"eos": "last"},
         ),
-        draws={"confidence": list(CONFIDENCES), "temperature": [0.0, 0.7]},
-        by_hand=(({}, [0.5, 0.6, 0.9], 2, [1, 2]), ({}, [0.5, 0.6, 0.9], 3, [2])),  # ceil(3/2) = 2, ceil(3/3) = 1
+        draws={
+            "confidence": list(CONFIDENCES),
+            "temperature": [0.0, 0.7],
+            "tempered": [False, True],
+            "count": ["llada", "dream"],
+            "ranking_temperature": [0.0, 0.0, 0.4],
+        },
+        by_hand=(
+            ({}, [0.5, 0.6, 0.9], 2, [1, 2]),  # ceil(3/2) = 2
+            ({}, [0.5, 0.6, 0.9], 3, [2]),  # ceil(3/3) = 1
+            # e^(p / 0.1) in proportion e^5 : e^6 : e^9, all with the same noise: the order is that of p.
+            ({"ranking_temperature": 0.1}, [0.5, 0.6, 0.9], 2, [1, 2]),
+        ),
     ),
     "threshold": Decoder(
         compared=tuple(({"threshold": bar}, *size) for bar, size in ((0.2, (10, 10)), (0.5, (10, 4)), (0.0, (6, 3)))),

@@ -74,11 +74,21 @@ def decisions(task: Task, now: Now) -> Iterator[tuple[dict[int, int], float]]:
     for draws in itertools.product(*offers):
         tokens = dict(zip(able, (token for token, _ in draws), strict=True))
         share = math.prod(weight for _, weight in draws)
-        orders = [{i: task.confidence(now.p[i], tokens[i]) * task.window(now.canvas, i) for i in able}]
-        if task.in_random_order:  # without a window every order is as probable
-            orders = [dict(zip(order, range(len(able)), strict=True)) for order in itertools.permutations(able)]
-        for score in orders:
-            yield {i: tokens[i] for i in task.chosen(now, score, tokens)}, share / len(orders)
+        orders = [({i: task.confidence(now.p[i], tokens[i]) * task.window(now.canvas, i) for i in able}, 1.0)]
+        if task.in_drawn_order:
+            weights = {i: task.draw_weight(now, i, tokens[i]) for i in able}
+            orders = [(order_as_score(order), order_chance(order, weights)) for order in itertools.permutations(able)]
+        for score, chance in orders:
+            yield {i: tokens[i] for i in task.chosen(now, score, tokens)}, share * chance
+
+
+def order_as_score(order: tuple[int, ...]) -> dict[int, float]:
+    return {i: -float(place) for place, i in enumerate(order)}
+
+
+def order_chance(order: tuple[int, ...], weights: dict[int, float]) -> float:
+    """How probable it is to draw them in this order, one after the other without replacement."""
+    return math.prod(weights[i] / sum(weights[j] for j in order[place:]) for place, i in enumerate(order))
 
 
 def joint_draws(offers: dict[int, tuple[Candidates, float]]) -> Iterator[tuple[dict[int, int], float]]:

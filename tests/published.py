@@ -1,6 +1,6 @@
 """Tiny random checkpoints as LLaDA, Dream and MDLM are published, and their forward passes (docs/method.md §8).
 
-Written from the page: nothing of dlm.models or of transformers' models in here.
+Written from the page: nothing of dlm.models, nor, in the forward passes, of transformers' models in here.
 """
 
 import json
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 Weights = dict[str, Tensor]
 VOCAB, WIDTH, HEADS, LAYERS = 300, 32, 4, 2
@@ -281,12 +281,34 @@ LLADA_TOKENS = [
     "<|end_header_id|>",
     "<|eot_id|>",
 ]
+# LLaDA-8B-Instruct's: Llama 3's, which opens the assistant's turn asked or not. Nothing else there says that <|eot_id|>
+# is an end.
+LLADA_CHAT = (
+    "{% for message in messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+    "+ message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+# ChatML with a system prompt of its own: Dream-Instruct's, and SmolLM2-Instruct's.
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 DREAM_TOKENS = ["<|endoftext|>", "<|mask|>", "<|im_start|>", "<|im_end|>"]
 
 
 def llada(folder: Path, seed: int = 0) -> Weights:
     """Two bfloat16 shards; a tokenizer that does not say which token is the mask."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe(LLADA_TOKENS), eos_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe(LLADA_TOKENS),
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        chat_template=LLADA_CHAT,
+    )
     tokenizer.save_pretrained(folder)
     return write_checkpoint(folder, LLADA, llada_weights(seed), torch.bfloat16, shards=2)
 
@@ -303,9 +325,41 @@ def dream(folder: Path, seed: int = 0) -> Weights:
         "eos_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
         "mask_token": "<|mask|>",
+        "chat_template": CHATML,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return write_checkpoint(folder, DREAM, dream_weights(seed), torch.bfloat16)
+
+
+def smollm2(folder: Path, seed: int = 0) -> None:
+    """SmolLM2-Instruct's: an autoregressive Llama in bfloat16 with a tied head; its end-of-text is the end of turn."""
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        max_position_embeddings=192,
+        rope_theta=100000.0,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe(tokens),
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHATML,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens[3:]})
+    tokenizer.save_pretrained(folder)
 
 
 def mdlm(folder: Path, seed: int = 0) -> Weights:

@@ -161,14 +161,35 @@ class Task:
         return weighed | {i: (kept[i], 0.0) for i in now.here if i in now.must}
 
     def confidence(self, p: list[float], token: int) -> float:
+        temperature = self.option("temperature", 0.0)
+        if self.option("tempered") and temperature:
+            weights = [weight for _, weight in tempered(p, temperature)]
+            p = [weight / sum(weights) for weight in weights]
         top = sorted(p, reverse=True)
         entropy = -sum(p_j * math.log(p_j) for p_j in p if p_j > 0)
         by = {"margin": top[0] - top[1], "entropy": math.exp(-entropy)}
         return by.get(self.option("confidence", "probability"), p[token])
 
     @property
-    def in_random_order(self) -> bool:
-        return self.rule == "first_hitting" or self.option("confidence") == "random"
+    def in_drawn_order(self) -> bool:
+        chance = self.rule == "first_hitting" or self.option("confidence") == "random"
+        return chance or bool(self.option("ranking_temperature"))
+
+    def draw_weight(self, now: Now, i: int, token: int) -> float:
+        """s_i, times exp(confidence / T) where the ranking has a temperature (Dream's alg_temp; its entropy is -H)."""
+        temperature, by = self.option("ranking_temperature"), self.option("confidence")
+        confidence = 0.0
+        if temperature and by != "random":
+            confidence = self.confidence(now.p[i], token)
+            confidence = (math.log(confidence) if by == "entropy" else confidence) / temperature
+        return self.window(now.canvas, i) * math.exp(confidence)
+
+    def quota(self, now: Now) -> int:
+        masks, left = len(now.here), now.total - now.step
+        if self.option("count") == "dream" and left > 1:
+            t, s = (1 - (1 - 1e-3) * step / now.total for step in (now.step, now.step + 1))
+            return int(masks * (1 - s / t))
+        return math.ceil(masks / left)
 
     def able(self, now: Now) -> list[int]:
         return [i for i in now.here if self.window(now.canvas, i) > 0]
@@ -184,9 +205,8 @@ class Task:
         late = self.late(now, tokens)
         order = sorted(score, key=lambda i: (i in late, -score[i], i))
         able = len(order) - len(late)
-        quota = math.ceil(len(now.here) / (now.total - now.step))
         passing = DECODERS[self.rule].passing(self.options, [score[i] for i in order[:able]])
-        return order[: max(quota, passing)]
+        return order[: max(self.quota(now), passing)]
 
     def lost(self, now: Now, committed: list[int], sure: dict[int, float]) -> dict[int, float]:
         """ReMDM: how probable it is for each committed position to be masked again; `sure`: p when it was committed."""
@@ -291,12 +311,12 @@ def decide(task: Task, now: Now, noise: Callable[[int, int], float]) -> dict[int
         tokens = {i: drawn(tempered(now.p[i], temperature), noise(TOKEN, i)) for i in able}
     else:
         tokens = {i: now.p[i].index(max(now.p[i])) for i in able}
-    window = {i: task.window(now.canvas, i) for i in able}
-    if task.in_random_order:
-        # The largest Gumbel keys are a draw without replacement in proportion to s.
-        score = {i: math.log(window[i]) - math.log(-math.log(noise(COMMIT, i))) for i in able}
+    if task.in_drawn_order:
+        # The largest Gumbel keys are a draw without replacement in proportion to the weights.
+        weights = {i: task.draw_weight(now, i, tokens[i]) for i in able}
+        score = {i: math.log(weight) - math.log(-math.log(noise(COMMIT, i))) for i, weight in weights.items()}
     else:
-        ranks = DECODERS[task.rule].ranks
+        ranks, window = DECODERS[task.rule].ranks, {i: task.window(now.canvas, i) for i in able}
         score = {i: ranks(task.options, i, task.confidence(now.p[i], tokens[i])) * window[i] for i in able}
     return {i: tokens[i] for i in task.chosen(now, score, tokens)}
 

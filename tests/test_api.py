@@ -1,6 +1,13 @@
 """The front door: what generate() promises about prompts, seeds and shapes; what it refuses; checkpoints on disk."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +16,7 @@ import pytest
 import torch
 from tiny import tiny_lm, tiny_model, tiny_tokenizer
 
-from dlm.config.decoders import DECODERS, TopKOptions
+from dlm.config.decoders import DECODERS, LowConfidenceOptions, TopKOptions
 from dlm.data.template import Template
 from dlm.data.tokenizer import encode
 from dlm.decoding.lm import DiffusionLM, Generation, cut_at_eos
@@ -118,6 +125,16 @@ def test_tokens_are_padded_after_the_first_eos(lm: DiffusionLM, eos_fill: bool) 
         assert "<|" not in text
 
 
+def test_models_and_results_are_one_line(lm: DiffusionLM) -> None:
+    assert repr(lm) == "DiffusionLM(LlamaForCausalLM, 0.0M parameters, 300 tokens, 64 positions, fp32 on cpu)"
+    out = lm.generate(["The fog", "a"], steps=4, gen_length=8)
+    texts = textwrap.shorten(out.texts[0], 60)
+    assert repr(out) in (f"Generation(2 texts, NFE {n}: {texts!r})" for n in ("4", "3 to 4", "2 to 4"))
+    [filled] = lm.infill(text := "The harbour opens at noon, and [MASK:2] the fog, which stays until noon.").texts
+    assert filled.startswith("The harbour opens at noon") and len(filled) > 60
+    assert repr(lm.infill(text)) == f"Infilling(1 texts, NFE 2: {textwrap.shorten(filled, 60)!r})"
+
+
 def test_bfloat16_gives_whole_answers() -> None:
     lm = DiffusionLM(tiny_model(2), tiny_tokenizer(), precision="bf16")
     out = lm.generate(PROMPTS, "conv", steps=6, gen_length=12, kernel_size=5)
@@ -186,9 +203,15 @@ def test_an_unknown_precision_is_refused() -> None:
 
 
 def test_defaults(lm: DiffusionLM) -> None:
-    """conv with its own options; as many steps as tokens."""
+    """Conv over low_confidence, with EOS-fill but for gaps; as many steps as tokens. A named decoder has its own."""
+    window = LowConfidenceOptions(kernel_size=33)
     plain = lm.generate([[5, 9]], gen_length=8)
-    assert rows(plain) == rows(lm.generate([[5, 9]], TopKOptions(kernel_size=33), steps=8, gen_length=8))
+    assert rows(plain) == rows(lm.generate([[5, 9]], replace(window, eos_fill=True), steps=8, gen_length=8))
+    assert lm.infill([[5, 1, 1, 1, 9]]).gaps == lm.infill([[5, 1, 1, 1, 9]], window, steps=3).gaps
+    named = lm.generate([[5, 9]], "conv", gen_length=8)
+    assert rows(named) == rows(lm.generate([[5, 9]], TopKOptions(kernel_size=33), steps=8, gen_length=8))
+    ruled = lm.generate([[5, 9]], rule="top_k", top_k=3, eos_fill=False, gen_length=8)
+    assert rows(ruled) == rows(lm.generate([[5, 9]], "conv", top_k=3, gen_length=8))
     checked = lm.generate([[5, 9]], TopKOptions(top_k=3), steps=5, gen_length=8)
     assert rows(checked) == rows(lm.generate([[5, 9]], "top_k", top_k=3, steps=5, gen_length=8))
 
@@ -251,7 +274,8 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a text as a size": ({"batch_size": "8"}, ["batch_size must be a whole number", "'8'"]),
     "trace": ({"trace": "no"}, ["trace must be true or false", "'no'"]),
     "watch": ({"watch": True}, ["watch must be a function or None", "True"]),
-    "no decoder": ({"decoder": None}, ["decoder must be a decoder's name or its options", "None"]),
+    "no decoder": ({"decoder": 3}, ["decoder must be a decoder's name or its options", "3"]),
+    "an option of another rule": ({"decoder": None, "top_k": 5}, ["conv.top_k must be given with rule: top_k", "5"]),
     "a class of options": ({"decoder": TopKOptions}, ["decoder must be a decoder's name or its options"]),
     "unchecked options": ({"decoder": TopKOptions(kernel_size=4)}, ["decoder.kernel_size", "odd", "4"]),
     "options beside options": ({"decoder": TopKOptions(kernel_size=33), "kernel_size": 5}, ["kernel_size"]),
@@ -334,6 +358,39 @@ def test_the_template_travels_with_the_checkpoint(saved: Path, tmp_path: Path) -
 def test_nothing_there(tmp_path: Path) -> None:
     refused(tmp_path / "missing")
     refused(tmp_path, "config.json")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "no where", "./nowhere", "a/b/c", ""])
+def test_what_is_no_hub_name_is_not_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", None)
+    refused(name, "no such folder", "owner/name")
+
+
+def test_the_hub_is_asked_once(tmp_path: Path) -> None:
+    """One that takes connections and hangs up: a line, after one question. Offline, after none."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                connection, _ = server.accept()
+                asked.append(connection.recv(10_000).partition(b"\r\n")[0])
+                connection.close()
+
+        threading.Thread(target=listen, daemon=True).start()
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+        for offline, problem in (("1", "HF_HUB_OFFLINE is set"), ("0", "the hub gives no answer (")):
+            done = subprocess.run(
+                [sys.executable, "-m", "dlm.cli", "generate", "owner/nowhere", "a"],
+                capture_output=True,
+                text=True,
+                env=environment | {"HF_HUB_OFFLINE": offline},
+            )
+            assert done.returncode == 2 and done.stderr.count("\n") == 1
+            start = "error: owner/nowhere: no such folder, not in the hub's cache, and "
+            assert done.stderr.startswith(start + problem), done.stderr
+    assert [line for line in asked if b"owner" in line] == [b"HEAD /owner/nowhere/resolve/main/config.json HTTP/1.1"]
 
 
 def test_a_causal_model_is_refused(tmp_path: Path) -> None:

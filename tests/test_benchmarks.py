@@ -13,7 +13,7 @@ import pytest
 import table
 import torch
 import yaml
-from common import command_line, split_variant
+from common import command_line
 from memory import child_peak
 from plain import PlainDecoder, supports
 from subjects import BUILTIN, SHAPES, Subject, random_model
@@ -21,6 +21,7 @@ from tiny import tiny_lm
 
 from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.params import load_params
+from dlm.config.yaml import split_variant
 from dlm.data.template import Template
 from dlm.decoding.commit import Open, ancestral
 from dlm.decoding.propose import Source, top_k
@@ -161,13 +162,13 @@ def test_random_models_see_both_sides_and_prompts_nest() -> None:
 
 
 def test_variants_are_read_as_yaml() -> None:
-    assert split_variant("conv") == ("conv", {})
-    assert split_variant("conv:suffix=none,kernel_size=65,eos_fill=true") == (
+    assert split_variant("conv", "decoder") == ("conv", {})
+    assert split_variant("conv:suffix=none,kernel_size=65,eos_fill=true", "decoder") == (
         "conv",
         {"suffix": "none", "kernel_size": 65, "eos_fill": True},
     )
-    with pytest.raises(UserError, match="name:key=value"):
-        split_variant("conv:suffix")
+    with pytest.raises(UserError, match="decoder wants KEY=VALUE"):
+        split_variant("conv:suffix", "decoder")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: Any, *words: object) -> None:

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from scripts import ROOT, stage
 
-from dlm.builtin.grammar import load_grammar
 from dlm.data.tokenizer import decode, encode, load_tokenizer
 from dlm.evaluation.bidirectional import Gap, make_gap, score_gap
+from dlm.evaluation.builtin.grammar import load_grammar
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import read_json
 from dlm.pipeline.profiles import merge
@@ -86,7 +86,8 @@ def test_figures_by_hand() -> None:
 
 
 def test_the_stage(tmp_path: Path) -> None:
-    """The shipped base as both checkpoints: every row of the grid, with shares, in JSON and as a table."""
+    """The shipped base as both checkpoints: every row of the grid, with shares, in JSON and as a table. It judges by
+    the grammar that was prepared."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     places = {
         "data": {"valid_size": 2, "eval_size": 12, "builtin": {"train_size": 40}},
@@ -101,6 +102,8 @@ def test_the_stage(tmp_path: Path) -> None:
     (tmp_path / "build/models").mkdir()
     for name in ("sft", "r2ft"):
         (tmp_path / "build/models" / name).symlink_to(ROOT / "data/base/mdlm")
+    params["data"]["builtin"]["grammar"] = "gone.yaml"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     stage("infill", folder=tmp_path)
     rows = read_json(tmp_path / "results/infill/table.json")
     decoders = params["infill"]["decoders"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dlm.builtin.gazetteer import generate, join_list, sentence, split_combinations
-from dlm.builtin.grammar import Instruction, load_grammar
 from dlm.data.records import Record
 from dlm.errors import UserError
+from dlm.evaluation.builtin.gazetteer import generate, join_list, sentence, split_combinations
+from dlm.evaluation.builtin.grammar import Instruction, load_grammar
 
 GRAMMAR_FILE = Path(__file__).parents[1] / "data" / "builtin" / "grammar.yaml"
 GRAMMAR = load_grammar(GRAMMAR_FILE)
@@ -191,7 +191,7 @@ def test_an_unchanged_copy_loads(tmp_path: Path) -> None:
         (lambda raw: raw["orders"]["land"].remove("dish"), "orders.land must name every attribute once"),
         (lambda raw: raw["orders"]["land"].append("dish"), "orders.land must name every attribute once"),
         (lambda raw: raw["instructions"][0].update(order="sea"), "'sea', which orders lacks"),
-        (lambda raw: raw["instructions"].append({"txt": "Describe {topic}: {list}."}), "txt"),
+        (lambda raw: raw["instructions"].append({"text": "{list}", "order": "land", "txt": ""}), "txt"),
         (lambda raw: raw.update(attributes=["dish"]), "wrong form"),
         (lambda raw: raw.update(topics=["Velmora"]), "wrong form"),
         (lambda raw: raw["topics"].update(Velmora=None), "Velmora"),

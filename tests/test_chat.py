@@ -1,5 +1,6 @@
 """Conversations through a checkpoint's own chat template, and the ends of turn that it names."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from tiny import tiny_model
 from transformers import PreTrainedTokenizerFast
 
 from dlm.config.decoders import decoder_options
+from dlm.data.tokenizer import end_of_turn
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.lm import DiffusionLM, cut_at_eos
 from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
 from dlm.errors import UserError
-from dlm.models.backbone import save_checkpoint
+from dlm.models.adapt import adapt
+from dlm.models.backbone import load_checkpoint, save_checkpoint
 
 EOS, MASK, START, HEADER, HEADED, TURN = range(6)  # LLADA_TOKENS
 CHAT = (
@@ -35,14 +38,14 @@ TURNS = [
 SETTING: dict[str, Any] = {"steps": 4, "gen_length": 8}
 
 
-def chat_lm(ends: Any = EOS) -> DiffusionLM:
+def chat_lm(ends: Any = EOS, template: str | None = CHAT) -> DiffusionLM:
     """Its answers now and then end, and end their turn. `ends`: what its generation_config.json names."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=published.bpe(published.LLADA_TOKENS),
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
         mask_token="<|mdm_mask|>",
-        chat_template=CHAT,
+        chat_template=template,
     )
     model = tiny_model(2, eos_scale=2.0)
     with torch.no_grad():
@@ -124,12 +127,14 @@ def test_a_checkpoint_without_a_chat_template(lm: DiffusionLM) -> None:
 # --- Ends -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_end_that_the_checkpoint_names_ends_an_answer(lm: DiffusionLM, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ["generation_config", "chat template"])
+def test_every_end_that_the_checkpoint_names_ends_an_answer(tmp_path: Path, names: str) -> None:
     """EOS stands from there on, and the text stops; in a checkpoint that was saved, too."""
+    lm = chat_lm(template=None)
     prompts = [[9 + n, 70, 100 + n] for n in range(12)]
     setting = {"decoder": "top_k", "steps": 6, "gen_length": 12, "top_k": 5}
     free = lm.generate(prompts, **setting)
-    named = chat_lm([EOS, TURN])
+    named = chat_lm([EOS, TURN], None) if names == "generation_config" else chat_lm()
     save_checkpoint(tmp_path, named.denoiser.model, named.tokenizer)
     out = named.generate(prompts, **setting)
     assert lm.ends == [EOS] and named.ends == [EOS, TURN]
@@ -146,7 +151,74 @@ def test_every_end_that_the_checkpoint_names_ends_an_answer(lm: DiffusionLM, tmp
 )
 def test_ends(named: Any, ends: list[int]) -> None:
     """EOS is always one. A word is none (configurations have defaults of their own), nor is the mask."""
-    assert chat_lm(named).ends == [EOS, *ends]
+    assert chat_lm(named, None).ends == [EOS, *ends]
+
+
+def test_a_conversation_is_answered_up_to_the_end_of_turn(lm: DiffusionLM) -> None:
+    """Which the chat template alone shows: what the model writes behind it belongs to no answer."""
+    conversations = [[{"role": "user", "content": f"Why {n}?"}] for n in range(12)]
+    setting: dict[str, Any] = {"steps": 6, "gen_length": 12, "top_k": 5}
+    prompts = [lm.chat_prompt(turns) for turns in conversations]
+    free = chat_lm(template=None).generate(prompts, "top_k", **setting).tokens.tolist()
+    turns = [tokens.index(TURN) if TURN in tokens else 12 for tokens in free]
+    found = lm.chat(conversations, "top_k", **setting)
+    assert sum(end < 11 for end in turns) > 1
+    for tokens, end, text in zip(found.tokens.tolist(), turns, found.texts, strict=True):
+        assert set(tokens[end:]) <= {EOS} and TURN not in tokens
+        assert text == lm.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+CLOSED: dict[str, tuple[str, int | None]] = {
+    "Llama 3's": (published.LLADA_CHAT, TURN),
+    "lines around it": (CHAT.replace("<|eot_id|>{% endfor", "\n<|eot_id|>\n{% endfor"), TURN),
+    "end-of-text": ("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", EOS),
+    "nothing": ("{% for m in messages %}<|start_header_id|>{{ m.content }}{% endfor %}", None),
+    "words": ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n###\n{% endfor %}", None),
+    "one that does not answer": ("{{ bos_token }}{{ messages[0].content }}", None),
+    "one that refuses": ("{{ raise_exception('no') }}", None),
+    "one that is broken": ("{% for %}", None),
+    "none": ("", None),
+}
+
+
+@pytest.mark.parametrize("case", CLOSED)
+def test_what_closes_the_turn_of_an_assistant(lm: DiffusionLM, case: str) -> None:
+    template, end = CLOSED[case]
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.chat_template = template or None
+    assert end_of_turn(tokenizer) == end
+
+
+def test_an_end_of_turn_that_is_no_special_token(lm: DiffusionLM) -> None:
+    """Some tokenizers add theirs as an ordinary entry; of two that fit, the longer one stands there."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_tokens(["</s", "</s_turn>"])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}</s_turn>{% endfor %}"
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("</s_turn>")
+
+
+PUBLISHED = {"llada": (published.llada, "<|eot_id|>"), "dream": (published.dream, "<|im_end|>")}
+
+
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_published_checkpoints_end_their_turns(tmp_path: Path, layout: str) -> None:
+    """As they lie on the hub, converted, and converted again."""
+    make, turn = PUBLISHED[layout]
+    make(tmp_path / "0")
+    for n in range(2):
+        lm = DiffusionLM.load(tmp_path / str(n), device="cpu")
+        assert [lm.tokenizer.convert_ids_to_tokens(i) for i in lm.ends] == ["<|endoftext|>", turn]
+        save_checkpoint(tmp_path / str(n + 1), lm.denoiser.model, lm.tokenizer)
+
+
+def test_an_instruct_model_that_is_adapted_ends_its_turns(tmp_path: Path) -> None:
+    """SmolLM2-Instruct's end-of-text is its end of turn, and there is but one end."""
+    published.smollm2(tmp_path / "0")
+    model, tokenizer = load_checkpoint(tmp_path / "0", causal=True)
+    lm = DiffusionLM(adapt(model, tokenizer, logits_shift=1), tokenizer)
+    assert [tokenizer.convert_ids_to_tokens(i) for i in lm.ends] == ["<|im_end|>"]
+    found = lm.chat([{"role": "user", "content": "Why?"}], steps=4, gen_length=8)
+    assert len(found.texts) == 1
 
 
 def test_cut_at_ends_by_hand() -> None:

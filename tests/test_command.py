@@ -152,7 +152,7 @@ def test_json_is_what_the_library_returns(lm: DiffusionLM, instruct: Path, capsy
     prompts = ["The harbour", "Describe it."]
     rows = json_rows(capsys, "generate", instruct, *SMALL, "--seed", 5, "--set", "kernel_size=3", *prompts)
     whole = [lm.prompt(prompt) for prompt in prompts]
-    out = lm.generate(whole, "conv", **SETTING, seed=5, kernel_size=3)
+    out = lm.generate(whole, **SETTING, seed=5, kernel_size=3)
     assert rows == [
         {
             "prompt": f"Q: {prompts[b]}\nA:",
@@ -418,8 +418,8 @@ def test_a_bad_line_is_named(tmp_path: Path, case: str) -> None:
 def test_infill(lm: DiffusionLM, instruct: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["The [MASK:3] of [MASK]", "[MASK:5]."]
     canvases = [lm._canvas(text) for text in texts]
-    out = lm.infill(texts, steps=4, seed=1, top_k=5)
-    argv = ["infill", str(instruct), "--device", "cpu", "--steps", "4", "--seed", "1", "--set", "top_k=5"]
+    out = lm.infill(texts, steps=4, seed=1, temperature=0.5)
+    argv = ["infill", str(instruct), "--device", "cpu", "--steps", "4", "--seed", "1", "--set", "temperature=0.5"]
     rows = json_rows(capsys, *argv, *texts)
     assert [(row["canvas"], row["text"], row["gaps"]) for row in rows] == [
         *zip(texts, out.texts, out.gaps, strict=True)
@@ -581,8 +581,9 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "decoder": (["--decoder", "convv", "a"], ["'convv'", "low_confidence"]),
     "option": (["--set", "kernel_sise=5", "a"], ["conv.kernel_sise", "did you mean kernel_size"]),
     "value": (["--set", "kernel_size=64", "a"], ["conv.kernel_size must be odd", "64"]),
-    "type": (["--set", "top_k=five", "a"], ["conv.top_k", "whole number", "'five'"]),
-    "list": (["--set", "top_k=[5]", "a"], ["conv.top_k", "whole number"]),
+    "type": (["--decoder", "conv", "--set", "top_k=five", "a"], ["conv.top_k", "whole number", "'five'"]),
+    "an option of another rule": (["--set", "top_k=5", "a"], ["conv.top_k must be given with rule: top_k", "5"]),
+    "list": (["--decoder", "conv", "--set", "top_k=[5]", "a"], ["conv.top_k", "whole number"]),
     "no value": (["--set", "top_k=", "a"], ["KEY=VALUE", "'top_k='"]),
     "no equals": (["--set", "top_k", "a"], ["KEY=VALUE", "'top_k'"]),
     "not YAML": (["--set", "top_k=[", "a"], ["--set top_k"]),

@@ -81,6 +81,10 @@ SAMPLED: list[Case] = [
     ("low_confidence", {"temperature": 0.7}, 3, 3),
     ("low_confidence", {"temperature": 2.0, "confidence": "entropy"}, 3, 2),
     ("low_confidence", {"temperature": 1.0, "confidence": "random"}, 3, 2),
+    ("low_confidence", {"temperature": 0.5, "confidence": "margin", "tempered": True}, 3, 3),
+    *(("low_confidence", {"ranking_temperature": 0.5, "confidence": by}, 3, 3) for by in ("probability", "entropy")),
+    ("low_confidence", {"ranking_temperature": 0.5, "confidence": "margin", "kernel_size": 5}, 3, 3),
+    ("low_confidence", {"ranking_temperature": 0.5, "temperature": 0.7, "tempered": True, "count": "dream"}, 3, 2),
     ("top_k", {"top_k": 2, "penalty": 2.0}, 3, 3),
     ("categorical", {"cfg_scale": 1.0}, 3, 2),
 ]
@@ -107,6 +111,19 @@ CAP = {"top_k": 2, "schedule": "cap", "eta": 0.4}
         (("first_hitting", {}), ("categorical", {}), 2),
         (("low_confidence", {"temperature": 0.7}), ("low_confidence", {"temperature": 0.9}), 2),
         (("low_confidence", {"temperature": 0.7}), ("first_hitting", {}), 2),
+        *(
+            (
+                ("low_confidence", {"confidence": by, "ranking_temperature": 0.3}),
+                ("low_confidence", {"confidence": by}),
+                2,
+            )
+            for by in ("probability", "margin", "entropy")
+        ),
+        (
+            ("low_confidence", {"ranking_temperature": 0.2, "confidence": "entropy"}),
+            ("low_confidence", {"ranking_temperature": 1.0, "confidence": "entropy"}),
+            2,
+        ),
     ],
     ids=str,
 )

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from common import split_variant
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -15,7 +14,7 @@ from workspaces import Workspace
 
 from dlm.cli import request
 from dlm.cli.main import parsers
-from dlm.config.yaml import dump_yaml, load_yaml
+from dlm.config.yaml import dump_yaml, load_yaml, split_variant
 from dlm.pipeline.profiles import render
 
 ROOT = Path(__file__).parents[1]
@@ -113,8 +112,8 @@ def test_a_rendered_profile_is_read_alike(tmp_path: Path) -> None:
 
 def test_a_value_on_the_command_line() -> None:
     words = [str(ROOT / "data/base/mdlm"), "Say it.", "--decoder", "threshold", "--set", "threshold=9e-1"]
-    assert request.generation(parsers()[1]["generate"].parse_intermixed_args(words)).options.threshold == 0.9
-    assert split_variant("factor:factor=2e0,suffix=none") == ("factor", {"factor": 2.0, "suffix": "none"})
+    assert request.check(parsers()[1]["generate"].parse_intermixed_args(words)).decoders[0].options.threshold == 0.9
+    assert split_variant("factor:factor=2e0,suffix=none", "decoder") == ("factor", {"factor": 2.0, "suffix": "none"})
 
 
 SCRIPT = """

@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16},
     "base": {"init": "random"},
     "reference": {"init": "random", "training": FEW},
-    "sft": {"training": FEW},
+    "sft": {"training": FEW, "loss_average": "example"},  # the reference's is a mean over tokens
     "negatives": {"examples": 30},
     "r2ft": {"training": {**FEW, "learning_rate": 1.0e-3}},
     "decode": {"seeds": [0, 1], "steps": [4], "gen_length": 64, "batch_size": 2},

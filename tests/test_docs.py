@@ -329,7 +329,7 @@ def check_dlm(words: list[str], folder: Path, scratch: Path) -> None:
         return
     arguments = parsers()[1][words[0]].parse_intermixed_args(words[1:])
     if words[0] == "generate" and "/" in arguments.checkpoint and not Path(arguments.checkpoint).exists():
-        request.generation(arguments)
+        request.check(arguments)
     if words[0] == "convert" and not is_gguf(arguments.source):
         check_checkpoint(arguments.source)
         assert arguments.template is None or arguments.template in TEMPLATES

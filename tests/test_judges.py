@@ -22,9 +22,9 @@ import pytest
 import torch
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
-from dlm.builtin.grammar import load_grammar
 from dlm.data.tokenizer import encode, train_tokenizer
 from dlm.errors import UserError
+from dlm.evaluation.builtin.grammar import load_grammar
 from dlm.evaluation.judges import client
 from dlm.evaluation.judges.chat import FAILED, ChatEndpoint
 from dlm.evaluation.judges.client import ROOM, retry_after

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm.builtin.lists import COAST, LINKS, answer, generate, split_trips
 from dlm.config.data import ListsParams
 from dlm.config.params import parse_params
 from dlm.config.schema import build
 from dlm.data.template import Template
 from dlm.errors import UserError
+from dlm.evaluation.builtin.lists import COAST, LINKS, answer, generate, split_trips
 from dlm.evaluation.exact import corpus_judge
 from dlm.evaluation.items import ListJudge
 from dlm.evaluation.slots import SlotReport
@@ -169,13 +169,13 @@ def test_lengths_that_no_list_has_are_refused(lists: dict[str, int], told: str) 
         build(ListsParams, {"shortest": 12, "longest": 32, **lists}, "data.builtin.lists")
 
 
-def test_the_profile_prepares_lists_that_fit_its_window_and_judges_them_all() -> None:
+def test_the_profile_prepares_lists_that_fit_its_window_and_judges_them_all(tmp_path: Path) -> None:
     """What the shipped profile trains and evaluates on: reference answers are perfect, and hardly one is too long."""
     params = parse_params(render(ROOT / "profiles", "lists"), "lists.yaml")
     records, _ = load_splits(params.data, params.seed)
     template = Template(params.template.prompt, params.template.prompt_with_input)
     tokenizer = make_tokenizer(params.tokenizer, template, records["train"])
-    judge = corpus_judge(params.data)
+    judge = corpus_judge(params.data, tmp_path)
     assert judge is not None
     for name, size in (("train", 20000), ("valid", 256), ("eval", 120)):
         kept, dropped = tokenise(records[name], template, tokenizer, params.data, needs_answer=True)

@@ -144,7 +144,7 @@ GOOD: list[dict[str, Any]] = [
     {"base.init": "adapt", "base.anneal_steps": 100, "base.logits_shift": 0},
     {"base.rows": "text", "base.text": "a.txt", "base.records_share": 1, "reference.init": "random"},
     {"base.rows": "text", "base.text": "rows.npy", "base.records_share": 0.3, "base.held_out": 0.1},
-    {"sft.padding_weight": 0, "sft.training.minutes": 0.5, "r2ft.training.minutes": 0},
+    {"sft.padding_weight": 0, "sft.loss_average": "example", "sft.training.minutes": 0.5, "r2ft.training.minutes": 0},
     {"tokenizer.mask_token": "<|reserved|>"},
     {"decoding": {}, "report.decoders": [], "infill.decoders": [], "sweeps.rejection.decoders": []},
 ]
@@ -248,6 +248,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"decoding.sliding_annealing": {"reach": -1}}, "sliding_annealing.reach ", "-1", "at least 0"),
     ({"decoding.remdm": {"t_on": 1}}, "decoding.remdm.t_on ", "1.0", "between 0 and 1"),
     ({"sft.training.minutes": -1}, "params.yaml: sft.training.minutes ", "-1.0", "at least 0"),
+    ({"sft.loss_average": "row"}, "params.yaml: sft.loss_average ", "'row'", "one of token, example"),
     ({"sft.padding_weight": 1.5}, "params.yaml: sft.padding_weight ", "1.5", "between 0 and 1"),
     ({"base.init": "adapt", "base.anneal_steps": -1}, "params.yaml: base.anneal_steps ", "-1", "at least 0"),
     ({"base.records_share": -0.5}, "params.yaml: base.records_share ", "-0.5", "between 0 and 1"),

@@ -4,8 +4,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from transformers import TrainerState
 
 from dlm.pipeline.progress import progress
+from dlm.training.fit import TellProgress
 
 
 def test_a_line_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +31,15 @@ def test_what_is_over_soon_says_nothing(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr() == ("", "")
 
 
+def test_what_an_earlier_run_did_is_no_part_of_the_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    """60 steps of the checkpoint, then 10 in 40 seconds: 0.25 a second, so that 130 take 520 s."""
+    seconds = iter([0.0, 0.0, 40.0])
+    with progress("sft", 200, "steps", clock=lambda: next(seconds)) as advance:
+        TellProgress(advance).on_train_begin(None, TrainerState(global_step=60), None)
+        advance(10)
+    assert capsys.readouterr().err == "sft: 70 of 200 steps, 0.25 a second, 520 s left\n"
+
+
 def test_a_note_stands_behind(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = iter([0.0, 40.0])
     with progress("sft", 200, "steps", clock=lambda: next(seconds)) as advance:
@@ -49,7 +60,8 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     with progress("decode@sft-conv", 8, "answers") as advance:
-        advance(3, "loss 1.000")
+        advance(1, earlier=True)
+        advance(2, "loss 1.000")
         advance(5)
     said = capsys.readouterr().err
     assert "decode@sft-conv" in said and "8/8" in said and "answers" in said

@@ -24,6 +24,10 @@ def numbers(rates: Rates) -> list[float]:
     return [rates.move, rates.stay, rates.revoke]
 
 
+def near_float32(*values: float) -> list:
+    return [pytest.approx(value, abs=1e-5) for value in values]
+
+
 def near(*values: float) -> list:
     return [pytest.approx(value, abs=1e-12) for value in values]
 
@@ -90,8 +94,22 @@ def test_a_loop_that_steps_over_t_on_stops_there() -> None:
     assert numbers(loop(2, 3))[1:] == [0.0, 0.0]
 
 
+def test_the_share_of_dream() -> None:
+    """Two steps of ten, by hand: t = 1, .9001 and .8002, so 1 - .9001 = .0999 and 1 - .8002/.9001 = .11099. Of 64 masks
+    int(6.39) = 6 and int(6.44) of the 58 that are left; of 10, int(.999) = 0: nothing until the last step, if ever."""
+    shares = [schedules.dream(step, 10).share for step in range(10)]
+    assert shares[:2] == near_float32(0.0999, 0.11099) and shares[-1] == 1.0
+    given = opened([0.5] * 64, [0] * 64)
+    none = torch.full((64,), 0.5, dtype=torch.float64)
+    assert len(places(commit.fixed_count(*given, schedules.dream(0, 10), none))) == 6
+    few = opened([0.5] * 10, [0] * 10)
+    assert places(commit.fixed_count(*few, schedules.dream(0, 10), none[:10])) == []
+    assert places(commit.fixed_count(*few, schedules.dream(9, 10), none[:10])) == list(range(10))
+
+
 EVERY = {
     "plain": log_linear,
+    "dream": schedules.dream,
     "cap": schedules.remdm_cap(0.3),
     "rescale": schedules.remdm_rescale(1.0),
     "conf": schedules.remdm_conf,

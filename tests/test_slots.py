@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm.builtin.gazetteer import answer as corpus_answer
-from dlm.builtin.grammar import load_grammar
+from dlm.evaluation.builtin.gazetteer import answer as corpus_answer
+from dlm.evaluation.builtin.grammar import load_grammar
 from dlm.evaluation.slots import SlotJudge, SlotReport, split_sentences
 
 GRAMMAR = load_grammar(Path(__file__).parents[1] / "data" / "builtin" / "grammar.yaml")

@@ -153,3 +153,17 @@ def test_infilling_is_traced_and_watched(lm: DiffusionLM) -> None:
     order = sorted(range(len(CANVASES)), key=lambda i: len(CANVASES[i]))
     assert len(seen) == 5
     assert seen[-1].tolist() == [[*tokens[i], *[EOS] * (longest - len(tokens[i]))] for i in order]
+
+
+def test_drafts_are_the_texts_on_the_way(lm: DiffusionLM) -> None:
+    """Masks by a sign of their own, up to the first end; the last draft is the answer."""
+    drafts: list[list[str]] = []
+    tokens: list[Tensor] = []
+    out = lm.generate(PROMPTS[:1], steps=6, gen_length=12, watch=lm.drafts(lambda _, texts: drafts.append(texts), "_"))
+    lm.generate(PROMPTS[:1], steps=6, gen_length=12, watch=lambda _, rows: tokens.append(rows.clone()))
+    assert drafts[-1] == out.texts
+    for [draft], [row] in zip(drafts, tokens, strict=True):
+        ids = row.tolist()
+        ids = ids[: ids.index(EOS)] if EOS in ids else ids
+        assert draft.count("_") - lm.tokenizer.decode([i for i in ids if i != M]).count("_") == ids.count(M)
+    assert any("_" in draft for [draft] in drafts)

@@ -21,8 +21,11 @@ from mlflow import MlflowClient
 
 from dlm.errors import UserError
 from dlm.pipeline.backfill import backfill
+from dlm.pipeline.database import tracking_uri
+from dlm.pipeline.locks import md5
 from dlm.pipeline.revision import revision
-from dlm.pipeline.tracking import Run, md5, stage_run, tracking_uri
+from dlm.pipeline.run import Run
+from dlm.pipeline.tracking import stage_run
 
 VARIABLES = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "DLM_TRACKING", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI")
 UNWATCHED = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}  # a slow machine would put them among a test's metrics

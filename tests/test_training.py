@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jaxtyping
 import numpy as np
@@ -127,6 +127,7 @@ def sft(
     steps: int | None = None,
     pad: bool = True,
     crop: float = 0.0,
+    average: Literal["token", "example"] = "token",
     length: int = LENGTH,
     visit: Callable[[int, PreTrainedModel], None] | None = None,
 ) -> list[dict[str, float]]:
@@ -136,7 +137,11 @@ def sft(
         return DiffusionTrainer(callbacks=[*callbacks, *extra], **rest)
 
     objective = functools.partial(
-        make, mask_id=MASK, data_collator=SftCollator(length, EOS, padding=float(pad)), crop_share=crop
+        make,
+        mask_id=MASK,
+        data_collator=SftCollator(length, EOS, padding=float(pad)),
+        crop_share=crop,
+        average=average,
     )
     return fit("sft", objective, model, list(train), list(valid), params, 7, steps=steps, visit=visit)[1]
 
@@ -299,40 +304,43 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
     yield seen
 
 
+@pytest.mark.parametrize("average", ["token", "example"])
 @pytest.mark.parametrize("padding", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("training", [True, False])
 def test_diffusion_loss_is_the_nelbo_on_full_logits(
-    noise: dict[str, list[Any]], training: bool, padding: float
+    noise: dict[str, list[Any]], training: bool, padding: float, average: Literal["token", "example"]
 ) -> None:
-    """Σ_masked weight · -log p(x0) / t / Σ weight, position by position, from logits of the whole canvas."""
+    """Σ_masked weight · -log p(x0) / t / Σ weight, position by position, from logits of the whole canvas: over all
+    rows, or row by row and then the rows' mean."""
     model = tiny_model().train(training)
     collator = SftCollator(LENGTH, EOS, padding=padding)
     trainer = DiffusionTrainer(
-        model=model, args=arguments(), mask_id=MASK, data_collator=collator, eval_dataset=TRAIN[:5]
+        model=model, args=arguments(), mask_id=MASK, data_collator=collator, eval_dataset=TRAIN[:5], average=average
     )
     batch = collator(TRAIN[:5])
     held_out = {} if training else {"place": torch.arange(5)}
     loss = trainer.compute_loss(model, {**batch, **held_out})
     t, xt, masked = noise["t"][0], noise["xt"][0], noise["masked"][0]
     logits = full_logits(model, xt)
-    total = 0.0
+    totals, weights = [0.0] * 5, [0.0] * 5
     for b in range(5):
         for i in range(LENGTH):
+            end = len(TRAIN[b]["prompt_ids"]) + len(TRAIN[b]["answer_ids"])
+            weight = padding if i > end else 1.0
+            weights[b] += weight * (i >= len(TRAIN[b]["prompt_ids"]))
             if masked[b, i]:
                 assert batch["maskable"][b, i]
                 assert xt[b, i] == MASK
                 scores = logits[b, i].clone()
                 scores[MASK] = float("-inf")
-                end = len(TRAIN[b]["prompt_ids"]) + len(TRAIN[b]["answer_ids"])
-                weight = padding if i > end else 1.0
-                total -= weight * (scores.log_softmax(-1)[batch["x0"][b, i]] / t[b]).item()
+                totals[b] -= weight * (scores.log_softmax(-1)[batch["x0"][b, i]] / t[b]).item()
             else:
                 assert xt[b, i] == batch["x0"][b, i]
-    answers = sum(len(row["answer_ids"]) + 1 for row in TRAIN[:5])
-    behind = sum(LENGTH - len(row["prompt_ids"]) for row in TRAIN[:5])
-    supervised = answers + padding * (behind - answers)
+    by_token = sum(totals) / sum(weights)
+    by_example = sum(total / weight for total, weight in zip(totals, weights, strict=True)) / 5
+    assert by_token != pytest.approx(by_example, rel=1e-4)  # prompts and answers are not of one length
     assert int(masked.sum()) > 5
-    assert loss.item() == pytest.approx(total / supervised, rel=1e-5)
+    assert loss.item() == pytest.approx(by_token if average == "token" else by_example, rel=1e-5)
     assert bool(loss.requires_grad)
 
 
@@ -383,11 +391,15 @@ def test_the_length_of_a_crop() -> None:
     assert mixed != [crop_length(24, 0.25, 8, step) for step in range(4800)]
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2)])
-def test_every_row_of_a_step_is_cropped_alike(noise: dict[str, list[Any]], batch_size: int, accumulation: int) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "average"), [(4, 1, "token"), (2, 2, "token"), (2, 2, "example")]
+)
+def test_every_row_of_a_step_is_cropped_alike(
+    noise: dict[str, list[Any]], batch_size: int, accumulation: int, average: Literal["token", "example"]
+) -> None:
     """And the loss is a mean over what is left, though it may be the prompt alone; evaluation sees whole canvases."""
     params = replace(TRAINING, batch_size=batch_size, gradient_accumulation=accumulation)
-    rows = sft(tiny_model(), params, pad=False, crop=1.0)
+    rows = sft(tiny_model(), params, pad=False, crop=1.0, average=average)
     wanted = [crop_length(LENGTH, 1.0, 7, step) for step in range(TRAINING.steps)]
     assert min(wanted) <= 4 < max(wanted)  # one below the shortest prompts, too
     lengths = [xt.shape[1] for xt in noise["xt"] if len(xt) == batch_size]
@@ -687,17 +699,21 @@ def test_visits_show_the_model_as_it_was(cut: bool, tmp_path: Path) -> None:
     assert list((tmp_path / ".cache/training").iterdir()) == []
 
 
-def test_a_global_batch_in_parts_is_the_same_batch(noise: dict[str, list[Any]]) -> None:
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_a_global_batch_in_parts_is_the_same_batch(
+    noise: dict[str, list[Any]], average: Literal["token", "example"]
+) -> None:
     """Steps of 8 rows at once and of 2 x 4: the same times, masks, losses and weights, though the parts have unequal
     numbers of supervised tokens."""
     settings = replace(TRAINING, steps=4, eval_every=2)
     models = [tiny_model(), tiny_model()]
-    whole = sft(models[0], replace(settings, batch_size=8), pad=False)
+    whole = sft(models[0], replace(settings, batch_size=8), pad=False, average=average)
     at_once = [masked for masked in noise["masked"] if len(masked) == 8][1]  # the first is the evaluation
     times = [t for t in noise["t"] if len(t) == 8][1]
     for values in noise.values():
         values.clear()
-    parts = sft(models[1], replace(settings, batch_size=4, gradient_accumulation=2), pad=False)
+    two = replace(settings, batch_size=4, gradient_accumulation=2)
+    parts = sft(models[1], two, pad=False, average=average)
     assert torch.equal(torch.cat(noise["t"][2:4]), times)  # two batches of evaluation come before
     assert torch.equal(torch.cat(noise["masked"][2:4]), at_once)
     assert not torch.equal(noise["masked"][2], noise["masked"][3])

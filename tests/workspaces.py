@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,7 @@ TINY = {
         "kernels": [9],
         "gains": ["tanh"],
         "top_k": [1],
+        "profiles": [],
         "rejection": {"steps": 2, "every": 1, "decoders": ["top_k"]},
     },
     "evaluate": {"bootstrap_samples": 50},
@@ -115,11 +117,17 @@ class Workspace:
         return list(client.search_runs([client.get_experiment_by_name("dlm").experiment_id]))
 
     def stale(self) -> set[str]:
-        """The stages that `dvc repro` would run."""
-        return set(self.loaded("dvc", "status", "--json", "dvc.yaml"))
+        """The stages that `dvc repro` would run, but for `inputs`, which it always runs."""
+        return set(self.loaded("dvc", "status", "--json", "dvc.yaml")) - {"inputs"}
+
+
+def running(told: str) -> set[str]:
+    """The stages that ran, but for `inputs`, which always does."""
+    return set(re.findall(r"Running stage '(.+)':", told)) - {"inputs"}
 
 
 STAGES = [
+    ("inputs",),
     ("prepare",),
     ("base",),
     ("reference",),

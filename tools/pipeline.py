@@ -32,8 +32,7 @@ from packages import missing_packages
 from dlm.pipeline.start import run_script
 from dlm.analysis.table import build_table, to_markdown
 from dlm.config.params import parse_params
-from dlm.config.schema import require
-from dlm.config.yaml import dump_yaml, load_yaml, value_of
+from dlm.config.yaml import dump_yaml, load_yaml, setting
 from dlm.errors import UserError
 from dlm.files import read_json, write_json, write_text
 from dlm.pipeline import processes
@@ -43,6 +42,7 @@ from dlm.pipeline.profiles import merge, render
 ROOT = Path(__file__).parents[1]
 SIDE_BY_SIDE = ("select", "decode", "evaluate", "ablation", "settings", "distance")  # with cells: none trains
 CLOSING = ("evaluate_reference", "report")  # seconds, and what the run is for: they start whatever the time
+OTHER = "other_profile@"  # it calls this script
 Outcome = tuple[Literal["done", "skipped", "failed", "spoilt"], float]  # and the seconds
 
 
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, default=1, help="cells that train nothing, so many at once")
     made.add_argument("--folder", type=Path, default=Path("build/pipeline"), help="for checkpoints and answers")
     made.add_argument("--resume", action="store_true", help="go on in --folder, with the same parameters")
+    made.add_argument("--no-sweeps", action="store_true", help="dvc.yaml alone")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of params.yaml")
     return made
 
@@ -62,10 +63,8 @@ def parameters(arguments: argparse.Namespace) -> dict[str, Any]:
     """The profile with the values of --base-minutes and --set, checked."""
     params = load_yaml(render(ROOT / "profiles", arguments.profile))
     minutes = arguments.base_minutes
-    for setting in [*arguments.set, *([] if minutes is None else [f"base.training.minutes={minutes}"])]:
-        key, equals, text = setting.partition("=")
-        require(bool(key and equals), "--set", "KEY=VALUE", setting)
-        block = value_of(text, f"--set {key}")
+    for text in [*arguments.set, *([] if minutes is None else [f"base.training.minutes={minutes}"])]:
+        key, block = setting(text, "--set")
         for name in reversed(key.split(".")):
             block = {name: block}
         merge(params, block)
@@ -186,8 +185,8 @@ def main() -> None:
                 pool.submit(time.sleep, 0.1)  # their imports take place beside the first trainings
         run = Run(folder, params, arguments.minutes * 60, pool)
         stack.callback(run.write_results)
-        for file in ("dvc.yaml", "sweeps/dvc.yaml"):
-            run.all(list(commands(ROOT / file, params)))
+        for file in ("dvc.yaml",) if arguments.no_sweeps else ("dvc.yaml", "sweeps/dvc.yaml"):
+            run.all([stage for stage in commands(ROOT / file, params) if not stage[0].startswith(OTHER)])
 
 
 if __name__ == "__main__":

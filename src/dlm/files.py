@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dlm.errors import UserError
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_SECONDS = 5.0  # for the hub to answer
 
 
 @contextmanager
@@ -119,13 +123,37 @@ def write_table(folder: Path, table: Any, markdown: str) -> None:
 
 
 def check_checkpoint(checkpoint: Path | str) -> None:
-    """A hub name is `name` or `owner/name`; whatever else is not there needs no look at the hub. Raises UserError."""
+    """What is not there is a hub name, `owner/name`, or no checkpoint, without a look at the hub. Raises UserError."""
     name = str(checkpoint)
-    local = name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/")
     if is_gguf(name) and not Path(name).is_file():
         raise UserError(f"{name!r}: no such file; give the GGUF file's path")
-    if not name or (local and "/" in name and not Path(name).exists()):
-        raise UserError(f"{name!r}: no such folder; give a checkpoint's folder or its name on the hub")
+    if not name or not (Path(name).exists() or HUB_NAME.fullmatch(name)):
+        raise UserError(f"{name!r}: no such folder; give a checkpoint's folder or its name on the hub (owner/name)")
+
+
+def check_hub(name: Path | str) -> None:
+    """Ask the hub once for what is neither a folder nor in its cache; transformers would ask for 23 seconds and more.
+
+    Raises:
+        UserError: no answer, or HF_HUB_OFFLINE.
+    """
+    if Path(name).exists() or not HUB_NAME.fullmatch(str(name)):
+        return
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if try_to_load_from_cache(str(name), "config.json") is not None:
+        return
+    problem = "HF_HUB_OFFLINE is set"
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            get_hf_file_metadata(hf_hub_url(str(name), "config.json"), timeout=HUB_SECONDS)
+            return
+    except HfHubHTTPError:
+        return  # an answer: transformers says what it means
+    except Exception as error:  # of whatever HTTP library the hub's client is built on
+        problem = f"the hub gives no answer ({' '.join(str(error).split()) or type(error).__name__})"
+    raise UserError(f"{name}: no such folder, not in the hub's cache, and {problem}; give a folder, or try again later")
 
 
 def is_gguf(path: Path | str) -> bool:

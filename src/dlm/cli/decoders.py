@@ -30,23 +30,25 @@ def overview() -> str:
 def options_of(name: str) -> str:
     """One decoder's options: type, default, meaning. Raises UserError for an unknown name."""
     options = decoder_options(name, {}, "dlm decoders")
-    said, hints = meanings(type(options)), get_type_hints(type(options))
+    explained, hints = meanings(type(options)), get_type_hints(type(options))
     entries = {
-        key: _entry(key, _kind(hints[key]), default, said.get(key, ""))
+        key: _entry(key, _kind(hints[key]), default, explained.get(key, ""))
         for key, default in dataclasses.asdict(options).items()
     }
     preset = PRESETS.get(name, Preset("", {}))
     common = {field.name for field in dataclasses.fields(DecoderOptions)} - set(preset.options)
-    own = [text for key, text in entries.items() if key not in common]
+    special = [text for key, text in entries.items() if key not in common]
     if name in PRESETS:
-        own.insert(0, _entry("rule", " | ".join(RULES), preset.rule, RULE))
+        special.insert(0, _entry("rule", " | ".join(RULES), preset.rule, RULE))
     head = _wrapped(summary(name), f"{name}: ", "")
-    return "\n".join([head, *own, "\nOptions of every decoder:", *(entries[key] for key in entries if key in common)])
+    return "\n".join(
+        [head, *special, "\nOptions of every decoder:", *(entries[key] for key in entries if key in common)]
+    )
 
 
 def meanings(cls: type) -> dict[str, str]:
     """Option -> what the Attributes sections of a class and its bases say; "a, b: text" is said of both."""
-    found: dict[str, str] = {}
+    explained: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         lines = _doc(base).partition("\nAttributes:\n")[2].split("\n")
         entry: list[str] = []
@@ -54,10 +56,10 @@ def meanings(cls: type) -> dict[str, str]:
             match = ENTRY.fullmatch(line.strip()) if re.match(r" {4}\S", line) else None
             if match:
                 entry = match[1].split(", ")
-                found.update(dict.fromkeys(entry, (f"{match[1]}: " if len(entry) > 1 else "") + match[2]))
+                explained.update(dict.fromkeys(entry, (f"{match[1]}: " if len(entry) > 1 else "") + match[2]))
             else:
-                found.update({key: f"{found[key]} {line.strip()}".strip() for key in entry})
-    return found
+                explained.update({key: f"{explained[key]} {line.strip()}".strip() for key in entry})
+    return explained
 
 
 def _entry(name: str, kind: str, default: Any, meaning: str) -> str:

@@ -60,26 +60,13 @@ def _decoders(arguments: argparse.Namespace) -> None:
     print(decoders.options_of(arguments.name) if arguments.name else decoders.overview())
 
 
-def _generate(arguments: argparse.Namespace) -> None:
-    asked = request.generation(arguments)
-    _tell_loading(arguments.checkpoint)
-    from dlm.cli import run
+def _decode(arguments: argparse.Namespace) -> None:
+    checked = request.check(arguments)
+    if sys.stderr is not None and sys.stderr.isatty():  # what follows takes seconds, and minutes for a large model
+        print(f"loading {arguments.checkpoint} ...", file=sys.stderr, flush=True)
+    from dlm.cli.run import run
 
-    run.generate(arguments, asked)
-
-
-def _infill(arguments: argparse.Namespace) -> None:
-    asked = request.infilling(arguments)
-    _tell_loading(arguments.checkpoint)
-    from dlm.cli import run
-
-    run.infill(arguments, asked)
-
-
-def _tell_loading(checkpoint: str) -> None:
-    """On a terminal: what follows takes seconds, and minutes for a large model."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(f"loading {checkpoint} ...", file=sys.stderr, flush=True)
+    run(arguments, checked)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -118,8 +105,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 
     made = {
         "decoders": command("decoders", _decoders, "list the decoders, or the options of one"),
-        "generate": command("generate", _generate, "answer prompts with a checkpoint"),
-        "infill": command("infill", _infill, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
+        "generate": command("generate", _decode, "answer prompts with a checkpoint"),
+        "infill": command("infill", _decode, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
         "convert": command("convert", _convert, "write a published checkpoint in the layout that transformers loads"),
         "backfill": command("backfill", _backfill, "log to MLflow what DVC restored instead of running (dvc.lock)"),
         "verify": command("verify", _verify, "find spoilt files in DVC's cache, and remove them"),
@@ -153,8 +140,10 @@ def _add_generate(parser: Parser) -> None:
     how.add_argument("--raw", dest="template", action="store_false", default=None, help="prompts are used as they are")
     how.add_argument("--chat", action="store_true", help="prompts are a user's messages, put into the chat template")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system prompt of conversations without one")
+    parser.set_defaults(infill=False)
     parser.add_argument("--gen-length", type=int, default=128, metavar="N", help="tokens to generate (default: 128)")
-    _add_shared(parser, steps="as many as tokens")
+    default = "without: conv over low_confidence with eos_fill, which wrote best"
+    _add_shared(parser, default, steps="as many as tokens")
 
 
 def _add_infill(parser: Parser) -> None:
@@ -167,7 +156,9 @@ def _add_infill(parser: Parser) -> None:
         type=Path,
         help="one text a line, or JSON (lines, an array) with `text` or `canvas_ids`",
     )
-    _add_shared(parser, steps="as many as the fullest text has masks")
+    parser.set_defaults(infill=True, gen_length=None, system=None)
+    default = "without: conv over low_confidence"
+    _add_shared(parser, default, steps="as many as the fullest text has masks")
 
 
 def _add_convert(parser: Parser) -> None:
@@ -204,9 +195,9 @@ def _add_layout(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--tokenizer", metavar="PATH", help="where the tokenizer is, if not beside the model")
 
 
-def _add_shared(parser: Parser, steps: str) -> None:
+def _add_shared(parser: Parser, default: str, steps: str) -> None:
     decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--decoder", metavar="NAME", help="one of `dlm decoders` (default: conv)")
+    decoding.add_argument("--decoder", metavar="NAME", help=f"one of `dlm decoders`, with its own defaults ({default})")
     decoding.add_argument("--block", metavar="NAME", help="a block `decoding.NAME` of params.yaml instead")
     decoding.add_argument("--params", metavar="FILE", type=Path, help="where --block is looked up (params.yaml)")
     decoding.add_argument(

@@ -148,7 +148,7 @@ def _spans(values: Sequence[str]) -> Iterator[tuple[Span, str]]:
 
 def _laid_out(places: Sequence[Place], columns: int) -> list[tuple[int, int]]:
     """Line and column of every place. Lines break before a word or an end; a word that fills more is cut."""
-    found: list[tuple[int, int]] = []
+    spots: list[tuple[int, int]] = []
     line = column = 0
     for word in _words(places):
         room = sum(place.width for place in word)
@@ -159,11 +159,11 @@ def _laid_out(places: Sequence[Place], columns: int) -> list[tuple[int, int]]:
         for place in word:
             if column and column + place.width > columns:
                 line, column = line + 1, 0
-            found.append((line, column))
+            spots.append((line, column))
             column += place.width
         if word[-1].ends_line:
             line, column = line + 1, 0
-    return found
+    return spots
 
 
 def _words(places: Iterable[Place]) -> Iterator[list[Place]]:

@@ -43,18 +43,18 @@ def read_prompts(texts: Sequence[str], file: Path | None, option: str, *, infill
     if texts and file:
         raise UserError(f"{option} and texts on the command line exclude each other; give one of them")
     if texts:
-        found = [Prompt(text, f"text {number}") for number, text in enumerate(texts, start=1)]
+        prompts = [Prompt(text, f"text {number}") for number, text in enumerate(texts, start=1)]
     elif file is not None and str(file) != "-":
         from dlm.data.compression import read_bytes
 
-        found = _lines(read_bytes(file), str(file), file.name.lower(), infill)
+        prompts = _lines(read_bytes(file), str(file), file.name.lower(), infill)
     elif file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UserError(f"no texts were given; pass them as arguments, with {option} FILE, or on stdin")
     else:
-        found = _lines(sys.stdin.buffer.read(), "stdin", "", infill)
-    for prompt in found:
+        prompts = _lines(sys.stdin.buffer.read(), "stdin", "", infill)
+    for prompt in prompts:
         _check_unicode(prompt)
-    return found
+    return prompts
 
 
 def _lines(raw: bytes, source: str, name: str, infill: bool) -> list[Prompt]:

@@ -18,7 +18,7 @@ from dlm.decoding.lm import DiffusionLM, Generation, Infilling
 from dlm.decoding.loop import Watch
 from dlm.files import write_text
 
-Result = TypeVar("Result", Generation, Infilling)
+Result = TypeVar("Result", bound=Generation | Infilling)
 
 CONTEXT = 32  # tokens before one that decide how its text begins: with a space, or within a character
 LOST = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of a piece of a character

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dlm.cli.prompts import Prompt, read_prompts
-from dlm.config.decoders import DecoderOptions, decoder_options
+from dlm.config.decoders import DecoderOptions, decoder_options, default_options
 from dlm.config.params import load_params
 from dlm.config.schema import require
-from dlm.config.yaml import load_yaml
+from dlm.config.yaml import setting, split_variant
 from dlm.errors import UserError
 from dlm.files import check_checkpoint
+
+EXCLUSIVE = (("watch", "json"), ("watch", "record"), ("beside", "json"), ("beside", "trace"), ("block", "decoder"))
 
 
 @dataclass(frozen=True)
@@ -31,61 +33,36 @@ class Request:
     decoders: list[Choice]
     prompts: list[Prompt]
 
-    @property
-    def options(self) -> DecoderOptions:
-        return self.decoders[0].options
 
-
-def generation(arguments: argparse.Namespace) -> Request:
-    """Check a `generate`. Raises UserError."""
-    _check_numbers(arguments, "gen_length", "steps", "batch_size")
-    require(arguments.system is None or arguments.chat, "--system", "given with --chat", arguments.system)
-    decoders = _decoders(arguments)
-    steps = arguments.gen_length if arguments.steps is None else arguments.steps
-    for decoder in decoders:
-        decoder.options.check_lengths(arguments.gen_length, steps, decoder.where)
-    return _request(arguments, decoders, read_prompts(arguments.texts, arguments.file, "--prompts"))
-
-
-def infilling(arguments: argparse.Namespace) -> Request:
-    """Check an `infill`. Raises UserError."""
-    _check_numbers(arguments, "steps", "batch_size")
-    decoders = _decoders(arguments)
-    for decoder in decoders:
-        decoder.options.check_infilling(decoder.where)
-    return _request(arguments, decoders, read_prompts(arguments.texts, arguments.file, "--texts", infill=True))
-
-
-def _request(arguments: argparse.Namespace, decoders: list[Choice], prompts: list[Prompt]) -> Request:
-    for one, other in (
-        ("--watch", "--json"),
-        ("--watch", "--record"),
-        ("--beside", "--json"),
-        ("--beside", "--trace"),
-    ):
-        if _given(arguments, one) and _given(arguments, other):
-            raise UserError(f"{one} and {other} exclude each other; give one of them")
-    require(not arguments.beside or arguments.record is not None, "--beside", "given with --record", arguments.beside)
-    for flag in ("--watch", "--record"):
-        if _given(arguments, flag) and len(prompts) > 1:
-            raise UserError(f"{flag} shows one text being filled in, got {len(prompts)}; give one")
-    check_checkpoint(arguments.checkpoint)
-    if arguments.trace is not None:
-        arguments.trace = _writable(arguments.trace, "--trace")
-    if arguments.record is not None:
-        require(arguments.record.suffix == ".svg", "--record", "a file that ends in .svg", str(arguments.record))
-        arguments.record = _writable(arguments.record, "--record")
-    return Request(decoders, prompts)
-
-
-def _given(arguments: argparse.Namespace, flag: str) -> bool:
-    return getattr(arguments, flag.removeprefix("--")) not in (None, False, [])
-
-
-def _check_numbers(arguments: argparse.Namespace, *names: str) -> None:
-    for name in names:
+def check(arguments: argparse.Namespace) -> Request:
+    """Check the arguments of a `generate` or an `infill`. Raises UserError."""
+    for name in ("gen_length", "steps", "batch_size"):
         value = getattr(arguments, name)
         require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
+    given = {name for name, value in vars(arguments).items() if value not in (None, False, [])}
+    for one, other in EXCLUSIVE:
+        if {one, other} <= given:
+            raise UserError(f"--{one} and --{other} exclude each other; give one of them")
+    for flag, needed in (("system", "chat"), ("params", "block"), ("beside", "record")):
+        require(flag not in given or needed in given, f"--{flag}", f"given with --{needed}", getattr(arguments, flag))
+    decoders = _decoders(arguments)
+    for decoder in decoders:
+        if arguments.infill:
+            decoder.options.check_infilling(decoder.where)
+        else:
+            steps = arguments.gen_length if arguments.steps is None else arguments.steps
+            decoder.options.check_lengths(arguments.gen_length, steps, decoder.where)
+    check_checkpoint(arguments.checkpoint)
+    option = "--texts" if arguments.infill else "--prompts"
+    prompts = read_prompts(arguments.texts, arguments.file, option, infill=arguments.infill)
+    for flag in {"watch", "record"} & given:
+        if len(prompts) > 1:
+            raise UserError(f"--{flag} shows one text being filled in, got {len(prompts)}; give one")
+    if arguments.record is not None:
+        require(arguments.record.suffix == ".svg", "--record", "a file that ends in .svg", str(arguments.record))
+    for flag in {"trace", "record"} & given:
+        setattr(arguments, flag, _writable(getattr(arguments, flag), f"--{flag}"))
+    return Request(decoders, prompts)
 
 
 def _writable(path: Path, flag: str) -> Path:
@@ -98,45 +75,32 @@ def _writable(path: Path, flag: str) -> Path:
     return path
 
 
-# --- The decoder ------------------------------------------------------------------------------------------------------
-
-
 def _decoders(arguments: argparse.Namespace) -> list[Choice]:
-    changes = dict(_setting(text, "--set") for text in arguments.set)
-    return [_decoder(arguments, changes), *(_beside(text, changes) for text in arguments.beside)]
+    changes = dict(setting(text, "--set") for text in arguments.set)
+    _check_names(changes, "--set")
+    return [_first(arguments, changes), *(_beside(text, changes) for text in arguments.beside)]
 
 
-def _decoder(arguments: argparse.Namespace, changes: dict[str, Any]) -> Choice:
-    if arguments.block is None:
-        require(arguments.params is None, "--params", "given with --block", str(arguments.params))
-        name = "conv" if arguments.decoder is None else arguments.decoder
-        return Choice(decoder_options(name, changes, name), name, name)
-    if arguments.decoder is not None:
-        raise UserError("--block and --decoder exclude each other; give one of them")
-    path = arguments.params or Path("params.yaml")
-    params = load_params(path)
-    block = params.block(arguments.block)
-    return Choice(block.changed(**changes), block.where, arguments.block)
+def _first(arguments: argparse.Namespace, changes: dict[str, Any]) -> Choice:
+    """A block of params.yaml, a decoder by name, or the default; --set on top."""
+    name = arguments.decoder
+    if arguments.block is not None:
+        block = load_params(arguments.params or Path("params.yaml")).block(arguments.block)
+        return Choice(block.changed(**changes), block.where, arguments.block)
+    if name is None:
+        return Choice(default_options(changes, infill=arguments.infill), "conv", "conv")
+    return Choice(decoder_options(name, changes, name), name, name)
 
 
 def _beside(text: str, changes: dict[str, Any]) -> Choice:
     """NAME or NAME:KEY=VALUE,KEY=VALUE, which go on top of --set."""
-    name, _, rest = text.partition(":")
-    own = dict(_setting(item, "--beside") for item in filter(None, rest.split(",")))
-    title = f"{name} ({', '.join(f'{key} {value}' for key, value in own.items())})" if own else name
-    return Choice(decoder_options(name, {**changes, **own}, f"--beside {name}"), f"--beside {name}", title)
+    name, options = split_variant(text, "--beside")
+    _check_names(options, "--beside")
+    title = f"{name} ({', '.join(f'{key} {value}' for key, value in options.items())})" if options else name
+    where = f"--beside {name}"
+    return Choice(decoder_options(name, {**changes, **options}, where), where, title)
 
 
-def _setting(text: str, flag: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as params.yaml would read it."""
-    key, equals, value = text.partition("=")
-    if not key or not equals or not value.strip():
-        raise UserError(f"{flag} wants KEY=VALUE (null for nothing), got {text!r}")
-    if key == "decoder":
+def _check_names(options: dict[str, Any], flag: str) -> None:
+    if "decoder" in options:
         raise UserError(f"{flag} decoder=...: use --decoder")
-    try:
-        return key, load_yaml(value)
-    except ValueError:
-        raise UserError(
-            f"{flag} {key}: {value!r} is not a YAML scalar; write a number, a word, true, false or null"
-        ) from None

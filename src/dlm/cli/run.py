@@ -1,86 +1,134 @@
-"""`dlm generate` and `dlm infill`: load the checkpoint, decode, write."""
+"""`dlm generate` and `dlm infill`: load the checkpoint, decode, write, print."""
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from dlm.cli.output import print_generation, print_infilling, print_texts, write_trace
+from dlm.cli.output import print_objects, print_texts, write_trace
 from dlm.cli.prompts import Prompt
 from dlm.cli.record import recorded, write_picture
-from dlm.cli.request import Request
+from dlm.cli.request import Choice, Request
 from dlm.cli.watch import watched
-from dlm.config.decoders import DecoderOptions
 from dlm.data.records import Record
 from dlm.decoding.lm import DiffusionLM, Generation, Infilling
 from dlm.decoding.loop import Watch
 from dlm.errors import UserError
 
-Result = TypeVar("Result", Generation, Infilling)
+
+@dataclass(frozen=True)
+class Job:
+    """What is decoded.
+
+    Attributes:
+        given: what --json says of each row besides its result.
+        canvas: the first row's, before the first step, for who watches it.
+        decode: takes a decoder's options and the settings of DiffusionLM.generate and infill.
+    """
+
+    given: list[dict[str, Any]]
+    canvas: list[int]
+    steps: int
+    decode: Callable[..., Generation | Infilling]
 
 
-def generate(arguments: argparse.Namespace, request: Request) -> None:
-    """Decode, write the trace or the picture, print."""
+def run(arguments: argparse.Namespace, request: Request) -> None:
+    """Load, decode, write the trace or the picture, print. Raises UserError."""
     lm = _load(arguments)
-    whole = [whole_prompt(lm, prompt, arguments) for prompt in request.prompts]
-    prompts, shown = [ids for ids, _ in whole], [text for _, text in whole]
-    steps = arguments.gen_length if arguments.steps is None else arguments.steps
+    job = (_infilling if arguments.infill else _generation)(lm, arguments, request.prompts)
 
-    def run(options: DecoderOptions, watch: Watch | None) -> Generation:
-        return lm.generate(
-            prompts,
-            options,
-            steps=steps,
-            gen_length=arguments.gen_length,
+    def decode(decoder: Choice, watch: Watch | None = None) -> Generation | Infilling:
+        return job.decode(
+            decoder.options,
+            steps=job.steps,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
-            trace=_tracing(arguments),
+            trace=arguments.trace is not None or arguments.record is not None,
             watch=watch,
         )
 
-    canvas = [lm.denoiser.mask_id] * arguments.gen_length
-    out = _decoded(arguments, request, lm, canvas, steps, run)
-    if out is not None:
-        print_generation(out, shown, prompts, [prompt.text for prompt in request.prompts], json=arguments.json)
+    first, watching = request.decoders[0], arguments.watch and sys.stdout.isatty()
+    try:
+        if arguments.record is not None:
+            pairs = [recorded(lm, job.canvas, job.steps, partial(decode, decoder)) for decoder in request.decoders]
+            outs = [out for out, _ in pairs]
+        elif watching:
+            outs = [watched(Console(highlight=False), lm, job.canvas, job.steps, partial(decode, first))]
+        else:
+            outs = [decode(first)]
+    except torch.OutOfMemoryError:
+        raise UserError("the device is out of memory; take a smaller --batch-size or --gen-length") from None
+    asked, titles = [prompt.text for prompt in request.prompts], [decoder.title for decoder in request.decoders]
+    if arguments.record is not None:
+        masks = job.canvas.count(lm.denoiser.mask_id)
+        note = " · ".join([f"{masks} tokens in {job.steps} steps", f"seed {arguments.seed}", *arguments.set])
+        recordings = [(title, recording) for title, (_, recording) in zip(titles, pairs, strict=True)]
+        write_picture(arguments.record, lm, asked[0], note, recordings)
+    if arguments.trace is not None and outs[0].trace is not None:
+        write_trace(arguments.trace, lm, outs[0].trace)
+    if arguments.json:
+        print_objects(outs[0], job.given)
+    elif len(outs) > 1:
+        print_texts([out.texts[0] for out in outs], titles)
+    elif not watching:
+        print_texts(outs[0].texts, asked)
 
 
-def infill(arguments: argparse.Namespace, request: Request) -> None:
-    """As `generate`, for texts with gaps."""
-    lm = _load(arguments)
-    given = [list(prompt.ids) if prompt.kind == "ids" else prompt.text for prompt in request.prompts]
-    canvases = [lm._canvas(one, prompt.where) for one, prompt in zip(given, request.prompts, strict=True)]
-    canvas = canvases[0]
-    one = arguments.watch or arguments.record is not None  # several texts: as many steps as the fullest has masks
-    steps = canvas.count(lm.denoiser.mask_id) if arguments.steps is None and one else arguments.steps
-
-    def run(options: DecoderOptions, watch: Watch | None) -> Infilling:
-        return lm.infill(
-            given,
-            options,
-            steps=steps,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            trace=_tracing(arguments),
-            watch=watch,
-        )
-
-    out = _decoded(arguments, request, lm, canvas, steps, run)
-    if out is not None:
-        print_infilling(out, [prompt.text for prompt in request.prompts], canvases, json=arguments.json)
+def _load(arguments: argparse.Namespace) -> DiffusionLM:
+    device = arguments.device
+    try:
+        if device is not None:
+            torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device!r} cannot be used ({reason}); name another, such as cpu") from None
+    return DiffusionLM.load(
+        arguments.checkpoint,
+        device,
+        arguments.precision,
+        arguments.compile,
+        layout=arguments.layout,
+        tokenizer=arguments.tokenizer,
+    )
 
 
-def whole_prompt(lm: DiffusionLM, prompt: Prompt, arguments: argparse.Namespace) -> tuple[list[int], str]:
+def _generation(lm: DiffusionLM, arguments: argparse.Namespace, prompts: Sequence[Prompt]) -> Job:
+    whole = [_whole_prompt(lm, prompt, arguments) for prompt in prompts]
+    length = arguments.gen_length
+    return Job(
+        given=[{"prompt": text, "prompt_ids": ids} for ids, text in whole],
+        canvas=[lm.denoiser.mask_id] * length,
+        steps=length if arguments.steps is None else arguments.steps,
+        decode=partial(lm.generate, [ids for ids, _ in whole], gen_length=length),
+    )
+
+
+def _infilling(lm: DiffusionLM, arguments: argparse.Namespace, prompts: Sequence[Prompt]) -> Job:
+    given = [list(prompt.ids) if prompt.kind == "ids" else prompt.text for prompt in prompts]
+    canvases = [lm._canvas(one, prompt.where) for one, prompt in zip(given, prompts, strict=True)]
+    most = max(canvas.count(lm.denoiser.mask_id) for canvas in canvases)
+    return Job(
+        given=[{"canvas": prompt.text, "canvas_ids": ids} for prompt, ids in zip(prompts, canvases, strict=True)],
+        canvas=canvases[0],
+        steps=most if arguments.steps is None else arguments.steps,
+        decode=partial(lm.infill, given),
+    )
+
+
+def _whole_prompt(lm: DiffusionLM, prompt: Prompt, arguments: argparse.Namespace) -> tuple[list[int], str]:
     """What the model is given, and its text. Raises UserError for what has no template to go into."""
     if prompt.kind == "ids":
         return list(prompt.ids), prompt.text
     if prompt.kind == "messages" or (arguments.chat and prompt.kind != "prompt"):
         return _chat(lm, prompt, arguments)
-    template = arguments.template
-    as_instruction = prompt.kind == "instruction" or lm.template is not None if template is None else template
+    as_instruction = prompt.kind == "instruction" or lm.template is not None
+    if arguments.template is not None:
+        as_instruction = arguments.template
     if prompt.kind == "prompt" or not as_instruction:
         if prompt.input:
             raise UserError(f"{prompt.where}: has an `input`, which --raw has no place for; write both into `prompt`")
@@ -111,75 +159,3 @@ def _chat(lm: DiffusionLM, prompt: Prompt, arguments: argparse.Namespace) -> tup
     except UserError as error:
         raise UserError(f"{prompt.where}: {error}") from None
     return ids, str(lm.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-
-def _load(arguments: argparse.Namespace) -> DiffusionLM:
-    device = arguments.device
-    try:
-        if device is not None:
-            torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device!r} cannot be used ({reason}); name another, such as cpu") from None
-    return DiffusionLM.load(
-        arguments.checkpoint,
-        device,
-        arguments.precision,
-        arguments.compile,
-        layout=arguments.layout,
-        tokenizer=arguments.tokenizer,
-    )
-
-
-def _watching(arguments: argparse.Namespace) -> bool:
-    return arguments.watch and sys.stdout.isatty()
-
-
-def _tracing(arguments: argparse.Namespace) -> bool:
-    return arguments.trace is not None or arguments.record is not None
-
-
-def _decoded(
-    arguments: argparse.Namespace,
-    request: Request,
-    lm: DiffusionLM,
-    canvas: list[int],
-    steps: int | None,
-    run: Callable[[DecoderOptions, Watch | None], Result],
-) -> Result | None:
-    """Decode and write what was asked for. None where the texts have been shown already."""
-    try:
-        if arguments.record is not None:
-            results = _recorded(arguments, request, lm, canvas, steps or 0, run)
-        elif _watching(arguments):
-            results = [watched(Console(highlight=False), lm, canvas, steps or 0, partial(run, request.options))]
-        else:
-            results = [run(request.options, None)]
-    except torch.OutOfMemoryError:
-        raise UserError("the device is out of memory; take a smaller --batch-size or --gen-length") from None
-    out = results[0]
-    if arguments.trace is not None and out.trace is not None:
-        write_trace(arguments.trace, lm, out.trace)
-    if len(results) > 1:
-        print_texts([one.texts[0] for one in results], [decoder.title for decoder in request.decoders])
-    return None if _watching(arguments) or len(results) > 1 else out
-
-
-def _recorded(
-    arguments: argparse.Namespace,
-    request: Request,
-    lm: DiffusionLM,
-    canvas: list[int],
-    steps: int,
-    run: Callable[[DecoderOptions, Watch | None], Result],
-) -> list[Result]:
-    """Each decoder's result; all of them in one picture."""
-    results, recordings = [], []
-    for decoder in request.decoders:
-        out, recording = recorded(lm, canvas, steps, partial(run, decoder.options))
-        results.append(out)
-        recordings.append((decoder.title, recording))
-    masks = canvas.count(lm.denoiser.mask_id)
-    note = " · ".join([f"{masks} tokens in {steps} steps", f"seed {arguments.seed}", *arguments.set])
-    write_picture(arguments.record, lm, request.prompts[0].text, note, recordings)
-    return results

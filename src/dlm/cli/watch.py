@@ -16,7 +16,7 @@ from dlm.decoding.lm import DiffusionLM, Generation, Infilling
 from dlm.decoding.loop import Watch
 from dlm.models.interface import backbone
 
-Result = TypeVar("Result", Generation, Infilling)
+Result = TypeVar("Result", bound=Generation | Infilling)
 
 STYLES = {"mask": "dim", "end": "dim", "fresh": "black on green", "old": ""}
 LEAST = 0.1  # seconds that a frame stays: a small model's steps are too fast for the eye

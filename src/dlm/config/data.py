@@ -9,7 +9,7 @@ from dlm.errors import UserError
 
 @dataclass(frozen=True)
 class ListsParams:
-    """The builtin corpus's lists (src/dlm/builtin/lists.py): how many towns an answer names."""
+    """The builtin corpus's lists (evaluation/builtin/lists.py): how many towns an answer names."""
 
     shortest: Annotated[int, AtLeast(2)]
     longest: int
@@ -22,7 +22,7 @@ class ListsParams:
 
 @dataclass(frozen=True)
 class BuiltinParams:
-    """The builtin corpus: facts about an invented coast (src/dlm/builtin/gazetteer.py), or lists of its towns.
+    """The builtin corpus: facts about an invented coast (evaluation/builtin/gazetteer.py), or lists of its towns.
 
     Attributes:
         task: gazetteer, which takes grammar, slots and topics, or lists, which takes the block of that name.
@@ -116,6 +116,11 @@ class DataParams:
     def canvas_length(self) -> int:
         """Tokens of a training canvas: the longest prompt and the window."""
         return self.max_prompt_length + self.window
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether the records are sentences of the builtin corpus's grammar, which judges answers as well."""
+        return self.source == "builtin" and self.builtin.task == "gazetteer"
 
     @property
     def holds_out(self) -> bool:

@@ -7,6 +7,7 @@ names for a rule with such a part switched on.
 No torch here: params.yaml is checked before anything heavy is imported.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -130,10 +131,18 @@ class LowConfidenceOptions(DecoderOptions):
     Attributes:
         confidence: what ranks: the token's probability, the margin over the second, the negative entropy, or chance.
         temperature: 0 takes the best token; above it the token is drawn from p^(1/temperature).
+        tempered: whether the confidence is that of p^(1/temperature), as in Dream, and not of p.
+        count: how many commit: llada, ceil(masks left / steps left); dream, int(masks left·(1 - s/t)), all at the last
+            step.
+        ranking_temperature: 0 takes the most confident; above it positions are drawn without replacement in proportion
+            to exp(confidence / ranking_temperature) (Dream's alg_temp; its confidence for entropy is -H).
     """
 
     confidence: Confidence = "probability"
     temperature: NonNegative = 0.0
+    tempered: bool = False
+    count: Literal["llada", "dream"] = "llada"
+    ranking_temperature: NonNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +277,17 @@ def decoder_options(name: str, block: Any, where: str) -> DecoderOptions:
     if "top_k" not in RULES[rule].__dataclass_fields__:
         options.pop("top_k", None)  # so that changing a block's rule alone is enough
     return build(RULES[rule], {**preset.options, **options}, where)
+
+
+def default_options(changes: Mapping[str, Any], *, infill: bool = False) -> DecoderOptions:
+    """What the command line and the library decode with where no decoder is named: `conv` over `low_confidence`, with
+    EOS-fill unless there are gaps. On validation prompts it wrote the best answers (docs/generate.md).
+
+    Raises:
+        UserError: as `decoder_options`; top_k without its rule, which this is not.
+    """
+    require("top_k" not in changes or "rule" in changes, "conv.top_k", "given with rule: top_k", changes.get("top_k"))
+    return decoder_options("conv", {"rule": "low_confidence", "eos_fill": not infill, **changes}, "conv")
 
 
 def override(options: DecoderOptions, where: str, **changes: Any) -> DecoderOptions:

@@ -64,6 +64,7 @@ class SweepsParams:
         blocks, kernels: semi-AR's block lengths and Conv's kernel sizes, each with S of size_steps.
         gains, top_k: of Conv and of top_k, at the first of decode.steps.
         candidates: k of the candidate zone; distance_bin: positions that one point of a curve averages over.
+        profiles: files of profiles/ that the whole pipeline runs on as well.
     """
 
     prompts: Count
@@ -78,6 +79,7 @@ class SweepsParams:
     candidates: Count
     ngram: NgramParams
     distance_bin: Count
+    profiles: tuple[str, ...]
     rejection: RejectionParams
 
     def check(self, where: str) -> None:

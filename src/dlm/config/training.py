@@ -153,6 +153,7 @@ class SftParams:
         supervise_padding: whether the SFT-only model's loss counts every EOS of the padding, as in the paper.
         padding_weight: how much each EOS behind the answer's first then counts, against 1 for the answer's tokens.
         crop_share: share of the steps whose canvases are cut to a random length; a rival of R2FT.
+        loss_average: what weighs the same in a step's loss: each token that counts, or each example (its own mean).
     """
 
     launcher: str
@@ -161,6 +162,7 @@ class SftParams:
     crop_share: Share
     lora: LoraParams
     training: TrainingParams
+    loss_average: Literal["token", "example"] = "token"
 
     def check(self, where: str) -> None:
         check_launcher(self.launcher, where)

@@ -83,6 +83,20 @@ def value_of(text: str, where: str) -> Any:
         raise UserError(f"{where}: {text!r} is not a value") from None
 
 
+def setting(text: str, where: str) -> tuple[str, Any]:
+    """KEY=VALUE on the command line. Raises UserError, which begins with `where`."""
+    key, equals, value = text.partition("=")
+    if not key or not equals or not value.strip():
+        raise UserError(f"{where} wants KEY=VALUE (null for nothing), got {text!r}")
+    return key, value_of(value, f"{where} {key}")
+
+
+def split_variant(text: str, where: str) -> tuple[str, dict[str, Any]]:
+    """A name with settings: 'conv:suffix=none,kernel_size=65' -> ('conv', {'suffix': 'none', 'kernel_size': 65})."""
+    name, _, rest = text.partition(":")
+    return name, dict(setting(item, where) for item in filter(None, rest.split(",")))
+
+
 def dump_yaml(value: Any, sort_keys: bool = False) -> str:
     """Plain values as YAML that 1.1 reads alike."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=sort_keys)

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from dlm.errors import UserError
-from dlm.files import gguf_place, is_gguf
+from dlm.files import check_hub, gguf_place, is_gguf
 
 EOS = "<|endoftext|>"
 MASK = "<|mask|>"
@@ -48,6 +49,7 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
     Raises:
         UserError: nothing there, not a tokenizer, one without an end-of-text token or that entry, or with another mask.
     """
+    check_hub(path)
     model = {} if is_gguf(path) else _config_beside(path)
     bare_gpt2 = (Path(path) / "merges.txt").is_file() and not (Path(path) / "tokenizer_config.json").is_file()
     try:
@@ -108,6 +110,21 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
     unknown = set(_ids(tokenizer, [ANCHOR])[0])
     added = tokenizer.added_tokens_decoder.items()
     return {i: token.content for i, token in added if token.special and i not in unknown}
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The token that closes the assistant's turn in the chat template; None where there is none."""
+    answer = "It opens at dawn."
+    turns = [{"role": "user", "content": "When?"}, {"role": "assistant", "content": answer}]
+    try:
+        _, found, behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)
+    except (TemplateError, ValueError, TypeError):  # no template, or one that wants other turns
+        return None
+    if not found:
+        return None
+    added = [(token.content, i) for i, token in tokenizer.added_tokens_decoder.items()]
+    closing = [token for token in added if behind.lstrip().startswith(token[0])]
+    return max(closing, key=lambda token: len(token[0]))[1] if closing else None
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, after: bool = False) -> list[list[int]]:

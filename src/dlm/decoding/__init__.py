@@ -1,1 +1,1 @@
-"""Decoding as one loop with orthogonal parts; a decoder is a row of parts (presets.py)."""
+"""Decoding as one loop with orthogonal parts; a decoder is a row of parts (decoder.py)."""

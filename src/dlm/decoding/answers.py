@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from dlm.data.tokenizer import before_eos
 from dlm.decoding.lm import DiffusionLM
 from dlm.files import code_hash, read_jsonl, write_jsonl
 from dlm.pipeline import processes
+from dlm.pipeline.progress import Advance
 
 
 def decode_prompts(
@@ -26,7 +27,7 @@ def decode_prompts(
     batch_size: int,
     parts: Path | None = None,
     fingerprint: str = "",
-    advance: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> tuple[list[dict[str, Any]], float]:
     """Decode every prompt with every seed. Several processes share the prompts, and each gets all answers.
 
@@ -35,7 +36,8 @@ def decode_prompts(
         parts: a folder in which every finished seed is kept, so that a run that was killed goes on after the last
             one. The caller removes it when it no longer needs it.
         fingerprint: a hash of the weights, for `parts`.
-        advance: called with the number of answers that have come since the last call.
+        advance: called with the number of answers that have come since the last call. Of several processes each tells
+            its own answers as its part of everyone's, which the others make at the same time.
 
     Returns:
         The answers, and the seconds spent generating them by the slowest process (0 for seeds taken from disk).
@@ -45,14 +47,21 @@ def decode_prompts(
     folder = parts and parts / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     share = _share([row["prompt_ids"] for row in rows])
     suffix = f"-{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
+    share_size, total, done = len(share) * len(seeds), len(rows) * len(seeds), 0
+
+    def tell(count: int, earlier: bool = False) -> None:
+        nonlocal done
+        before, done = done * total // share_size, done + count
+        if advance is not None:
+            advance(done * total // share_size - before, earlier=earlier)
+
     share_answers: dict[tuple[int, int], dict[str, Any]] = {}
     seconds = 0.0
     for seed in seeds if share else ():
         part_file = folder and folder / f"{seed}{suffix}.jsonl"
         if part_file and part_file.is_file():
             seed_answers = read_jsonl(part_file)
-            if advance is not None:
-                advance(len(seed_answers))
+            tell(len(seed_answers), earlier=True)
         else:
             started = time.perf_counter()
             out = lm.generate(
@@ -62,7 +71,7 @@ def decode_prompts(
                 gen_length=gen_length,
                 seed=seed,
                 batch_size=batch_size,
-                advance=advance,
+                advance=tell,
             )
             seconds += time.perf_counter() - started
             seed_answers = [

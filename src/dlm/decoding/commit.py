@@ -81,6 +81,20 @@ def at_random(open_: Open, candidates: Candidates, rates: Rates, uniform: Float6
     return _rank(open_, keys) < _quota(open_, rates)
 
 
+def tempered(temperature: float, *, log: bool) -> Commit:
+    """Commit as many as `fixed_count`, drawn without replacement in proportion to s_i·exp(confidence / temperature).
+
+    Dream's alg_temp; `log` for a confidence that is the logarithm of ours (-H).
+    """
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        confidence = candidates.log_confidence.double()
+        score = (confidence if log else confidence.exp()) / temperature + open_.log_weight
+        return _rank(open_, score - (-uniform.log()).log()) < _quota(open_, rates)
+
+    return rule
+
+
 def threshold(confidence: float) -> Commit:
     """Commit every position with confidence·s_i of at least `confidence` (Fast-dLLM, arXiv 2505.22618).
 
@@ -113,7 +127,9 @@ def factor(bound: float) -> Commit:
 
 
 def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
-    """ceil(masks left / steps left) of each position's row."""
+    """How many the schedule commits of each position's row: ceil(masks left / steps left), or a share."""
+    if rates.share is not None:
+        return (open_.quota_base * rates.share).long()[open_.row]
     return (-(-open_.quota_base // rates.steps_left))[open_.row]
 
 

@@ -67,8 +67,11 @@ def _remdm(options: RemdmOptions) -> Rule:
 
 
 def _low_confidence(options: LowConfidenceOptions) -> Rule:
-    chosen = commit.at_random if options.confidence == "random" else commit.fixed_count
-    return Rule(propose.single(options.confidence, options.temperature), chosen)
+    chosen: Commit = commit.at_random if options.confidence == "random" else commit.fixed_count
+    if options.ranking_temperature and options.confidence != "random":
+        chosen = commit.tempered(options.ranking_temperature, log=options.confidence == "entropy")
+    schedule = {"llada": schedules.log_linear, "dream": schedules.dream}[options.count]
+    return Rule(propose.single(options.confidence, options.temperature, options.tempered), chosen, schedule)
 
 
 BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {

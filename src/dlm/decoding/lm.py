@@ -2,8 +2,10 @@
 
 import operator
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,16 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dlm.config.decoders import DecoderOptions, decoder_options, override
+from dlm.config.decoders import DecoderOptions, decoder_options, default_options, override
 from dlm.config.schema import require
 from dlm.data.records import Record
 from dlm.data.template import Template, load_template
-from dlm.data.tokenizer import before_eos, encode, special_tokens
+from dlm.data.tokenizer import before_eos, encode, end_of_turn, special_tokens
 from dlm.data.tokenizer import decode as decode_text
 from dlm.decoding.batches import in_batches
-from dlm.decoding.canvas import Trace
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.denoiser import Denoiser
-from dlm.decoding.loop import Decoded, Watch, decode, fill
+from dlm.decoding.loop import Decoded, Rows, Watch, decode, fill
 from dlm.decoding.noise import row_keys
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
@@ -34,57 +35,50 @@ GAP = re.compile(r"\[MASK(?::(\d+))?\]")
 ROLES = ("system", "user", "assistant")
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What `DiffusionLM.generate` returns; everything in the order of the prompts.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Written(Decoded[Rows]):
+    """`loop.Decoded` in the order of what was given, and as texts; prints as one line."""
+
+    texts: list[str]
+
+    def __repr__(self) -> str:
+        low, high = int(self.nfe.min()), int(self.nfe.max())
+        passes = f"NFE {low}" if low == high else f"NFE {low} to {high}"
+        return f"{type(self).__name__}({len(self.texts)} texts, {passes}: {textwrap.shorten(self.texts[0], 60)!r})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Generation(Written[Tensor]):
+    """What `DiffusionLM.generate` returns.
 
     Attributes:
         texts: the answers, up to their first end (`DiffusionLM.ends`).
-        tokens: EOS from the first end on.
-        nfe: forward passes that each row took (S* in the paper).
-        leftover_masks: positions the decoder left masked and one extra greedy pass filled.
-        commit_step: at which step each position took its token (-1: set by EOS-fill).
-        trace: every change of the canvas, with `trace=True`.
+        tokens: [batch, gen_length], EOS from the first end on.
+        commit_step: [batch, gen_length].
     """
 
-    texts: list[str]
-    tokens: Int[Tensor, "batch gen_length"]
-    nfe: Int[Tensor, " batch"]
-    leftover_masks: Int[Tensor, " batch"]
-    commit_step: Int[Tensor, "batch gen_length"]
-    trace: Trace | None = None
 
-
-@dataclass(frozen=True)
-class Infilling:
-    """What `DiffusionLM.infill` returns; everything in the order of the canvases.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Infilling(Written[list[Tensor]]):
+    """What `DiffusionLM.infill` returns.
 
     Attributes:
         texts: each canvas as text, its gaps filled.
         gaps: the text of each gap of each canvas, from left to right.
-        tokens: each canvas as ids [length].
-        nfe, leftover_masks: as in `Generation`.
-        commit_step: at which step each position took its token (-1: context).
-        trace: every change, with `trace=True`; offsets count from the canvas's first position.
+        tokens, commit_step: of each canvas [length].
     """
 
-    texts: list[str]
     gaps: list[list[str]]
-    tokens: list[Tensor]
-    nfe: Int[Tensor, " batch"]
-    leftover_masks: Int[Tensor, " batch"]
-    commit_step: list[Tensor]
-    trace: Trace | None = None
 
 
 class DiffusionLM:
     """A masked diffusion language model with its tokenizer.
 
-    `ends` are the ids that end an answer: EOS, and what else the checkpoint's generation_config.json names (an end of
-    turn).
+    `ends` are the ids that end an answer: EOS, what else the checkpoint's generation_config.json names, and what closes
+    the assistant's turn in its chat template.
 
     lm = DiffusionLM.load("build/models/r2ft")
-    out = lm.generate([lm.prompt("Describe Velmora: its trade and its weather.")], decoder="conv", steps=16)
+    out = lm.generate([lm.prompt("Describe Velmora: its trade and its weather.")])
     out = lm.infill("Velmora lives from [MASK:8], and the winter there is short.", steps=8)
     """
 
@@ -102,6 +96,14 @@ class DiffusionLM:
         self.template = template
         self.ends = _ends(model, tokenizer)
         self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision), compile=compile)
+
+    def __repr__(self) -> str:
+        model, limit = self.denoiser.model, self.denoiser.max_length
+        return (
+            f"DiffusionLM({type(model).__name__}, {model.num_parameters() / 1e6:,.1f}M parameters, "
+            f"{len(self.tokenizer):,} tokens, {'any number of' if limit is None else f'{limit:,}'} positions, "
+            f"{'bf16' if self.denoiser.bf16 else 'fp32'} on {self.denoiser.device})"
+        )
 
     @classmethod
     def load(
@@ -142,6 +144,20 @@ class DiffusionLM:
         record = Record(_text(instruction, "instruction"), "" if input is None else _text(input, "input"), "")
         return self.template.encode(self.tokenizer, [record])[0]
 
+    def drafts(self, show: Callable[[int, list[str]], None], mask: str = "░") -> Watch:
+        """A `watch` for texts: show(step, drafts) has each row's draft up to its first end, `mask` for every mask."""
+        eos_id = self.tokenizer.eos_token_id
+
+        def watch(step: int, tokens: Tensor) -> None:
+            rows = cut_at_eos(tokens, eos_id, self.ends).tolist()
+            show(step, [self._draft(before_eos(row, eos_id), mask) for row in rows])
+
+        return watch
+
+    def _draft(self, ids: list[int], mask: str) -> str:
+        runs = groupby(ids, self.denoiser.mask_id.__eq__)  # whole runs: one character may take several tokens
+        return "".join(mask * len([*run]) if masked else decode_text(self.tokenizer, [*run]) for masked, run in runs)
+
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation in the checkpoint's own chat template, up to where the answer starts.
 
@@ -166,7 +182,7 @@ class DiffusionLM:
             raise UserError(f"the checkpoint's chat template does not take this conversation: {reason}") from None
         return list(ids)
 
-    def chat(self, messages: Sequence[Any], decoder: str | DecoderOptions = "conv", **settings: Any) -> Generation:
+    def chat(self, messages: Sequence[Any], decoder: str | DecoderOptions | None = None, **settings: Any) -> Generation:
         """Answer a conversation, or each of several: `generate` with the `chat_prompt` of each.
 
         Args:
@@ -185,7 +201,7 @@ class DiffusionLM:
     def generate(
         self,
         prompts: str | Sequence[Any],
-        decoder: str | DecoderOptions = "conv",
+        decoder: str | DecoderOptions | None = None,
         *,
         steps: int | None = None,
         gen_length: int = 128,
@@ -201,15 +217,17 @@ class DiffusionLM:
         Args:
             prompts: texts, used as they are (see `prompt` and `chat` for templates), or token ids (lists, arrays,
                 tensors); one text, or a list of either. Special tokens that a text spells stay text.
-            decoder: a decoder's name (dlm.config.decoders.DECODERS), or its options.
+            decoder: a decoder's name (dlm.config.decoders.DECODERS), or its options. None is `conv` over
+                `low_confidence` with EOS-fill, which wrote best (docs/generate.md); a named one has its own defaults.
             steps: denoising steps S; gen_length unless given. Whole numbers may be numpy's, here and below.
             gen_length: tokens to generate for each prompt.
             seed: of the noise. The same prompt gives the same answer whatever else is in the call.
             batch_size: rows that go through the model at once; it does not change the result.
             trace: record every commit with its step and confidence.
-            watch: called as watch(step, tokens [rows, gen_length]) after every step of every batch, the masks still in.
+            watch: called as watch(step, tokens [rows, gen_length]) after every step of every batch, the masks still in
+                (see `drafts` for texts).
             advance: called after every batch, with its number of rows.
-            **options: the decoder's options, as in params.yaml (kernel_size=33, top_k=5, eos_fill=True, ...).
+            **options: the decoder's options, as in params.yaml (kernel_size=65, temperature=0.5, eos_fill=True, ...).
 
         Raises:
             UserError: an unknown decoder or option, an argument of the wrong kind, or a prompt too long for the model.
@@ -223,7 +241,7 @@ class DiffusionLM:
         self._check_ids(ids, "prompt", gen_length)
         eos_id, keys = self.tokenizer.eos_token_id, row_keys(ids, _whole("seed", seed))
 
-        def run(batch: list[int]) -> Decoded:
+        def run(batch: list[int]) -> Decoded[Tensor]:
             return decode(
                 self.denoiser,
                 [ids[i] for i in batch],
@@ -237,15 +255,22 @@ class DiffusionLM:
                 watch=watch,
             )
 
-        parts = in_batches(ids, batch_size, run, advance)
-        tokens = cut_at_eos(torch.stack(parts.tokens), eos_id, self.ends)
+        rows = in_batches(ids, batch_size, run, advance)
+        tokens = cut_at_eos(torch.stack(rows.tokens), eos_id, self.ends)
         texts = [decode_text(self.tokenizer, before_eos(row, eos_id)) for row in tokens.tolist()]
-        return Generation(texts, tokens, parts.nfe, parts.leftover_masks, torch.stack(parts.commit_step), parts.trace)
+        return Generation(
+            texts=texts,
+            tokens=tokens,
+            nfe=rows.nfe,
+            leftover_masks=rows.leftover_masks,
+            commit_step=torch.stack(rows.commit_step),
+            trace=rows.trace,
+        )
 
     def infill(
         self,
         canvases: str | Sequence[Any],
-        decoder: str | DecoderOptions = "conv",
+        decoder: str | DecoderOptions | None = None,
         *,
         steps: int | None = None,
         seed: int = 0,
@@ -260,7 +285,7 @@ class DiffusionLM:
             canvases: texts with gaps written `[MASK]` (one token) or `[MASK:40]` (40 tokens), or token ids with the
                 tokenizer's mask id wherever a token is wanted.
             steps: denoising steps S; as many as the fullest canvas has masks unless given.
-            decoder, seed, batch_size, trace, watch, options: as in `generate`.
+            decoder, seed, batch_size, trace, watch, options: as in `generate`; None is without EOS-fill.
 
         Raises:
             UserError: as in `generate`; a canvas without a gap; EOS-fill, hard blocks or a sliding window, which go
@@ -275,11 +300,11 @@ class DiffusionLM:
         steps = max(canvas.count(mask_id) for canvas in ids) if steps is None else _whole("steps", steps, 1)
         batch_size = _whole("batch_size", batch_size, 1)
         _check_switches(trace, watch)
-        chosen, where = _checked(decoder, options)
+        chosen, where = _checked(decoder, options, infill=True)
         chosen.check_infilling(where)
         keys = row_keys(ids, _whole("seed", seed))
 
-        def run(batch: list[int]) -> Decoded:
+        def run(batch: list[int]) -> Decoded[Tensor]:
             return fill(
                 self.denoiser,
                 [ids[i] for i in batch],
@@ -293,20 +318,20 @@ class DiffusionLM:
                 watch=watch,
             )
 
-        parts = in_batches(ids, batch_size, run)
-        tokens = [row[: len(canvas)] for row, canvas in zip(parts.tokens, ids, strict=True)]
+        rows = in_batches(ids, batch_size, run)
+        tokens = [row[: len(canvas)] for row, canvas in zip(rows.tokens, ids, strict=True)]
         gaps = [
             [self._added(row.tolist(), start, end) for start, end in _runs(canvas, mask_id)]
             for row, canvas in zip(tokens, ids, strict=True)
         ]
         return Infilling(
-            [decode_text(self.tokenizer, row.tolist()) for row in tokens],
-            gaps,
-            tokens,
-            parts.nfe,
-            parts.leftover_masks,
-            [row[: len(canvas)] for row, canvas in zip(parts.commit_step, ids, strict=True)],
-            parts.trace,
+            texts=[decode_text(self.tokenizer, row.tolist()) for row in tokens],
+            gaps=gaps,
+            tokens=tokens,
+            nfe=rows.nfe,
+            leftover_masks=rows.leftover_masks,
+            commit_step=[row[: len(canvas)] for row, canvas in zip(rows.commit_step, ids, strict=True)],
+            trace=rows.trace,
         )
 
     def _added(self, ids: list[int], start: int, end: int) -> str:
@@ -422,9 +447,11 @@ def _shown(value: Any) -> str:
     return f"{type(value).__name__} {' '.join(repr(value).split())[:60]}"
 
 
-def _checked(decoder: Any, options: dict[str, Any]) -> tuple[DecoderOptions, str]:
+def _checked(decoder: Any, options: dict[str, Any], *, infill: bool = False) -> tuple[DecoderOptions, str]:
     """A decoder's checked options, and its name for error messages."""
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    if decoder is None:
+        return default_options(plain, infill=infill), "conv"
     if isinstance(decoder, str):
         return decoder_options(decoder, plain, decoder), decoder
     if not isinstance(decoder, DecoderOptions):
@@ -435,12 +462,12 @@ def _checked(decoder: Any, options: dict[str, Any]) -> tuple[DecoderOptions, str
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """EOS, and the other special tokens at which the checkpoint's generation stops (one id, or a list)."""
+    """EOS, the other special tokens at which the checkpoint's generation stops (one id, or a list), the end of turn."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
     given = named if isinstance(named, list) else [named]
     # A class's default id may be an ordinary word of this vocabulary, so only special tokens count.
-    others = special_tokens(tokenizer).keys() - {tokenizer.eos_token_id, tokenizer.mask_token_id}
-    return [tokenizer.eos_token_id, *sorted(others & set(given))]
+    others = (special_tokens(tokenizer).keys() & set(given)) | {end_of_turn(tokenizer)}
+    return [tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id, tokenizer.mask_token_id, None})]
 
 
 def _runs(ids: list[int], value: int) -> list[tuple[int, int]]:

@@ -5,7 +5,8 @@ a step is left out of it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -21,11 +22,12 @@ from dlm.decoding.propose import Source, greedy
 from dlm.decoding.schedules import Rates
 
 Watch = Callable[[int, Tensor], None]  # (step, tokens with the masks still there)
+Rows = TypeVar("Rows", Tensor, list[Tensor])  # [batch, length], or [length] each
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What the loop leaves.
+@dataclass(frozen=True, kw_only=True)
+class Decoded(Generic[Rows]):
+    """What decoding leaves of every row.
 
     Attributes:
         tokens: the responses (`decode`), or whole canvases, right-padded with EOS (`fill`); with EOS-fill everything
@@ -33,13 +35,13 @@ class Decoded:
         nfe: forward passes that each row took part in (S* in the paper); guidance takes two at a time.
         leftover_masks: positions still masked after the last step, filled greedily by one extra pass.
         commit_step: the step at which each position took its final token, -1 where EOS-fill or the context set it.
-        trace: every change, where asked for.
+        trace: every change, where asked for; offsets count from the response's or the canvas's first position.
     """
 
-    tokens: Int[Tensor, "batch length"]
+    tokens: Rows
     nfe: Int[Tensor, " batch"]
     leftover_masks: Int[Tensor, " batch"]
-    commit_step: Int[Tensor, "batch length"]
+    commit_step: Rows
     trace: Trace | None = None
 
 
@@ -55,7 +57,7 @@ def decode(
     ends: Sequence[int] = (),
     trace: bool = False,
     watch: Watch | None = None,
-) -> Decoded:
+) -> Decoded[Tensor]:
     """Fill `gen_length` masks after each prompt in `steps` steps.
 
     Row b's tokens depend on its prompt and its noise key (noise.row_keys) alone, not on its batch mates (float32).
@@ -82,8 +84,7 @@ def decode(
         trace=trace,
         watch=None if watch is None else watch_responses,
     )
-    tokens, commit_step = filled.tokens.gather(1, place), filled.commit_step.gather(1, place)
-    return Decoded(tokens, filled.nfe, filled.leftover_masks, commit_step, filled.trace)
+    return replace(filled, tokens=filled.tokens.gather(1, place), commit_step=filled.commit_step.gather(1, place))
 
 
 @torch.inference_mode()
@@ -100,7 +101,7 @@ def fill(
     starts: Sequence[int] | None = None,
     trace: bool = False,
     watch: Watch | None = None,
-) -> Decoded:
+) -> Decoded[Tensor]:
     """Fill the masks of each canvas, wherever they stand, in `steps` steps.
 
     Args:
@@ -126,7 +127,13 @@ def fill(
         _fill_greedily(canvas, clock, gen_length)
         if watch is not None:
             watch(clock, canvas.tokens.cpu().clone())
-    return Decoded(canvas.tokens.cpu(), canvas.nfe.cpu(), leftover.cpu(), canvas.steps.cpu(), canvas.trace())
+    return Decoded(
+        tokens=canvas.tokens.cpu(),
+        nfe=canvas.nfe.cpu(),
+        leftover_masks=leftover.cpu(),
+        commit_step=canvas.steps.cpu(),
+        trace=canvas.trace(),
+    )
 
 
 def _step(canvas: Canvas, decoder: Decoder, phase: Phase, step: int, clock: int) -> None:

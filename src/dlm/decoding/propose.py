@@ -101,11 +101,12 @@ def top_k(k: int) -> Propose:
     return propose
 
 
-def single(confidence: Confidence, temperature: float) -> Propose:
+def single(confidence: Confidence, temperature: float, tempered: bool = False) -> Propose:
     """One token a position: the best, or at a temperature T > 0 one drawn from p^(1/T) (LLaDA's Gumbel draw).
 
     What ranks (LLaDA; Dream), each as the log of a number in (0, 1]: `probability`, the token's own p; `margin`, the
     best p minus the second; `entropy`, exp(-H) of the position; `random` leaves the ranking to the commit rule.
+    With `tempered` (and a temperature) they are of p^(1/T) in place of p, as in Dream.
     """
 
     def propose(source: Source) -> Candidates:
@@ -114,7 +115,7 @@ def single(confidence: Confidence, temperature: float) -> Propose:
             tokens, log_p = ids[:, 0], best[:, 0]
             rank = log_p if confidence != "margin" else (best[:, 0].exp() - best[:, 1].exp()).log()
         else:
-            tokens, log_p, rank = _over_vocabulary(source, confidence, temperature)
+            tokens, log_p, rank = _over_vocabulary(source, confidence, temperature, tempered and temperature > 0)
         if confidence == "random":
             rank = torch.zeros_like(log_p)
         return Candidates(log_p, rank, lambda _: (tokens, log_p), tokens)
@@ -122,25 +123,32 @@ def single(confidence: Confidence, temperature: float) -> Propose:
     return propose
 
 
-def _over_vocabulary(source: Source, confidence: Confidence, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _over_vocabulary(
+    source: Source, confidence: Confidence, temperature: float, tempered: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, their log p and their rank scores, for rules that need the whole distribution."""
     tokens = torch.empty(source.count, dtype=torch.long, device=source.device)
     log_p = torch.empty(source.count, device=source.device)
     rank = torch.empty(source.count, device=source.device)
     for piece in source.chunks(bytes_each=24 if temperature else 8):
         logits = source.logits(piece).float()
+        ranking = logits / temperature if tempered else logits
         if confidence == "margin":
-            two = torch.softmax(logits, dim=-1).topk(2, dim=-1).values
+            two = torch.softmax(ranking, dim=-1).topk(2, dim=-1).values
             rank[piece] = (two[:, 0] - two[:, 1]).log()
         elif confidence == "entropy":
-            log_probs = torch.log_softmax(logits, dim=-1)
+            log_probs = torch.log_softmax(ranking, dim=-1)
             rank[piece] = (log_probs.exp() * log_probs).nan_to_num().sum(-1)
         if temperature:
             tokens[piece], log_p[piece] = _sampled(source, piece, temperature, logits)
         else:
             best, token = _best(logits, 1)
             tokens[piece], log_p[piece] = token[:, 0], best[:, 0]
-    return tokens, log_p, log_p if confidence == "probability" else rank
+        if confidence == "probability":
+            rank[piece] = log_p[piece]
+            if tempered:
+                rank[piece] = torch.log_softmax(ranking, dim=-1).gather(-1, tokens[piece][:, None])[:, 0]
+    return tokens, log_p, rank
 
 
 def _most_probable(source: Source, k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:

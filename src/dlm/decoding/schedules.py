@@ -1,7 +1,9 @@
 """How much is committed, and how much is masked again, at each step: rates of the reverse process."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -12,12 +14,14 @@ class Rates:
         move, stay: a mask becomes a token or stays, in this proportion (Eq. 4: t - s to s).
         revoke: probability that a committed token is masked again (ReMDM's σ_t).
         steps_left: this step included.
+        share: of a row's masks that a rule which ranks commits, rounded down; None for ceil(masks / steps left).
     """
 
     move: float
     stay: float
     steps_left: int
     revoke: float = 0.0
+    share: float | None = None
 
 
 Schedule = Callable[[int, int], Rates]
@@ -26,6 +30,13 @@ Schedule = Callable[[int, int], Rates]
 def log_linear(step: int, steps: int) -> Rates:
     """α_t = 1 - t (docs/method.md §1): move : stay = t - s : s, here in units of dt."""
     return Rates(1.0, float(steps - step - 1), steps - step)
+
+
+def dream(step: int, steps: int) -> Rates:
+    """Dream's share 1 - s/t, of times from 1 to 1e-3 (float32, as there); everything at the last step."""
+    plain = log_linear(step, steps)
+    t, s = torch.linspace(1, 1e-3, steps + 1)[step : step + 2]
+    return replace(plain, share=float(1 - s / t) if plain.stay else 1.0)
 
 
 def remdm_cap(eta: float) -> Schedule:

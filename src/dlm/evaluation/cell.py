@@ -98,7 +98,7 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, split: 
         inlier_bounds=metrics.inlier_bounds(known),
         log_inlier_bounds=metrics.log_inlier_bounds(known),
         eos_id=vocabulary["eos_id"],
-        judge=corpus_judge(data),
+        judge=corpus_judge(data, build / "data"),
         scorer=scorer,
         reference=reference,
         real=read_split(build / "data", "valid", ["prompt_ids", "answer_ids"]),

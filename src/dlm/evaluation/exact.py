@@ -1,10 +1,11 @@
 """The exact judge that the builtin corpus's task has."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dlm.builtin.grammar import load_grammar
 from dlm.config.data import DataParams
+from dlm.evaluation.builtin.grammar import GRAMMAR, load_grammar
 from dlm.evaluation.items import ListJudge
 from dlm.evaluation.slots import SlotJudge, SlotReport
 
@@ -18,8 +19,12 @@ class CorpusJudge(Protocol):
         ...
 
 
-def corpus_judge(data: DataParams) -> CorpusJudge | None:
-    """The judge of the data that params.yaml names; None where it is not the builtin corpus."""
+def corpus_judge(data: DataParams, prepared: Path) -> CorpusJudge | None:
+    """The judge of the data that params.yaml names; None where it is not the builtin corpus.
+
+    Args:
+        prepared: what the prepare stage left, the grammar among it.
+    """
     if data.source != "builtin":
         return None
-    return ListJudge() if data.builtin.task == "lists" else SlotJudge(load_grammar(data.builtin.grammar))
+    return SlotJudge(load_grammar(prepared / GRAMMAR)) if data.has_grammar else ListJudge()

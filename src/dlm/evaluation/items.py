@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlm.builtin.lists import COAST, LINKS
+from dlm.evaluation.builtin.lists import COAST, LINKS
 from dlm.evaluation.slots import SlotReport
 
 _TOWN = re.compile(rf"\b(?:{'|'.join(COAST)})\b")

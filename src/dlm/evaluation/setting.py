@@ -1,6 +1,6 @@
 """One decoder setting on some prompts: answers, their scores, the summary with its intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.cell import Corpus, score_answers, summarise
 from dlm.evaluation.judges.pairs import Judge
 from dlm.evaluation.preferences import Baseline, add_preferences
+from dlm.pipeline.progress import Advance
 
 
 def measure(
@@ -23,7 +24,7 @@ def measure(
     seeds: Sequence[int],
     steps: int,
     rival: tuple[Judge, Baseline] | None = None,
-    advance: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, Any]:
     """The options, `steps` and cell.summarise's figures. Several processes share the prompts; each gets the result.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlm.builtin.grammar import Attribute, Grammar
+from dlm.evaluation.builtin.grammar import Attribute, Grammar
 
 
 @dataclass(frozen=True)

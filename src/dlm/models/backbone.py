@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from dlm.config.training import LoraParams, ModelParams
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
-from dlm.files import check_checkpoint, is_gguf
+from dlm.files import check_checkpoint, check_hub, is_gguf
 from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
 from dlm.models.interface import know_tokens
 from dlm.models.layouts import LAYOUTS, Layout, check_rope, detect, load_gguf, load_layout, published_config
@@ -88,6 +88,7 @@ def load_checkpoint(
             not fit, or a model whose attention is causal where a denoiser is asked for (and the other way round).
     """
     check_checkpoint(path)
+    check_hub(path)
     folder = Path(path)
     if is_adapter(folder):
         model, its_tokenizer = load_checkpoint(

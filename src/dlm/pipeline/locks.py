@@ -1,5 +1,7 @@
 """What the lock files of DVC hold."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,3 +27,13 @@ def outputs() -> Iterator[Path]:
     for _, entry in locked_stages():
         for path in (Path(out["path"]) for out in entry.get("outs") or []):
             yield from (file for file in [path, *path.rglob("*")] if file.is_file())
+
+
+def md5(path: Path) -> str:
+    """The md5 as dvc.lock shows it, of a file or of a folder (its sorted relative names and their contents)."""
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        listing = json.dumps([{"md5": md5(path / name), "relpath": name} for name in names])
+        return hashlib.md5(listing.encode()).hexdigest() + ".dir"
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()

@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-SECONDS = 10.0  # MLflow's own interval: a stage that ends before has no sample
+SECONDS = 10.0  # MLflow's own interval
+BRIEF = 1.0  # a stage that ends before its first sample has one at its end, if it took so long
 PATIENCE = 20.0  # a server that does not answer holds a sample longer than MLflow's timeouts, but no stage for ever
 
 
@@ -29,9 +31,12 @@ def watch(log: Callable[[dict[str, float], int], None], tell: Callable[[Exceptio
             seconds = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or SECONDS)
             monitors, step = _monitors(), 0
             _sample(monitors)  # shares of a processor's time count from here
+            began = time.monotonic()
             while not ended.wait(seconds):
                 log(_sample(monitors), step)
                 step += 1
+            if step == 0 and time.monotonic() - began >= BRIEF:
+                log(_sample(monitors), step)
         except Exception as error:
             tell(error)
 

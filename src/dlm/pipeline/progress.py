@@ -4,17 +4,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dlm.pipeline import processes
 
 SECONDS = 30.0  # between two lines; what is over before says nothing
 
 
+@runtime_checkable
 class Advance(Protocol):
-    """So many more are done, and what else is worth saying."""
+    """So many more are done, and what else is worth saying; what an earlier run did is no part of the rate."""
 
-    def __call__(self, count: int, note: str = "") -> None: ...
+    def __call__(self, count: int, note: str = "", earlier: bool = False) -> None: ...
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def progress(title: str, total: int, unit: str, clock: Callable[[], float] = tim
         unit: what is counted, in the plural.
     """
     if not processes.is_main() or sys.stderr is None:
-        yield lambda count, note="": None
+        yield lambda count, note="", earlier=False: None
     elif sys.stderr.isatty():
         with _bar(title, total, unit) as advance:
             yield advance
@@ -58,19 +59,26 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
     )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task(title, total=total, note="")
-        yield lambda count, note="": bar.update(task, advance=count, note=note)
+
+        def advance(count: int, note: str = "", earlier: bool = False) -> None:
+            if earlier:
+                bar.reset(task, completed=int(bar.tasks[0].completed) + count)  # the rate begins here
+            else:
+                bar.update(task, advance=count, note=note)
+
+        yield advance
 
 
 def _lines(title: str, total: int, unit: str, clock: Callable[[], float]) -> Advance:
-    started = told = clock()
-    done = 0
+    started = last_line = clock()
+    done = resumed = 0
 
-    def advance(count: int, note: str = "") -> None:
-        nonlocal done, told
-        done, now = done + count, clock()
-        if now - told >= SECONDS:
-            told = now
-            rate = done / (now - started)
+    def advance(count: int, note: str = "", earlier: bool = False) -> None:
+        nonlocal done, resumed, last_line
+        done, resumed, now = done + count, resumed + count * earlier, clock()
+        if now - last_line >= SECONDS:
+            last_line = now
+            rate = (done - resumed) / (now - started)
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
             print(
                 f"{title}: {done} of {total} {unit}, {rate:.3g} a second{left}{note and f'; {note}'}",

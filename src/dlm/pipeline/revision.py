@@ -29,9 +29,9 @@ class Revision(NamedTuple):
 def revision(workspace: Path) -> Revision:
     """The commit of the workspace, which is one that has its dvc.yaml: not that of a repository around it."""
     sha = dirty = UNKNOWN
-    own = ["HEAD:./dvc.yaml"] if (workspace / "dvc.yaml").exists() else []
+    its_dvc_yaml = ["HEAD:./dvc.yaml"] if (workspace / "dvc.yaml").exists() else []
     try:
-        sha = _git(workspace, "rev-parse", "HEAD", *own).split()[0]
+        sha = _git(workspace, "rev-parse", "HEAD", *its_dvc_yaml).split()[0]
         # DVC rewrites dvc.lock while the pipeline runs: that alone is no other code.
         dirty = str(_git(workspace, "status", "--porcelain", "-uno", "--", ".", ":!dvc.lock") != "").lower()
     except FileNotFoundError:
@@ -45,8 +45,8 @@ def revision(workspace: Path) -> Revision:
 
 def _remedy(said: str) -> str:
     for sign, remedy in REMEDIES.items():
-        if found := re.search(sign, said):
-            return found.expand(remedy)
+        if match := re.search(sign, said):
+            return match.expand(remedy)
     return " ".join(said.split())
 
 

@@ -64,7 +64,7 @@ def run_script(main: Callable[[], None]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror or error}{where}: {KEPT}")
     except Exception as error:
-        told = next((line for sign, line in FOREIGN.items() if sign in str(error)), None)
-        if told is None:
+        message = next((line for sign, line in FOREIGN.items() if sign in str(error)), None)
+        if message is None:
             raise
-        fail(told)
+        fail(message)

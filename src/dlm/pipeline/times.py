@@ -49,20 +49,20 @@ def _tell(began: float, ended: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found: dict[str, list[dict[str, float]]] = {}
+    by_stage: dict[str, list[dict[str, float]]] = {}
     for path in sorted(TIMES.glob("*.json"), key=lambda path: path.stat().st_mtime):
         row = read_json(path)
         if row["began"] == began:
-            found.setdefault(path.stem.partition("@")[0], []).append(row)
+            by_stage.setdefault(path.stem.partition("@")[0], []).append(row)
         path.unlink()
     grid = Table("where the time went", box=None)
     for heading in ("runs", "seconds", "of which start-up"):
         grid.add_column(heading, justify="right")
-    for stage, rows in found.items():
+    for stage, rows in by_stage.items():
         grid.add_row(
             stage, str(len(rows)), *(f"{sum(row[name] for row in rows):.1f}" for name in ("seconds", "start_up"))
         )
-    everything, stages = ended - began, sum(row["seconds"] for rows in found.values() for row in rows)
+    everything, stages = ended - began, sum(row["seconds"] for rows in by_stage.values() for row in rows)
     grid.add_row("between the stages (DVC)", "", f"{everything - stages:.1f}")
     grid.add_row("all", "", f"{everything:.1f}")
     console = Console()

@@ -10,7 +10,8 @@ import sys
 from contextlib import suppress
 
 from dlm.pipeline.start import run_script
-from dlm.pipeline.tracking import artifacts_uri, tracking_uri
+from dlm.pipeline import view
+from dlm.pipeline.database import artifacts_uri, connected, tracking_uri
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # MLflow lets their pages in by itself
 EPILOG = """
@@ -27,30 +28,32 @@ def command(host: str, port: int) -> list[str]:
     called = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
     called += ["--backend-store-uri", tracking_uri(), "--default-artifact-root", artifacts_uri()]
     if host not in LOOPBACK:
-        own = names(host)
+        called_by = names(host)
         # Any port: a container's or a tunnel's is another one. MLflow's patterns read brackets their own way.
-        hosts = [f"{name}:{port if '[' in name else '*'}" for name in own]
+        hosts = [f"{name}:{port if '[' in name else '*'}" for name in called_by]
         if not os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS"):
-            called += ["--allowed-hosts", ",".join([*own, *hosts])]
+            called += ["--allowed-hosts", ",".join([*called_by, *hosts])]
         if not os.environ.get("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"):
-            called += ["--cors-allowed-origins", ",".join([f"http://{name}:{port}" for name in own])]
+            called += ["--cors-allowed-origins", ",".join([f"http://{name}:{port}" for name in called_by])]
     return called
 
 
 def names(host: str) -> list[str]:
     """How a browser may call the server: by `host`, or where that is all interfaces, by any name of this machine."""
-    found = ["localhost", "127.0.0.1", "[::1]"]
+    loopback = ["localhost", "127.0.0.1", "[::1]"]
     if host not in ("0.0.0.0", "::"):
-        return [_in_address(host), *found]
-    own = [socket.gethostname(), socket.getfqdn()]
+        return [_in_address(host), *loopback]
+    interfaces = [socket.gethostname(), socket.getfqdn()]
     with suppress(OSError):
-        own += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)]
+        interfaces += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)]
     with suppress(ImportError, OSError):
         import psutil
 
-        own += [each.address for group in psutil.net_if_addrs().values() for each in group if _is_ip(each.address)]
+        interfaces += [
+            each.address for group in psutil.net_if_addrs().values() for each in group if _is_ip(each.address)
+        ]
     # An address of one link alone (fe80::1%eth0) is none that browsers take.
-    return list(dict.fromkeys([_in_address(name) for name in own if "%" not in name] + found))
+    return list(dict.fromkeys([_in_address(name) for name in interfaces if "%" not in name] + loopback))
 
 
 def _is_ip(text: str) -> bool:
@@ -58,6 +61,19 @@ def _is_ip(text: str) -> bool:
         ipaddress.ip_address(text)
         return True
     return False
+
+
+def page() -> str:
+    """The part of the address behind the host: the cells of our experiment, or where there are none yet, its runs."""
+    # Without the last part MLflow shows its view for chat applications.
+    ending = "workflowType=machine_learning"
+    try:
+        with connected() as (client, experiment):
+            tags = client.get_experiment(experiment).tags
+    except Exception:  # the server will say why
+        return f"#/experiments?{ending}"
+    shown = f"{view.ADDRESS}&" if view.TAG in tags else ""
+    return f"#/experiments/{experiment}/runs?{shown}{ending}"
 
 
 def _in_address(host: str) -> str:
@@ -72,8 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     name = _in_address(arguments.host) if arguments.host not in ("0.0.0.0", "::") else names(arguments.host)[0]
-    # Without the last part MLflow shows its view for chat applications.
-    address = f"http://{name}:{arguments.port}/#/experiments?workflowType=machine_learning"
+    address = f"http://{name}:{arguments.port}/{page()}"
     print(f"MLflow: {address} (Ctrl-C stops it)", flush=True)
     if arguments.host not in LOOPBACK:
         print("There is no password: whoever reaches this address can read and change the runs.", flush=True)

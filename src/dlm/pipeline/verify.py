@@ -6,8 +6,7 @@ DVC takes a read-only file in its cache for what its name says: a spoilt one is 
 from pathlib import Path
 
 from dlm.errors import UserError
-from dlm.pipeline.locks import outputs
-from dlm.pipeline.tracking import md5
+from dlm.pipeline.locks import md5, outputs
 
 
 def verify() -> int:
@@ -26,7 +25,7 @@ def verify() -> int:
     store = _cache()
     objects = sorted(path for path in store.glob(f"??/{'?' * 30}*") if path.is_file())
     # A folder's object lists its files; the name says so, and the hash is that of the list.
-    spoilt = {path: found for path in objects if (found := md5(path)) != path.parent.name + path.stem}
+    spoilt = {path: digest for path in objects if (digest := md5(path)) != path.parent.name + path.stem}
     if not spoilt:
         return len(objects)
     contents = set(spoilt.values())

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from dlm.builtin import gazetteer as builtin
-from dlm.builtin import lists
-from dlm.builtin.grammar import load_grammar
 from dlm.config.data import BuiltinParams, DataParams, TokenizerParams
 from dlm.data.records import Record
 from dlm.data.splits import Example, most_frequent, write_examples
 from dlm.data.template import Template
 from dlm.data.tokenizer import encode, load_tokenizer, train_tokenizer
 from dlm.errors import UserError
+from dlm.evaluation.builtin import gazetteer as builtin
+from dlm.evaluation.builtin import lists
+from dlm.evaluation.builtin.grammar import load_grammar
 from dlm.files import write_json
 from dlm.sources.evaluation_sets import CHAIN_OF_THOUGHT, read_evaluation_set
 from dlm.sources.readers import load_hub, read_records

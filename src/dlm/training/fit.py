@@ -217,7 +217,7 @@ class TellProgress(TrainerCallback):
         self.losses: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.advance(state.global_step)
+        self.advance(state.global_step, earlier=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         self.losses |= {name: value for name, value in (logs or {}).items() if name in ("loss", "eval_loss")}

@@ -6,7 +6,7 @@ processes changes nothing but rounding.
 """
 
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class DiffusionTrainer(OursTrainer):
             pretraining); all rows of such a global batch to the same.
         anneal_steps: steps over which causal attention becomes full (`annealed`); held-out rows are always scored
             with full attention.
+        average: token: each counted token of a global batch weighs the same; example: each row does, whose own mean
+            over its counted tokens enters.
     """
 
     def __init__(
@@ -49,19 +51,20 @@ class DiffusionTrainer(OursTrainer):
         eos_id: int = -1,
         crop_share: float = 0.0,
         anneal_steps: int = 0,
+        average: Literal["token", "example"] = "token",
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
         self.mask_id, self.suffix_share, self.eos_id, self.crop_share = mask_id, suffix_share, eos_id, crop_share
-        self.anneal_steps = anneal_steps
+        self.anneal_steps, self.average = anneal_steps, average
 
     def cropped(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         length = crop_length(batches[0]["x0"].shape[1], self.crop_share, self.args.seed, self.state.global_step)
         return [{name: values[:, :length] for name, values in batch.items()} for batch in batches]
 
     def row_weights(self, inputs: dict[str, Any]) -> Tensor:
-        counts: Tensor = inputs["counts"]
-        return counts.sum(-1)
+        counted: Tensor = inputs["counts"].sum(-1)
+        return (counted > 0).float() if self.average == "example" else counted
 
     def row_values(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         x0, maskable, counts = inputs["x0"], inputs["maskable"], inputs["counts"]
@@ -84,7 +87,10 @@ class DiffusionTrainer(OursTrainer):
             draw = row_draws([step_seed(seed, "anneal", number)], length * length).view(length, length)
             attention = annealed(self.to_device(draw, x0.device), number / self.anneal_steps)
         log_probs = self.token_log_probs(model(xt, scored, attention), x0[scored][:, None], self.mask_id)
-        return {"loss": nelbo(over_canvas(-log_probs[:, 0], scored) * counts, t)}
+        loss = nelbo(over_canvas(-log_probs[:, 0], scored) * counts, t)
+        if self.average == "example":
+            loss = loss / counts.sum(-1).clamp(min=1)  # a row that counts nothing (a crop in its prompt) has loss 0
+        return {"loss": loss}
 
 
 class R2ftTrainer(OursTrainer):

@@ -1,18 +1,18 @@
 """The judges that params.yaml asks for."""
 
-from dlm.config.data import DataParams
 from dlm.config.evaluation import JudgeParams
-from dlm.evaluation.exact import corpus_judge
+from dlm.evaluation.exact import CorpusJudge
 from dlm.evaluation.judges.exact import ExactJudge
 from dlm.evaluation.judges.grades import Grader
 from dlm.evaluation.judges.pairs import Judge
 from dlm.pipeline import processes
 
 
-def make_judges(judge: JudgeParams, data: DataParams, seed: int) -> tuple[Judge | None, Grader | None]:
+def make_judges(judge: JudgeParams, exact: CorpusJudge | None, seed: int) -> tuple[Judge | None, Grader | None]:
     """The judge of pairs and the grader, on one model; None for one that is not asked for.
 
     Args:
+        exact: that of the corpus, for kind auto; None where it has none.
         seed: of the order in which an endpoint is shown two answers.
 
     Raises:
@@ -32,5 +32,4 @@ def make_judges(judge: JudgeParams, data: DataParams, seed: int) -> tuple[Judge 
 
         model = load_local_model(judge.model, device=processes.device())
         return LocalJudge(model), LocalGrader(model) if judge.grades else None
-    exact = corpus_judge(data) if judge.kind == "auto" else None
-    return None if exact is None else ExactJudge(exact), None
+    return ExactJudge(exact) if judge.kind == "auto" and exact is not None else None, None

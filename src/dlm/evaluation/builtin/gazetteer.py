@@ -8,9 +8,9 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from dlm.builtin.grammar import Grammar
 from dlm.data.records import Record
 from dlm.errors import UserError
+from dlm.evaluation.builtin.grammar import Grammar
 
 OPENER_SHARE = 0.25
 TAIL_SHARE = 0.4

