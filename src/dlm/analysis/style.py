@@ -152,4 +152,5 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         FigureCanvasAgg(figure)
         yield figure
         for ending, metadata in METADATA.items():
-            figure.savefig(path.with_suffix(f".{ending}"), format=ending, dpi=DPI, metadata=metadata)
+            target = path if ending == "png" else path.with_suffix(f".{ending}")
+            figure.savefig(target, format=ending, dpi=DPI, metadata=metadata)
