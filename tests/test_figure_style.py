@@ -122,7 +122,7 @@ def test_checkpoints_are_told_by_line_and_filling(both: list[ReportFigure], kept
     assert (entries["r2ft"].get_linestyle(), entries["r2ft"].get_fillstyle()) == ("-", "full")
     upper, lower = kept[0].axes
     for axis, line, fill in ((upper, "--", "none"), (lower, "-", "full")):
-        drawn = [found for found in axis.get_lines() if found.get_marker() in "os^v"]
+        drawn = [found for found in axis.get_lines() if str(found.get_marker()) in "os^v"]
         assert len(drawn) == 4 and {(found.get_linestyle(), found.get_fillstyle()) for found in drawn} == {(line, fill)}
 
 
@@ -145,7 +145,7 @@ def test_figure_5_shows_gains_where_half_is_open(kept: list[Figure], tmp_path: P
     assert data["step"] == 4
     draw_weights(data, tmp_path / "a.png")
     lower = kept[0].axes[1]
-    lines = [line for line in lower.get_lines() if len(line.get_xdata()) == 16]
+    lines = [line for line in lower.get_lines() if np.size(line.get_xdata()) == 16]
     assert len(lines) == len(data["gains"]) == 4
     assert all(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).all() for line in lines)
     assert len({line.get_linewidth() for line in lines}) == len({line.get_color() for line in lines}) == 4

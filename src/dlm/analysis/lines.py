@@ -14,6 +14,7 @@ from dlm.analysis.style import (
     COLUMN,
     INK,
     TEXT,
+    LineStyle,
     Mark,
     canvas,
     checkpoint_handle,
@@ -136,8 +137,8 @@ def _handles(panels: Sequence[dict[str, Any]]) -> list[Line2D]:
     return [*labels.values(), *map(checkpoint_handle, checkpoints), *level_handles]
 
 
-def _level_line(place: int) -> str:
-    return (":", "-.")[place % 2]
+def _level_line(place: int) -> LineStyle:
+    return "-." if place % 2 else ":"
 
 
 def _panel(axis: Axes, data: dict[str, Any]) -> None:

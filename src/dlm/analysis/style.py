@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from matplotlib import style
 from matplotlib.artist import Artist
@@ -62,13 +63,16 @@ METADATA: dict[str, dict[str, None]] = {
 }
 
 
+LineStyle = Literal["-", "--", "-.", ":"]
+
+
 @dataclass(frozen=True)
 class Mark:
     """How one thing looks wherever it is drawn; `line` is the checkpoint's where there is one."""
 
     colour: str
     marker: str
-    line: str = "-"
+    line: LineStyle = "-"
 
 
 # Okabe and Ito's palette, which colour-blind readers tell apart.
@@ -98,7 +102,7 @@ KINDS = {
 # From few to many.
 ORDERED = (Mark("#B3A2D6", "<"), Mark("#7B5CC0", "p"), Mark("#4B1D91", ">"), Mark("#1F0540", "*"))
 REAL = Mark(INK, ".", ":")
-CHECKPOINT_LINES = {"sft": "--", "r2ft": "-"}
+CHECKPOINT_LINES: dict[str, LineStyle] = {"sft": "--", "r2ft": "-"}
 HOLLOW = "sft"
 
 
@@ -124,7 +128,8 @@ def handle(label: str, mark: Mark, checkpoint: str | None = None) -> Line2D:
     )
 
 
-def fill(checkpoint: str | None) -> str:
+def fill(checkpoint: str | None) -> Literal["none", "full"]:
+    """Whether its markers are hollow."""
     return "none" if checkpoint == HOLLOW else "full"
 
 
