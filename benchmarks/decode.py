@@ -13,7 +13,7 @@ Decoders are names of dlm.config.decoders, with options after a colon: conv conv
 A GPU's memory is its allocator's peak above the weights; a CPU's is measured in a child process for each setting
 (see benchmarks/memory.py; good to a few MiB), in the plain decoder's case with two steps, all of which need the same.
 
-Writes OUT.json (all runs), OUT.md (the table), OUT.png and OUT.svg, and prints the table.
+Writes OUT.json (all runs), OUT.md (the table), OUT.png, OUT.svg and OUT.pdf, and prints the table.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from typing import Any
 from common import grid, numbers, with_ending
 
 from dlm.pipeline.start import run_script
-from dlm.analysis.style import INK, PALETTE, canvas
+from dlm.analysis.style import INK, SERIES, TEXT, canvas
 from dlm.files import atomic_path, read_json, write_text
 
 Row = dict[str, Any]
@@ -85,26 +85,28 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """Bars with their ranges: a step over the bare forward pass, and the speed-up over each plain implementation."""
     shown = [row for row in rows if not row["implementation"].startswith("forward")]
     fast = [row for row in shown if row["implementation"] == "dlm" and row["speedup"]]
-    with canvas(path, 10, 1.4 + 0.3 * len(shown)) as figure:
-        left, right = figure.subplots(1, 2)
-        colours = [PALETTE[0] if row["implementation"] == "dlm" else PALETTE[1] for row in shown]
-        _bars(left, list(map(_label, shown)), [row["step_over_forward"] for row in shown], colours)
-        left.set_title("Step over forward pass (floor: 1)")
-        left.set_xlabel("times a forward pass of the same batch")
-        names = list(dict.fromkeys(name for row in fast for name in row["speedup"]))
-        bars = [(row, name) for row in fast for name in names]
+    names = list(dict.fromkeys(name for row in fast for name in row["speedup"]))
+    bars = [(row, name) for row in fast for name in names]
+    heights = [max(len(shown), 1), max(len(bars), 1)]
+    with canvas(path, TEXT, 1.4 + 0.2 * sum(heights)) as figure:
+        upper, lower = figure.subplots(2, 1, height_ratios=heights)
+        colours = [SERIES[row["implementation"] != "dlm"].colour for row in shown]
+        _bars(upper, list(map(_label, shown)), [row["step_over_forward"] for row in shown], colours)
+        upper.set_title("Step over forward pass (floor: 1)")
+        upper.set_xlabel("times a forward pass of the same batch")
         labels = [_label(row, name if len(names) > 1 else "") for row, name in bars]
-        tints = [PALETTE[2 + names.index(name)] for _, name in bars]
-        _bars(right, labels, [row["speedup"][name] for row, name in bars], tints)
-        right.set_title("Speed-up over plain")
-        right.set_xlabel("times as many sequences a second")
+        tints = [SERIES[2 + names.index(name)].colour for _, name in bars]
+        _bars(lower, labels, [row["speedup"][name] for row, name in bars], tints)
+        lower.set_title("Speed-up over plain")
+        lower.set_xlabel("times as many sequences a second")
 
 
 def write_figure(out: Path, rows: Sequence[Row]) -> None:
-    """OUT.png and OUT.svg."""
+    """OUT.png, OUT.svg and OUT.pdf."""
     with atomic_path(with_ending(out, "png")) as temporary:
         draw(rows, temporary)
-        temporary.with_suffix(".svg").replace(with_ending(out, "svg"))
+        for ending in ("svg", "pdf"):
+            temporary.with_suffix(f".{ending}").replace(with_ending(out, ending))
 
 
 def _label(row: Row, against: str = "") -> str:

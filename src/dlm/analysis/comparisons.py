@@ -96,8 +96,9 @@ def speed(row: Row, axes: Axes) -> str:
 def in_brief(settings: dict[str, Row], axes: Axes) -> str:
     """'well-formed: a 0.75 [0.71, 0.79], b 0.99 [0.97, 1.00]' of two settings by name: on both axes where these
     disagree, else on the first that separates them, else on the first."""
-    apart = [axis for axis in axes if separated(*settings.values(), axis)] or [axes[0]]
-    shown = apart if relation(*settings.values(), axes) == "conflict" else apart[:1]
+    one, other = settings.values()
+    apart = [axis for axis in axes if separated(one, other, axis)] or [axes[0]]
+    shown = apart if relation(one, other, axes) == "conflict" else apart[:1]
     return "; ".join(
         f"{axis.heading}: " + ", ".join(f"{name} {_value(row, axis)}" for name, row in settings.items())
         for axis in shown

@@ -14,13 +14,13 @@ from dlm.analysis.style import (
     COLUMN,
     INK,
     TEXT,
+    LineStyle,
     Mark,
     canvas,
     checkpoint_handle,
     fill,
     handle,
     legend,
-    legend_columns,
 )
 from dlm.analysis.table import Column, Row
 
@@ -114,9 +114,8 @@ def draw_lines(data: dict[str, Any], path: Path) -> None:
     """`data`: {"columns": panels side by side, "panels": of `panel`}. One legend for all panels; a single column shares
     its axes."""
     panels, columns = data["panels"], data["columns"]
-    rows, width, handles = -(-len(panels) // columns), COLUMN if columns == 1 else TEXT, _handles(panels)
-    entries = -(-len(handles) // legend_columns(width, handles))
-    with canvas(path, width, 0.1 + 0.17 * entries + 1.65 * rows) as figure:
+    rows = -(-len(panels) // columns)
+    with canvas(path, COLUMN if columns == 1 else TEXT, 0.1 + 1.65 * rows) as figure:
         stacked = columns == 1
         axes = figure.subplots(rows, columns, squeeze=False, sharex=stacked, sharey=stacked).ravel()
         for axis, panel_data in zip(axes, panels, strict=False):
@@ -125,7 +124,7 @@ def draw_lines(data: dict[str, Any], path: Path) -> None:
                 axis.label_outer()
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        legend(figure, handles)
+        legend(figure, _handles(panels))
 
 
 def _handles(panels: Sequence[dict[str, Any]]) -> list[Line2D]:
@@ -138,8 +137,8 @@ def _handles(panels: Sequence[dict[str, Any]]) -> list[Line2D]:
     return [*labels.values(), *map(checkpoint_handle, checkpoints), *level_handles]
 
 
-def _level_line(place: int) -> str:
-    return (":", "-.")[place % 2]
+def _level_line(place: int) -> LineStyle:
+    return "-." if place % 2 else ":"
 
 
 def _panel(axis: Axes, data: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def draw_decoders(data: dict[str, Any], path: Path) -> None:
     checkpoints = list(dict.fromkeys(c for panel in panels for c in panel["series"]))
     decoders = list(dict.fromkeys(d for panel in panels for points in panel["series"].values() for d in points))
     marks = decoder_marks(decoders)
-    with canvas(path, TEXT, 0.8 + 0.3 * len(decoders)) as figure:
+    with canvas(path, TEXT, 0.6 + 0.3 * len(decoders)) as figure:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
             _reference_line(axis, panel["reference"])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from matplotlib import style
 from matplotlib.artist import Artist
@@ -62,13 +63,16 @@ METADATA: dict[str, dict[str, None]] = {
 }
 
 
+LineStyle = Literal["-", "--", "-.", ":"]
+
+
 @dataclass(frozen=True)
 class Mark:
     """How one thing looks wherever it is drawn; `line` is the checkpoint's where there is one."""
 
     colour: str
     marker: str
-    line: str = "-"
+    line: LineStyle = "-"
 
 
 # Okabe and Ito's palette, which colour-blind readers tell apart.
@@ -98,7 +102,7 @@ KINDS = {
 # From few to many.
 ORDERED = (Mark("#B3A2D6", "<"), Mark("#7B5CC0", "p"), Mark("#4B1D91", ">"), Mark("#1F0540", "*"))
 REAL = Mark(INK, ".", ":")
-CHECKPOINT_LINES = {"sft": "--", "r2ft": "-"}
+CHECKPOINT_LINES: dict[str, LineStyle] = {"sft": "--", "r2ft": "-"}
 HOLLOW = "sft"
 
 
@@ -124,7 +128,8 @@ def handle(label: str, mark: Mark, checkpoint: str | None = None) -> Line2D:
     )
 
 
-def fill(checkpoint: str | None) -> str:
+def fill(checkpoint: str | None) -> Literal["none", "full"]:
+    """Whether its markers are hollow."""
     return "none" if checkpoint == HOLLOW else "full"
 
 
@@ -134,15 +139,11 @@ def checkpoint_handle(checkpoint: str) -> Line2D:
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend above all panels."""
-    columns = legend_columns(figure.get_figwidth(), handles)
-    figure.legend(handles=list(handles), loc="outside upper left", ncols=columns)
-
-
-def legend_columns(width: float, handles: Sequence[Artist]) -> int:
-    """How many entries stand side by side in so many inches."""
+    """One legend above all panels; the figure grows by its lines, so that panels keep their height."""
     longest = max((len(str(entry.get_label())) for entry in handles), default=0)
-    return max(min(len(handles), int(width / (0.42 + 0.067 * longest))), 1)
+    columns = max(min(len(handles), int(figure.get_figwidth() / (0.42 + 0.067 * longest))), 1)
+    figure.legend(handles=list(handles), loc="outside upper left", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(handles) // columns))
 
 
 @contextmanager
@@ -156,4 +157,5 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         FigureCanvasAgg(figure)
         yield figure
         for ending, metadata in METADATA.items():
-            figure.savefig(path.with_suffix(f".{ending}"), format=ending, dpi=DPI, metadata=metadata)
+            target = path if ending == "png" else path.with_suffix(f".{ending}")
+            figure.savefig(target, format=ending, dpi=DPI, metadata=metadata)

@@ -68,7 +68,7 @@ def sweep_figures(
             "Semi-AR over block length (the paper's Fig. 4)",
             "Look for the fall from right to left, and whether more steps (darker colours) undo it: short blocks with"
             " few steps each have their time cut into coarse intervals.",
-            over_size(settings, "blocks", "block, tokens (log scale)", sized),
+            over_size(settings, "blocks", "block, tokens (log)", sized),
             draw_lines,
         ),
         ReportFigure(
@@ -83,7 +83,7 @@ def sweep_figures(
             "fig-08-kernels",
             "Conv over kernel size (the paper's Fig. 8)",
             "Look for lines flatter than those over block length: a soft window has no time of its own to coarsen.",
-            over_size(settings, "kernels", "kernel, tokens (log scale)", sized),
+            over_size(settings, "kernels", "kernel, tokens (log)", sized),
             draw_lines,
         ),
         *_win_rates(settings, baseline),
@@ -202,8 +202,8 @@ def _win_rates(rows: Sequence[Row], baseline: str) -> list[ReportFigure]:
     if all(row["win_rate"] is None for row in rows):
         return []
     column = COLUMNS["win_rate"]
-    blocks = over_size(rows, "blocks", "semi-AR's block length, tokens (log scale)", [column])["panels"]
-    kernels = over_size(rows, "kernels", "Conv's kernel size, tokens (log scale)", [column])["panels"]
+    blocks = over_size(rows, "blocks", "semi-AR's block, tokens (log scale)", [column])["panels"]
+    kernels = over_size(rows, "kernels", "Conv's kernel, tokens (log scale)", [column])["panels"]
     for win_rate_panel in (*blocks, *kernels):
         win_rate_panel["title"] = f"win rate against {baseline}"
         win_rate_panel["marks"] = {"as good as it": 50.0}

@@ -44,7 +44,7 @@ def draw_unmasking(data: dict[str, Any], path: Path) -> None:
     decoders = data["decoders"]
     strips = np.array([entry["example"] for entry in decoders.values()])
     marks = decoder_marks(list(decoders))
-    with canvas(path, TEXT, 2.4 + 0.22 * len(decoders)) as figure:
+    with canvas(path, TEXT, 2.1 + 0.22 * len(decoders)) as figure:
         lines, image = figure.subplots(2, 1, sharex=True, height_ratios=[3, 0.5 + 0.36 * len(decoders)])
         for index, (name, entry) in enumerate(decoders.items()):
             means = [np.nan if value is None else value for value in entry["mean_step"]]

@@ -52,7 +52,7 @@ def draw_weights(data: dict[str, Any], path: Path) -> None:
     committed = np.asarray(data["committed"], dtype=bool)
     weights = np.ma.masked_array(np.asarray(data["weights"]), committed)
     marks = dict(zip(data["gains"], SERIES, strict=False))
-    with canvas(path, TEXT, 4) as figure:
+    with canvas(path, TEXT, 3.8) as figure:
         image, lines = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
         colours = matplotlib.colormaps["viridis"].with_extremes(bad=FILLED)
         mesh = image.imshow(weights, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=1)

@@ -27,7 +27,7 @@ def draw_zone(data: dict[str, Any], path: Path) -> None:
     kinds = np.asarray(data["example"]["kinds"]).T
     shares = [data["candidates"][kind] for kind in NAMES]
     colours = [KINDS[kind].colour for kind in NAMES]
-    with canvas(path, TEXT, 3.2) as figure:
+    with canvas(path, TEXT, 2.9) as figure:
         one, every = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])
         one.imshow(
             kinds, aspect="auto", origin="lower", interpolation="nearest", cmap=ListedColormap(colours), vmin=0, vmax=3
