@@ -145,6 +145,24 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, after: bool 
     return rows
 
 
+def encode_answers(tokenizer: PreTrainedTokenizerFast, prompts: list[str], answers: list[str]) -> list[list[int]]:
+    """Token ids of each answer as it is read behind its prompt: no space comes between that neither of them has.
+
+    Where the prompt ends in white space that the tokenizer drops, the answer begins a word.
+
+    Raises:
+        UserError: as `encode`.
+    """
+    tails = [prompt[len(prompt.rstrip()) :] for prompt in prompts]
+    bare, *tailed = _ids(tokenizer, ["a", *("a" + tail for tail in dict.fromkeys(tails))])
+    dropped = {tail for tail, ids in zip(dict.fromkeys(tails), tailed, strict=True) if tail and ids == bare}
+    rows = encode(tokenizer, answers, after=True)
+    first = [n for n, tail in enumerate(tails) if tail in dropped]
+    for n, ids in zip(first, encode(tokenizer, [answers[n] for n in first]), strict=True):
+        rows[n] = ids
+    return rows
+
+
 def broken(text: str, special: Iterable[str]) -> str:
     """A text with a BREAK in each special token that it spells, for `encode_broken`."""
     spelt = [token for token in special if token in text]

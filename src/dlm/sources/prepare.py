@@ -15,7 +15,7 @@ from dlm.config.data import BuiltinParams, DataParams, TokenizerParams
 from dlm.data.records import Record
 from dlm.data.splits import Example, most_frequent, write_examples
 from dlm.data.template import Template
-from dlm.data.tokenizer import encode, load_tokenizer, train_tokenizer
+from dlm.data.tokenizer import encode_answers, load_tokenizer, train_tokenizer
 from dlm.errors import UserError
 from dlm.files import write_json
 from dlm.sources.evaluation_sets import CHAIN_OF_THOUGHT, read_evaluation_set
@@ -210,9 +210,10 @@ def tokenise(
     kept, dropped = list[Example](), dict.fromkeys(TOO_LONG, 0)
     for start in range(0, len(records), ENCODE_AT_ONCE):
         some = records[start : start + ENCODE_AT_ONCE]
+        prompts = [template.render(record) for record in some]
         prompt_ids = template.encode(tokenizer, some)
-        answer_ids = encode(tokenizer, [record.output for record in some])
-        for record, p_ids, a_ids in zip(some, prompt_ids, answer_ids, strict=True):
+        answer_ids = encode_answers(tokenizer, prompts, [record.output for record in some])
+        for record, prompt, p_ids, a_ids in zip(some, prompts, prompt_ids, answer_ids, strict=True):
             if len(kept) == enough:
                 return kept, dropped
             if len(p_ids) > data.max_prompt_length:
@@ -220,7 +221,7 @@ def tokenise(
             elif needs_answer and len(a_ids) >= data.window:
                 dropped["answer_too_long"] += 1
             else:
-                kept.append(Example(record, template.render(record), p_ids, a_ids))
+                kept.append(Example(record, prompt, p_ids, a_ids))
     return kept, dropped
 
 
