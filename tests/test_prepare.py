@@ -457,6 +457,14 @@ def test_no_space_is_invented_before_an_answer(name: str) -> None:
         assert tokenizer.decode(kept[0].answer_ids).lstrip() == "salt boats leave"
 
 
+def test_a_template_that_spells_the_mask() -> None:
+    """Its special tokens are meant as such: every prompt would have a mask in it."""
+    template = Template("{instruction}\n", f"{{instruction}} {MASK} {{input}}\n")
+    records = {name: [record("ab")] for name in SPLITS}
+    with pytest.raises(UserError, match=r"template.prompt_with_input must be without the mask token, got"):
+        fit_splits(records, template, BYTES, DATA)
+
+
 def test_nothing_that_fits_is_an_error() -> None:
     data = replace(DATA, max_prompt_length=8, max_dropped=1.0)
     with pytest.raises(

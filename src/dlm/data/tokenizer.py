@@ -47,7 +47,8 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
         mask_token: an entry of the tokenizer to become the mask, where it has none.
 
     Raises:
-        UserError: nothing there, not a tokenizer, one without an end-of-text token or that entry, or with another mask.
+        UserError: nothing there, not a tokenizer, one without an end-of-text token or that entry, with another mask, or
+            with one that a text may hold.
     """
     model = {} if is_gguf(path) else _config_beside(path)
     bare_gpt2 = (Path(path) / "merges.txt").is_file() and not (Path(path) / "tokenizer_config.json").is_file()
@@ -74,11 +75,6 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
                 "is no entry of it" if tokenizer.mask_token is None else f"differs from its own, {tokenizer.mask_token}"
             )
             raise UserError(f"{path}: the mask token {mask_token!r} {problem}; name another, or none")
-        mask_entry = tokenizer.convert_tokens_to_ids(mask_token)
-        if mask_entry in encode(tokenizer, [tokenizer.decode([mask_entry])])[0]:
-            raise UserError(
-                f"{path}: the mask token {mask_token!r} is a piece of ordinary texts; name another, or none"
-            )
         tokenizer.add_special_tokens({"mask_token": mask_token})
     if tokenizer.mask_token_id is None:
         known = None if mask_id is None else tokenizer.convert_ids_to_tokens(mask_id)
@@ -87,7 +83,19 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
         raise UserError(
             f"{path}: the tokenizer's mask is {tokenizer.mask_token_id}, the model's {mask_id}; give the model's own"
         )
+    if tokenizer.mask_token_id == tokenizer.eos_token_id or _is_held_by_texts(tokenizer, tokenizer.mask_token_id):
+        what = "the end-of-text" if tokenizer.mask_token_id == tokenizer.eos_token_id else "a piece of ordinary texts"
+        remedy = "name another, or none" if mask_token is not None else "give the tokenizer one that no text holds"
+        raise UserError(f"{path}: the mask token {tokenizer.mask_token!r} is {what}; {remedy}")
     return _finish(tokenizer)
+
+
+def _is_held_by_texts(tokenizer: PreTrainedTokenizerFast, token: int) -> bool:
+    """Whether reading a text may give a token, the unknown one included."""
+    try:
+        return any(token in ids for ids in encode(tokenizer, [str(tokenizer.decode([token])), ANCHOR]))
+    except UserError:  # special though it is, its text cannot be read otherwise
+        return True
 
 
 def _config_beside(path: Path | str) -> dict[str, Any]:

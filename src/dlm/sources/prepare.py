@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dlm.builtin import gazetteer as builtin
 from dlm.builtin import lists
 from dlm.builtin.grammar import load_grammar
 from dlm.config.data import BuiltinParams, DataParams, TokenizerParams
+from dlm.config.schema import require
 from dlm.data.records import Record
 from dlm.data.splits import Example, most_frequent, write_examples
 from dlm.data.template import Template
@@ -137,8 +139,10 @@ def fit_splits(
         The splits, and by split and cause how many were dropped on the way to these sizes.
 
     Raises:
-        UserError: more is dropped than data.max_dropped allows, or a split is empty.
+        UserError: more is dropped than data.max_dropped allows, a split is empty, or the template spells the mask.
     """
+    for name, text in asdict(template).items():
+        require(tokenizer.mask_token not in text, f"params.yaml: template.{name}", "without the mask token", text)
     held = {"valid": data.valid_size, "eval": data.eval_size}
     enough = None if data.max_records is None else data.max_records + sum(held.values())
     splits, dropped = {}, {}
