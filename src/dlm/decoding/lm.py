@@ -385,8 +385,9 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[in
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
     given = named if isinstance(named, list) else [named]
     # A class's default id may be an ordinary word of this vocabulary, so only special tokens count.
-    others = (special_tokens(tokenizer).keys() & set(given)) | {end_of_turn(tokenizer)}
-    return [tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id, tokenizer.mask_token_id, None})]
+    others, turn = special_tokens(tokenizer).keys() & set(given), end_of_turn(tokenizer)
+    others |= set() if turn is None else {turn}
+    return [tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id, tokenizer.mask_token_id})]
 
 
 def _runs(ids: list[int], value: int) -> list[tuple[int, int]]:
