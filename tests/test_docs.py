@@ -28,12 +28,12 @@ from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from scripts import stage
 from workspaces import TINY, Workspace
 
-from dlm.builtin.grammar import load_grammar
 from dlm.cli import request
 from dlm.cli.main import main, parsers
 from dlm.config.params import load_params, parse_params
 from dlm.data.template import TEMPLATES
 from dlm.errors import UserError
+from dlm.evaluation.builtin.grammar import load_grammar
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import check_checkpoint, is_gguf
 from dlm.pipeline.profiles import merge, render
