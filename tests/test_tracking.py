@@ -379,7 +379,7 @@ def test_a_record_that_cannot_be_made_costs_one_line(
 ) -> None:
     with stage_run("evaluate", "sft-conv") as run:
         if spoil == "results":
-            log_scores(run, Path("build"), [])
+            log_scores(run, Path("build"), [], [16])
         else:
             log_samples(run, [{"id": 1, "answer": "a"}], {}, "sft", "conv")
     errors = capfd.readouterr().err
@@ -608,7 +608,7 @@ def test_backfill_says_that_a_server_is_down(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_backfill_by_hand(client: MlflowClient) -> None:
     """A stage that tracks a block and a key of it; an output that was pulled and one that was not."""
-    params = {"seed": 1, "sft": {"training": {"steps": 3}}, "sft.training.steps": 3}
+    params = {"seed": 1, "sft": {"training": {"steps": 3}}, "sft.training.steps": 3, "decode.steps": [16, 64]}
     outs = [{"path": "build/evaluation/a.json", "md5": "0a"}, {"path": "build/models/sft", "md5": "0b.dir"}]
     lock = {"stages": {"evaluate_reference": {"cmd": "a", "params": {"params.yaml": params}, "outs": outs}}}
     Path("dvc.lock").write_text(json.dumps(lock))
@@ -621,8 +621,16 @@ def test_backfill_by_hand(client: MlflowClient) -> None:
     assert backfill() == ["reference-nucleus"]
     assert backfill() == []
     (run,) = found(client, "attributes.run_name = 'reference-nucleus'")
-    assert run.data.metrics == {"nfe": 15.5, "quality": 0.5}
-    told = {"checkpoint": "reference", "decoder": "nucleus", "gen_length": "128", "n": "4", "prompts": "2"}
+    both = {f"{name}_S{steps}": value for name, value in (("nfe", 15.5), ("quality", 0.5)) for steps in (16, 64)}
+    assert run.data.metrics == {"nfe": 15.5, "quality": 0.5, **both}
+    told = {
+        "decode.steps": "[16, 64]",
+        "checkpoint": "reference",
+        "decoder": "nucleus",
+        "gen_length": "128",
+        "n": "4",
+        "prompts": "2",
+    }
     assert run.data.params == {"seed": "1", "sft.training.steps": "3", **told}
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("md5.")}
     assert tags == {"md5.build/evaluation/a.json": "0a", "md5.build/models/sft": "0b.dir"}

@@ -102,19 +102,20 @@ def log_checkpoint(run: Run, folder: Path, curve: Sequence[Row]) -> None:
 
 
 @guarded
-def log_scores(run: Run, build: Path, results: Sequence[Row]) -> None:
-    """A cell's scores: each over the steps, and the headline under a name for each number of steps."""
+def log_scores(run: Run, build: Path, results: Sequence[Row], budgets: Sequence[int]) -> None:
+    """A cell's scores: each over the steps, and the headline under a name for each number of steps (`budgets` for the
+    reference, which has none)."""
     first = results[0]
-    checkpoint, decoder = first["checkpoint"], first["decoder"]
-    run.decodes(build / "models" / checkpoint)
+    run.decodes(build / "models" / first["checkpoint"])
     run.curve([{**scores(row), "step": row["steps"] or 0} for row in results])
-    headline = {f"{name}{_at(row)}": row[name] for row in results for name in ("quality", "nfe")} | {
-        "area": first["area"]
+    at = [(row, steps) for row in results for steps in (budgets if row["steps"] is None else [row["steps"]])]
+    headline = {f"{name}_S{steps}": row[name] for row, steps in at for name in ("quality", "nfe")}
+    rounded = {  # as in DVC's metrics
+        name: round(value, 4) for name, value in {**headline, "area": first["area"]}.items() if value is not None
     }
-    rounded = {name: round(value, 4) for name, value in headline.items() if value is not None}  # as in DVC's metrics
     prompts = build / EVAL
     digest = md5(prompts) if prompts.is_file() else ""
-    run.model_metrics(rounded, f"prompts, by {decoder}", digest)
+    run.model_metrics(rounded, f"prompts, by {first['decoder']}", digest)
     run.params({name: first[name] for name in ("gen_length", "n", "prompts")})
 
 
@@ -122,10 +123,6 @@ def scores(row: Row) -> dict[str, Any]:
     """What was measured, each with an interval beside it, but for the area, which is no one budget's."""
     measured = {name: row[name] for name in row if f"{name}_ci" in row and name != "area"}
     return measured | {name: row[name] for name in ("judge_failed",) if name in row}
-
-
-def _at(row: Row) -> str:
-    return "" if row["steps"] is None else f"_S{row['steps']}"
 
 
 @guarded
