@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from dlm.analysis.table import AREA, BOLD, COLUMNS, Column, Row, groups, interval, is_best, number
+from dlm.analysis.table import AREA, BOLD, COLUMNS, Column, Row, counts, groups, interval, is_best, number
 
 KEYS = ("checkpoint", "decoder", "setting", "steps", "gen_length", "n")
 # What a page of 5.5 inches holds in footnotesize, the intervals below their values.
@@ -52,11 +52,12 @@ def to_latex(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
         pieces = [others[start : start + COLUMNS_A_TABLE] for start in range(0, len(others), COLUMNS_A_TABLE)]
         for place, piece in enumerate(pieces, start=1):
             part = f" ({place} of {len(pieces)})" if len(pieces) > 1 else ""
-            floats.append(_float(title + part, shown_rows, [*budgets, *piece]))
+            count = "" if shown_rows is long else counts(rows)
+            floats.append(_float(title + part, shown_rows, [*budgets, *piece], count))
     return "\n".join([HEAD, *floats])
 
 
-def _float(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def _float(title: str, rows: Sequence[Row], columns: Sequence[Column], count: str) -> str:
     # Columns of several budgets share a meaning.
     meanings = {column.meaning: column.heading.partition(", S = ")[0] for column in reversed(columns)}
     notes = "; ".join(f"{heading}: {meaning}" for meaning, heading in reversed(meanings.items()))
@@ -66,7 +67,7 @@ def _float(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
         r"\centering",
         r"\footnotesize",
         r"\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{escape(title)}. {escape(notes)}. {escape(BOLD)}}}",
+        rf"\caption{{{escape(' '.join(filter(None, [f'{title}.', count, f'{notes}.', BOLD])))}}}",
         rf"\label{{tab:{label}}}",
         rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
         r"\toprule",

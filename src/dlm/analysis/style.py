@@ -153,9 +153,11 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
     No pyplot, no matplotlibrc, no metadata: the same data give the same bytes.
     """
     with style.context(["default", STYLE]):  # type: ignore[list-item]
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # as it is laid out now in every format
         for ending, metadata in METADATA.items():
             target = path if ending == "png" else path.with_suffix(f".{ending}")
-            figure.savefig(target, format=ending, dpi=DPI, metadata=metadata)
+            figure.savefig(target, format=ending, metadata=metadata)

@@ -319,9 +319,13 @@ def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
             parts.append("\n".join(f"- {note}" for note in notes))
         elif title == OVER_PASSES_TITLE:
             parts.append(f"- {AREA.heading}: {AREA.meaning}.")
+    return "\n\n".join([*parts, f"{counts(rows)} {PLUS_MINUS} {BOLD}"]) + "\n"
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """'16 steps for 128 tokens, 120 answers a row.' of every budget."""
     settings = dict.fromkeys((r["steps"], r["gen_length"], r["n"]) for r in rows if not is_reference(r))
-    counts = [f"{steps} steps for {length} tokens, {n} answers a row." for steps, length, n in settings]
-    return "\n\n".join([*parts, " ".join([*counts, PLUS_MINUS, BOLD])]) + "\n"
+    return " ".join(f"{steps} steps for {length} tokens, {n} answers a row." for steps, length, n in settings)
 
 
 def groups(rows: Sequence[Row], long: Sequence[Row]) -> list[tuple[str, Sequence[Row], list[Column]]]:
