@@ -1,5 +1,6 @@
 """The table, claims, figures and report.html from what the other stages left. Prints the table."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
@@ -18,6 +19,10 @@ from dlm.pipeline.records import log_report
 from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
+OUTPUTS = (
+    *("claims.json", "table.json", "table.md", "table.csv", "table.tex", "metrics", "selection.md"),
+    *("figures", "report.html"),
+)
 TRAINED = ("base", "sft", "sft_answer", "r2ft", "reference")
 
 
@@ -80,6 +85,7 @@ def main() -> None:
             params_text=arguments.params.read_text(encoding="utf-8"),
             paper=params.report.paper,
         )
+        write_json(results / "claims.json", [asdict(claim) for claim in claims])
         write_json(results / "table.json", rows)
         with atomic_directory(results / "metrics") as folder:
             for cell, numbers in headline(rows).items():
@@ -90,17 +96,7 @@ def main() -> None:
         write_text(results / "selection.md", selection_markdown(grid, RULE))
         write_text(results / "report.html", page)
         log_report(run, results)
-        names = [
-            "table.json",
-            "table.md",
-            "table.csv",
-            "table.tex",
-            "metrics",
-            "selection.md",
-            "figures",
-            "report.html",
-        ]
-        run.outputs([results / name for name in names])
+        run.outputs([results / name for name in OUTPUTS])
     print(markdown, end="")
     times.show()
 
