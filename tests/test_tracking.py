@@ -373,6 +373,20 @@ def test_a_command_line_keeps_its_secrets(client: MlflowClient, monkeypatch: pyt
     assert note.endswith("    python stage.py -S 'judge.api_key=***' --build=b build")
 
 
+def test_the_pipelines_run_names_the_command_of_dvc(
+    client: MlflowClient, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    code = "from dlm.pipeline.tracking import stage_run\nwith stage_run('prepare'):\n    pass\n"
+    called = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], check=True)\n"
+    (tmp_path / "dvc").write_text(called)
+    words = ["exp", "run", "-S", "decoding.conv.kernel_size=65"]
+    subprocess.run(
+        [sys.executable, str(tmp_path / "dvc"), *words], env={**os.environ, "DVC_STAGE": "prepare"}, check=True
+    )
+    parent, _ = parent_and_children(client, request.node.name)
+    assert parent.data.tags["mlflow.note.content"].endswith("    dvc exp run -S decoding.conv.kernel_size=65")
+
+
 @pytest.mark.parametrize("spoil", ["results", "prompts"])
 def test_a_record_that_cannot_be_made_costs_one_line(
     client: MlflowClient, capfd: pytest.CaptureFixture[str], spoil: str
