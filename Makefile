@@ -25,7 +25,7 @@ sweeps: $(READY)  ## what the default run leaves out (sweeps/dvc.yaml)
 
 TESTS := env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 # The files of tests that test-fast leaves out: whole runs, DVC, several processes, browsers, long lists of cases.
-SLOW := benchmarks browser decoding_properties decoding_rules dialect distributed docs end_to_end invariance masked_lms memory other_profile own_data \
+SLOW := benchmarks browser decoding_properties decoding_rules dialect distributed docs end_to_end figure_style invariance masked_lms memory other_profile own_data \
 	paper_profiles params pipeline preferences report sharing surviving sweeps tools_pipeline tools_quarter_hour tracking training ui
 CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
 
