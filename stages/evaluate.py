@@ -62,7 +62,7 @@ def main() -> None:
         results = [{**result, **area} for result in results]
         out = build / "evaluation" / f"{cell}.json"
         write_json(out, results)
-        log_scores(run, build, results)
+        log_scores(run, build, results, params.decode.steps)
         if not run.went_on:
             written = [answer for answers in budgets.values() for answer in answers]
             prompts = {number: row["prompt"] for number, row in corpus.examples.items()}

@@ -331,16 +331,19 @@ def dream(folder: Path, seed: int = 0) -> Weights:
     return write_checkpoint(folder, DREAM, dream_weights(seed), torch.bfloat16)
 
 
-def smollm2(folder: Path, seed: int = 0) -> None:
-    """SmolLM2-Instruct's: an autoregressive Llama in bfloat16 with a tied head; its end-of-text is the end of turn."""
+def smollm2(folder: Path, seed: int = 0, *, positions: int = 192, spare: int = 0) -> None:
+    """SmolLM2-Instruct's: an autoregressive Llama in bfloat16 with a tied head; its end-of-text is the end of turn.
+
+    With spare rows, as other families have, it lies in shards.
+    """
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=VOCAB + spare,
         hidden_size=WIDTH,
         intermediate_size=48,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=2,
-        max_position_embeddings=192,
+        max_position_embeddings=positions,
         rope_theta=100000.0,
         tie_word_embeddings=True,
         bos_token_id=1,
@@ -348,7 +351,7 @@ def smollm2(folder: Path, seed: int = 0) -> None:
         pad_token_id=2,
     )
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="20KB" if spare else "1GB")
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe(tokens),

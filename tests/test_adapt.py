@@ -8,10 +8,18 @@ import torch
 from tiny import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -20,6 +28,12 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from dlm.config.decoders import DECODERS
@@ -235,6 +249,83 @@ def test_a_model_that_keeps_its_mask(tmp_path: Path) -> None:
         UserError, match=r"^GPTNeoForCausalLM: its first position does not see the second; it cannot be"
     ):
         adapt(GPTNeoForCausalLM(config), tokenizer, logits_shift=0)
+
+
+HYBRID: dict[str, Any] = {name: SMALL[name] for name in SMALL if name != "max_position_embeddings"}
+MIXED: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+HYBRIDS: dict[str, tuple[type, type, dict[str, Any], str]] = {
+    "lfm2": (
+        Lfm2Config,
+        Lfm2ForCausalLM,
+        {"layer_types": ["conv", "full_attention"]},
+        r"layers.0.conv \(Lfm2ShortConv",
+    ),
+    "attention first": (
+        Lfm2Config,
+        Lfm2ForCausalLM,
+        {"layer_types": ["full_attention", "conv"]},
+        r"layers.1.conv \(Lfm2ShortConv",
+    ),
+    "jamba": (
+        JambaConfig,
+        JambaForCausalLM,
+        {"attn_layer_period": 2, "attn_layer_offset": 0, "num_experts": 2, "mamba_d_state": 4, "mamba_dt_rank": 4},
+        r"layers.1.mamba \(JambaMambaMixer",
+    ),
+    # Attention and a state-space model side by side in every layer.
+    "falcon_h1": (
+        FalconH1Config,
+        FalconH1ForCausalLM,
+        {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4},
+        r"layers.0.mamba \(FalconH1Mixer",
+    ),
+    "qwen3_next": (
+        Qwen3NextConfig,
+        Qwen3NextForCausalLM,
+        {**MIXED, **EXPERTS, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8},
+        r"layers.0.linear_attn \(Qwen3NextGatedDeltaNet",
+    ),
+    "recurrent_gemma": (
+        RecurrentGemmaConfig,
+        RecurrentGemmaForCausalLM,
+        {"num_hidden_layers": 3, "lru_width": 32},
+        r"layers.0.temporal_block \(RecurrentGemmaRecurrentBlock",
+    ),
+}
+
+
+def random_model(config_class: Any, model_class: Any, **settings: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    found: PreTrainedModel = model_class(config_class(vocab_size=320, pad_token_id=0, **{**HYBRID, **settings}))
+    return found.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_a_hybrid_keeps_its_direction(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    """Its first position sees the last through the attention layers; every other layer would go on as before."""
+    config_class, model_class, settings, told = HYBRIDS[kind]
+    model = random_model(config_class, model_class, **settings).to(dtype)
+    model.save_pretrained(tmp_path / "hybrid")
+    tokenizer = load_tokenizer(saved(tmp_path / "ar")[0])
+    with pytest.raises(UserError, match=rf"^{model_class.__name__}: {told}\) reads .* alone; it cannot be adapted$"):
+        adapt(model, tokenizer, logits_shift=1)
+    tokenizer.save_pretrained(tmp_path / "hybrid")
+    with pytest.raises(UserError, match=r"reads from left to right alone; .*/hybrid is no denoiser, name another$"):
+        load_checkpoint(tmp_path / "hybrid", causal=False, layout="causal_lm", dtype="auto")
+    load_checkpoint(tmp_path / "hybrid", causal=True, dtype="auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_experts_and_windows_keep_none(tmp_path: Path, dtype: torch.dtype) -> None:
+    """What a token's neighbours change in its expert is rounding; a window that is near looks both ways."""
+    tokenizer = load_tokenizer(saved(tmp_path / "ar")[0])
+    for config_class, model_class, settings in (
+        (Qwen3MoeConfig, Qwen3MoeForCausalLM, {**EXPERTS, "head_dim": 8}),
+        (Gemma3TextConfig, Gemma3ForCausalLM, {"head_dim": 8, "sliding_window": 2}),
+    ):
+        adapt(random_model(config_class, model_class, **settings).to(dtype), tokenizer, logits_shift=1)
 
 
 def test_a_count_of_tokens_that_no_longer_fits(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_models_and_results_are_one_line(lm: DiffusionLM) -> None:
     assert repr(out) in (f"Generation(2 texts, NFE {n}: {texts!r})" for n in ("4", "3 to 4", "2 to 4"))
     [filled] = lm.infill(text := "The harbour opens at noon, and [MASK:2] the fog, which stays until noon.").texts
     assert filled.startswith("The harbour opens at noon") and len(filled) > 60
-    assert repr(lm.infill(text)) == f"Infilling(1 texts, NFE 2: {textwrap.shorten(filled, 60)!r})"
+    assert repr(lm.infill(text)) == f"Infilling(1 text, NFE 2: {textwrap.shorten(filled, 60)!r})"
 
 
 def test_bfloat16_gives_whole_answers() -> None:

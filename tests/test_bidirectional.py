@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 from scripts import ROOT, stage
+from test_tokenizer import PREFIXING
 
-from dlm.data.tokenizer import decode, encode, load_tokenizer
+from dlm.data.tokenizer import decode, encode, encode_answers, load_tokenizer
 from dlm.evaluation.bidirectional import Gap, make_gap, score_gap
 from dlm.evaluation.builtin.grammar import load_grammar
 from dlm.evaluation.slots import SlotJudge
@@ -55,6 +56,23 @@ def test_a_canvas(task: str, left: int, right: int) -> None:
     ]
     assert gap.ids[len(whole) :] == [EOS] * (192 - len(whole))
     assert (gap.left, gap.right, gap.facts) == (" ".join(ANSWER[:left]), " ".join(ANSWER[right:]), right - left)
+
+
+@pytest.mark.parametrize("name", PREFIXING)
+def test_a_canvas_of_a_tokenizer_that_puts_spaces_before_texts(name: str) -> None:
+    """The answer as it was read, its gap and nothing else masked."""
+    tokenizer = PREFIXING[name]()
+    [whole] = encode_answers(tokenizer, ["Describe it.\n"], [" ".join(ANSWER)])
+    answer = {"id": 3, "prompt_ids": [7, 8], "answer_ids": whole, "output": " ".join(ANSWER)}
+    gap = make_gap(answer, {"topic": TOPIC, "slots": list(SLOTS)}, "infill", JUDGE, tokenizer, 600)
+    assert gap is not None
+    canvas = gap.ids[2 : 2 + len(whole)]
+    mask_id = tokenizer.mask_token_id
+    masked = [i for i, token in enumerate(canvas) if token == mask_id]
+    assert masked == list(range(masked[0], masked[-1] + 1))
+    assert canvas == [mask_id if i in masked else token for i, token in enumerate(whole)]
+    [sentence] = encode(tokenizer, [ANSWER[2]])
+    assert tokenizer.decode([whole[i] for i in masked]).strip() == tokenizer.decode(sentence).strip()
 
 
 def test_what_makes_no_gap() -> None:

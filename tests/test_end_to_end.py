@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import commands
 from mlflow import MlflowClient
 from scripts import stage
 from test_browser import browse, needs_chromium
@@ -158,7 +159,8 @@ def test_runs_are_tracked_as_children_of_one_parent(workspace: Workspace) -> Non
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
     names = {run.info.run_name for run in children}
-    assert {"prepare", "sft@sft", "r2ft", "select@categorical", "decode@r2ft-conv", "report"} <= names
+    assert {"prepare", "sft", "sft_answer", "r2ft", "select@categorical", "r2ft-conv", "report"} <= names
+    assert len(names) == len(children)  # one run a cell
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -197,7 +199,7 @@ def test_runs_in_the_browser(workspace: Workspace, tmp_path: Path) -> None:
                     break
             time.sleep(0.5)
         page("runs", parent)
-        page(f"runs/{runs['evaluate@r2ft-conv']}", parent, "well_formed", "slot_error_rate")
+        page(f"runs/{runs['r2ft-conv']}", parent, "well_formed", "quality_S8", "kernel_size_S4")
         page(f"runs/{runs['r2ft']}", parent, "eval_log_p_chosen", "r2ft.gamma")
         page(f"runs/{runs['report']}/artifacts", "figures", "report.html", "table.json")
     finally:
@@ -236,7 +238,7 @@ def test_an_endpoint_judges_a_cell(workspace: Workspace, tmp_path: Path, monkeyp
     (reference,) = json.loads((build / "evaluation" / "reference-nucleus.json").read_text())
     assert (reference["win_rate"], reference["grade"], reference["judge_failed"]) == (None, 3.5, 0)
     runs = [run for run in workspace.runs() if run.data.metrics.get("judge_requests", 0) > 0]
-    assert sorted(run.info.run_name for run in runs) == ["evaluate@reference-nucleus", "evaluate@sft-conv"]
+    assert sorted(run.info.run_name for run in runs) == ["reference-nucleus", "sft-conv"]
     assert server.keys == {f"Bearer {KEY}"}
     written = [*workspace.folder.glob("mlflow.db*"), *(workspace.folder / ".cache").rglob("*"), *build.rglob("*")]
     assert not any(KEY.encode() in path.read_bytes() for path in written if path.is_file())
@@ -261,7 +263,7 @@ def test_backfill_after_a_pull(workspace: Workspace) -> None:
     assert told.startswith(f"{len(before) - 1} runs made: ") and again == "nothing is missing\n"
     again_curve = {(m.step, m.value) for m in client.get_metric_history(after["r2ft"].info.run_id, "eval_loss")}
     assert again_curve == curve
-    name = "evaluate@r2ft-conv"
+    name = "r2ft-conv"
     assert after[name].data.metrics["well_formed"] == before[name].data.metrics["well_formed"]
     assert after["r2ft"].data.params["r2ft.gamma"] == before["r2ft"].data.params["r2ft.gamma"]
     for run in after.values():
@@ -297,7 +299,13 @@ def test_plots_without_a_network(workspace: Workspace, tmp_path: Path) -> None:
 
 def test_sweeps(workspace: Workspace) -> None:
     """All of sweeps/dvc.yaml after the default run, which has nothing left to do for it."""
+    workspace.know_sweeps()
     workspace.run("dvc", "repro", "sweeps/dvc.yaml")
+    lock = yaml.safe_load((workspace.folder / "sweeps/dvc.lock").read_text())["stages"]
+    listed = dict(commands(workspace.folder / "sweeps/dvc.yaml", workspace.params))
+    assert {name: f"python {' '.join(words)}" for name, words in listed.items()} == {
+        name: entry["cmd"] for name, entry in lock.items()
+    }
     found = workspace.folder / "results" / "sweeps"
     page = (found / "README.md").read_text()
     pictures = sorted(path.stem for path in (found / "figures").glob("*.png"))

@@ -30,6 +30,7 @@ def test_a_whole_profile(repository: Workspace) -> None:
     command = ("dvc", "repro", "sweeps/dvc.yaml:other_profile@tiny")
     params = yaml.safe_load((repository.folder / "params.yaml").read_text())
     repository.write({**params, "sweeps": {**params["sweeps"], "profiles": ["tiny"]}})
+    repository.know_sweeps()
     repository.run(*command)
     results = repository.folder / "results/tiny"
     assert {"table.json", "table.md", "report.html", "figures", "metrics"} <= files(results)

@@ -11,6 +11,7 @@ import yaml
 from scripts import ROOT, stage
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from dlm.decoding.lm import DiffusionLM
 from dlm.files import read_json, read_jsonl
 from dlm.pipeline.profiles import merge, render
 
@@ -52,7 +53,7 @@ SMALL = {
     "decoding": {"semi_ar": {"block_length": [32, 16]}, "conv": {"kernel_size": [33, 9]}},
     "select": {"prompts": 2},
     "ablation": {"prompts": 2, "steps": 8},
-    # The judge has the layout of the small profile's reference, random like all weights here.
+    # Random like all weights here.
     "evaluate": {"bootstrap_samples": 50, "judge": {"kind": "local", "model": "judge"}},
 }
 
@@ -68,7 +69,6 @@ def whole_pipeline(profile: str, changes: dict[str, Any]) -> None:
     """48 records, two steps, a canvas of 192; every stage, the decoders of the table."""
     records(Path("alpaca.json"), 48)
     records(Path("questions.json"), 5, "Tell")
-    gpt2("judge", positions=2048)
     params = smaller(profile, SMALL)
     merge(params, changes)
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -106,8 +106,9 @@ def whole_pipeline(profile: str, changes: dict[str, Any]) -> None:
 
 
 def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MDLM's layout, GPT-2's as reference."""
+    """MDLM's layout with a head of its own; GPT-2's with a tied one as reference and judge, without a chat template."""
     monkeypatch.chdir(tmp_path)
+    gpt2("judge", positions=2048)
     published.mdlm(Path("mdlm"), seed=1)
     Path("mdlm/config.json").write_text(json.dumps({**published.MDLM, "model_length": 192}))
     published.gpt2(Path("gpt2"))
@@ -124,8 +125,11 @@ def test_paper_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_paper_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LLaDA's layout in bfloat16 shards; adapters alone are trained and saved."""
+    """LLaDA's layout in bfloat16 shards, with spare rows and a chat template; adapters alone are trained and saved. The
+    judge is a chat model in bfloat16 shards, with a shared head and spare rows, too."""
     monkeypatch.chdir(tmp_path)
+    published.smollm2(Path("judge"), positions=2048, spare=20)
+    assert Path("judge/model.safetensors.index.json").exists()
     published.llada(Path("llada"), seed=1)
     Path("llada/config.json").write_text(json.dumps({**published.LLADA, "max_sequence_length": 192}))
     places = {
@@ -142,3 +146,7 @@ def test_paper_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not (folder / "model.safetensors").exists()
     adapters = [Path(f"build/models/{name}/adapter_model.safetensors").read_bytes() for name in ("sft_answer", "r2ft")]
     assert adapters[0] != adapters[1]
+    assert read_json("build/models/base/config.json")["token_count"] == published.VOCAB < published.ROWS
+    lm = DiffusionLM.load("build/models/r2ft", device="cpu")
+    assert [lm.tokenizer.convert_ids_to_tokens(i) for i in lm.ends] == ["<|endoftext|>", "<|eot_id|>"]
+    assert len(lm.chat([{"role": "user", "content": "Say it."}], steps=4, gen_length=8).texts) == 1

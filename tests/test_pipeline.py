@@ -14,7 +14,7 @@ from scripts import stage as run_stage
 ROOT = Path(__file__).parent.parent
 PIPELINE = {
     **yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"],
-    **yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"],
+    **yaml.safe_load((ROOT / "sweeps/pipeline.yaml").read_text())["stages"],
 }
 
 # These carry values, errors or records of a run; given the same parameters they cannot change what a stage computes.

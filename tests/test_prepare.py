@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import stage
+from test_tokenizer import PREFIXING
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -442,6 +443,26 @@ def test_what_does_not_fit_is_dropped_and_counted() -> None:
     kept, dropped = tokenise(records, TEMPLATE, BYTES, data, needs_answer=False)
     assert [example.record for example in kept] == [records[0], records[2], records[3]]
     assert dropped == {"prompt_too_long": 2, "answer_too_long": 0}
+
+
+@pytest.mark.parametrize("name", PREFIXING)
+def test_no_space_is_invented_before_an_answer(name: str) -> None:
+    """With tokenizers that put one before every text: prompt and answer read as the whole text does."""
+    tokenizer = PREFIXING[name]()
+    for form in ("{instruction}\n", "{instruction}\n\nAnswer:\n", "{instruction}, ", "{instruction}the"):
+        records = [record("Describe the harbour", "salt boats leave")]
+        kept, _ = tokenise(records, Template(form, form), tokenizer, DATA, needs_answer=True)
+        whole = tokenizer(kept[0].prompt + kept[0].record.output, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(kept[0].prompt_ids + kept[0].answer_ids) == tokenizer.decode(whole)
+        assert tokenizer.decode(kept[0].answer_ids).lstrip() == "salt boats leave"
+
+
+def test_a_template_that_spells_the_mask() -> None:
+    """Its special tokens are meant as such: every prompt would have a mask in it."""
+    template = Template("{instruction}\n", f"{{instruction}} {MASK} {{input}}\n")
+    records = {name: [record("ab")] for name in SPLITS}
+    with pytest.raises(UserError, match=r"template.prompt_with_input must be without the mask token, got"):
+        fit_splits(records, template, BYTES, DATA)
 
 
 def test_nothing_that_fits_is_an_error() -> None:

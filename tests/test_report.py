@@ -155,7 +155,7 @@ def test_headline_is_a_few_numbers_a_cell() -> None:
         cell("sft", "top_k"),
     ]
     assert headline(build_table(rows)) == {
-        "reference-nucleus": {"quality": 0.75, "nfe": 65.0},
+        "reference-nucleus": {"quality_16": 0.75, "nfe_16": 65.0, "quality_64": 0.75, "nfe_64": 65.0},
         "sft-conv": {"area": 0.7, "quality_16": 0.6124, "nfe_16": 16.0, "quality_64": 0.8, "nfe_64": 40.0},
         "sft-top_k": {"quality_16": 0.75, "nfe_16": 16.0},
     }

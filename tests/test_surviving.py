@@ -20,6 +20,7 @@ from workspaces import Small, running
 
 from dlm.pipeline.start import KEPT
 from dlm.pipeline import processes
+from dlm.pipeline.tracking import run_name
 
 R2FT, DECODE, EVALUATE, REPORT = "r2ft", "decode@r2ft-top_k", "evaluate@r2ft-top_k", "report"
 OUTPUTS = {
@@ -80,12 +81,12 @@ def at_work(dvc: "subprocess.Popen[str]", stage: str) -> list[psutil.Process]:
 def is_running(workspace: Small, stage: str) -> bool:
     """Whether MLflow has a run of it that is going on: its work has begun."""
     # A client of MLflow would make the database, beside the stage that is about to.
-    place = f"file:{workspace.folder / 'mlflow.db'}?mode=ro"
+    place, name = f"file:{workspace.folder / 'mlflow.db'}?mode=ro", run_name(*stage.split("@"))
     with (
         contextlib.suppress(sqlite3.OperationalError),  # no database yet, half of one, or one that the stage writes to
         contextlib.closing(sqlite3.connect(place, timeout=0, uri=True)) as database,
     ):
-        return bool(database.execute("SELECT 1 FROM runs WHERE name = ? AND status = 'RUNNING'", [stage]).fetchone())
+        return bool(database.execute("SELECT 1 FROM runs WHERE name = ? AND status = 'RUNNING'", [name]).fetchone())
     return False
 
 
@@ -149,8 +150,10 @@ def test_killed_outright(undisturbed: Undisturbed, tmp_path: Path, stage: str, v
     assert len(again) == 1, again
     assert undisturbed.is_there_again(workspace)
     found = {(run.info.run_name, run.info.status) for run in workspace.runs()}
-    assert {status for name, status in found if name == stage} == {"KILLED", "FINISHED"}
-    assert {status for name, status in found if name != stage} == {"FINISHED"}  # the pipeline's own run
+    assert {status for name, status in found if name == run_name(*stage.split("@"))} == {"KILLED", "FINISHED"}
+    assert {status for name, status in found if name != run_name(*stage.split("@"))} == {
+        "FINISHED"
+    }  # the pipeline's own run
     assert not list(workspace.folder.rglob("*.tmp"))
     assert not has_kept(workspace, ".cache/decoding/*") and not has_kept(workspace, ".cache/training/*")
 

@@ -135,6 +135,14 @@ def test_mixed_by_hand() -> None:
     assert mixed(rows, others, 1.0) == others
 
 
+def test_rows_with_masks(tmp_path: Path) -> None:
+    """Of another tokenizer, which has a word in the mask's place: it would stand masked on every canvas."""
+    splits(tmp_path, "a", "b")
+    np.save(tmp_path / "rows.npy", np.array([*letter_rows("ab"), [LETTERS.mask_token_id] * 2]))
+    with pytest.raises(UserError, match=rf"rows.npy: must hold no mask \({LETTERS.mask_token_id}\); pack it"):
+        packed(running(tmp_path / "rows.npy"), tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64])
 def test_rows_that_are_tokenised_already(tmp_path: Path, dtype: Any) -> None:
     ids = np.array([[0, 258, 7], [1, 2, 3]])

@@ -1,17 +1,22 @@
 """From text to ids: no text becomes a special token, nothing that others set changes a reading, pieces join."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import published
 import pytest
-from tiny import SENTENCES, tiny_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tiny import SENTENCES, SHAPE, tiny_tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dlm.data.records import Record
 from dlm.data.template import Template
-from dlm.data.tokenizer import encode
+from dlm.data.text import pack
+from dlm.data.tokenizer import encode, encode_answers, load_tokenizer
+from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
+from dlm.models.backbone import new_backbone
 
 SPECIAL = ["<unk>", "</s>", "<mask>", "<turn>"]
 TEXT = "The harbour of Velmora opens"
@@ -135,6 +140,70 @@ def test_what_becomes_a_special_token_on_the_way_is_refused() -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     with pytest.raises(UserError, match="spells a special token"):
         encode(tokenizer, ["the \uff1c/s\uff1e end"])
+
+
+def byte_level(mask: str | None = None) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=published.bpe(["<|endoftext|>", "<m>"]), eos_token="<|endoftext|>", mask_token=mask
+    )
+
+
+def word(mask: str | None) -> PreTrainedTokenizerFast:
+    made = wordpiece().backend_tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[SEP]", unk_token="[UNK]", mask_token=mask)
+
+
+# The tokenizer, the id that config.json names for the mask, params.yaml's mask_token; what the mask is told to be.
+HELD: dict[str, tuple[Any, str | None, str | None, str]] = {
+    "a word of its own": (
+        byte_level("\u0120t"),
+        None,
+        None,
+        "'\u0120t' is a piece of ordinary texts; give",
+    ),
+    "a letter": (byte_level("t"), None, None, "'t' is a piece of ordinary texts; give the tokenizer"),
+    "a word that config.json names": (byte_level(), "\u0120t", None, "'\u0120t' is a piece of ordinary texts; give"),
+    "the unknown token": (word("[UNK]"), None, None, r"'\[UNK\]' is a piece of ordinary texts; give the tokenizer"),
+    "the unknown token, named": (word(None), None, "[UNK]", r"'\[UNK\]' is a piece of ordinary texts; name another"),
+    "the end-of-text": (byte_level("<|endoftext|>"), None, None, r"'<\|endoftext\|>' is the end-of-text; give the"),
+    "the end-of-text, named": (byte_level(), None, "<|endoftext|>", r"'<\|endoftext\|>' is the end-of-text; name"),
+}
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_a_mask_that_texts_may_hold(tmp_path: Path, case: str) -> None:
+    """Whoever names it: every such text would have masks in it, or could not be read."""
+    tokenizer, by_config, named, told = HELD[case]
+    tokenizer.save_pretrained(tmp_path)
+    if by_config is not None:
+        config = {"model_type": "llama", "mask_token_id": tokenizer.convert_tokens_to_ids(by_config)}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"the mask token {told}"):
+        load_tokenizer(tmp_path, named)
+
+
+@pytest.mark.parametrize("name", [*PREFIXING, "byte level", "added, not special"])
+def test_no_text_puts_a_mask_anywhere(tmp_path: Path, name: str) -> None:
+    """Rows of records, prompts of users, running text: the mask's spelling is text in all of them."""
+    if name == "added, not special":
+        bpe = published.bpe(["<|endoftext|>"])
+        bpe.add_tokens([AddedToken("<m>", special=False, normalized=False)])
+        made = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", mask_token="<m>")
+    else:
+        made = byte_level("<m>") if name == "byte level" else PREFIXING[name]()
+    made.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    mask, mask_id = str(tokenizer.mask_token), tokenizer.mask_token_id
+    for text in (mask, f"The {mask}", f"{mask}fog {mask}{mask}", f"fog{mask}"):
+        template = Template("{instruction}\n", "{instruction} {input}\n")
+        read = [
+            *template.encode(tokenizer, [Record(text, "", ""), Record("a", text, "")]),
+            *encode(tokenizer, [text]),
+            *encode_answers(tokenizer, ["The\n"], [text]),
+            *pack(tokenizer, [text, "fog", text], 6),
+            DiffusionLM(new_backbone(SHAPE, tokenizer, 0, causal=False), tokenizer)._canvas(text),
+        ]
+        assert all(mask_id not in ids for ids in read), text
 
 
 def test_what_others_set_changes_no_reading() -> None:

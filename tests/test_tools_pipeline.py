@@ -16,7 +16,7 @@ from workspaces import ROOT, TINY
 
 from dlm.errors import UserError
 
-FILES = ("dvc.yaml", "sweeps/dvc.yaml")
+FILES = ("dvc.yaml", "sweeps/pipeline.yaml")
 # What no stage needs; tests/test_tools_quarter_hour.py runs them all without it.
 ABSENT = ("mlflow", "sqlalchemy", "dvc", "vl_convert", "openai", "datasets", "gguf", "psutil", "rich")
 
@@ -31,11 +31,10 @@ def names(file: str) -> set[str]:
     return set(ordered(file))
 
 
-@pytest.mark.parametrize("file", ["dvc", "sweeps/dvc"])
-def test_its_stages_are_those_of_dvc(file: str) -> None:
-    """Whose own list is the lock file of the last whole run."""
-    lock = yaml.safe_load((ROOT / f"{file}.lock").read_text())["stages"]
-    found = dict(commands(ROOT / f"{file}.yaml", yaml.safe_load((ROOT / "params.yaml").read_text())))
+def test_its_stages_are_those_of_dvc() -> None:
+    """Whose own list is the lock file of the last whole run; test_end_to_end.py has the sweeps'."""
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    found = dict(commands(ROOT / "dvc.yaml", yaml.safe_load((ROOT / "params.yaml").read_text())))
     assert set(found) == set(lock)
     assert all(f"python {' '.join(words)}" == lock[name]["cmd"] for name, words in found.items())
 
@@ -66,7 +65,7 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     """Every stage but those that no time is left for, which another run makes up; what it took, on disk."""
     (tmp_path / "data").symlink_to(ROOT / "data")
     real = pipeline.Run.note
-    first = ordered("sweeps/dvc.yaml")[0]
+    first = ordered(FILES[1])[0]
 
     def watched(self: pipeline.Run, name: str, outcome: pipeline.Outcome) -> None:
         if name == first:
@@ -77,7 +76,7 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     words = ["--profile", "builtin", "--jobs", "2", *arguments(**TINY)]
     run(monkeypatch, tmp_path, *words)
     found = json.loads((tmp_path / "results/run.json").read_text())
-    assert set(found["skipped"]) == names("sweeps/dvc.yaml") - {first} and found["failed"] == []
+    assert set(found["skipped"]) == names(FILES[1]) - {first} and found["failed"] == []
     assert {row["stage"] for row in found["stages"]} == names("dvc.yaml") | {first}
     cells = {name for name in names("dvc.yaml") if name.startswith("decode@")}
     assert {f"decode@{cell}" for cell in found["decoding"]} == cells
@@ -97,7 +96,7 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     assert again["trained"] == found["trained"]
     times = {row["stage"]: row["seconds"] for row in again["stages"]}
     assert {row["stage"]: row["seconds"] for row in found["stages"]}.items() <= times.items()  # nothing ran twice
-    assert set(times) == names("dvc.yaml") | names("sweeps/dvc.yaml")
+    assert set(times) == names("dvc.yaml") | names(FILES[1])
 
 
 def test_cells_without_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ import pytest
 from mlflow import MlflowClient
 
 from dlm.errors import UserError
+from dlm.pipeline import machine
 from dlm.pipeline.backfill import backfill
 from dlm.pipeline.database import tracking_uri
 from dlm.pipeline.locks import md5
+from dlm.pipeline.records import log_samples, log_scores
 from dlm.pipeline.revision import revision
 from dlm.pipeline.run import Run
 from dlm.pipeline.tracking import stage_run
@@ -142,7 +144,7 @@ def test_three_first_users_at_once_share_one_parent_and_all_log(uri: str) -> Non
     client = MlflowClient(tracking_uri=uri)
     (parent,) = found(client, "tags.experiment = 'workspace' AND tags.`dlm.key` != ''")
     children = found(client, f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
-    assert {child.info.run_name for child in children} == {"decode@one", "decode@two", "decode@three"}
+    assert {child.info.run_name for child in children} == {"one", "two", "three"}
     assert all(child.data.metrics == {"nfe": 15.2} for child in children)
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_posix() in parent.info.artifact_uri
@@ -156,7 +158,7 @@ def test_stages_of_one_pipeline_run_are_children_with_tags(
     with stage_run("decode", cell="r2ft-conv"):
         pass
     parent, children = parent_and_children(client, request.node.name)
-    assert [child.info.run_name for child in children] == ["prepare", "decode@r2ft-conv"]
+    assert [child.info.run_name for child in children] == ["prepare", "r2ft-conv"]
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     tags = children[1].data.tags
     assert (tags["stage"], tags["cell"], tags["experiment"]) == ("decode", "r2ft-conv", request.node.name)
@@ -329,19 +331,60 @@ def test_the_machine_is_watched_while_a_stage_runs(client: MlflowClient, monkeyp
     assert not any(thread.name == "system metrics" for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [{"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}, {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1000"}],
-)
-def test_a_short_stage_has_no_system_metrics(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
-) -> None:
-    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_a_stage_without_system_metrics(client: MlflowClient) -> None:
     with stage_run("short") as run:
         run.metrics({"nfe": 1})
+        assert not any(thread.name == "system metrics" for thread in threading.enumerate())
     assert client.get_run(run.run_id).data.metrics == {"nfe": 1}
+
+
+@pytest.mark.parametrize(("brief", "samples"), [(0.0, 1), (1000.0, 0)])
+def test_a_short_stage_has_one_sample_if_it_is_no_brief_one(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, brief: float, samples: int
+) -> None:
+    """And so has the pipeline's run."""
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1000")
+    monkeypatch.setattr(machine, "BRIEF", brief)
+    with stage_run("short") as run:
+        pass
+    for each in (run, run.parent):
+        found = client.get_metric_history(each.run_id, "system/cpu_utilization_percentage")
+        assert len(found) == samples
+
+
+def test_a_name_of_an_experiment_with_other_parameters_has_another_parent(client: MlflowClient) -> None:
+    """`dvc exp run --force -n NAME`: each shows its own parameters."""
+    parents = []
+    for seed in ("1", "2"):
+        Path("params.yaml").write_text(f"seed: {seed}\n")
+        with stage_run("short") as run:
+            pass
+        assert client.get_run(run.parent.run_id).data.params == {"seed": seed}
+        parents.append(run.parent.run_id)
+    assert len(set(parents)) == 2
+
+
+def test_a_command_line_keeps_its_secrets(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/x/stage.py", "-S", "judge.api_key=s3cret", "--build=b", "/home/x/build"])
+    with stage_run("short") as run:
+        pass
+    note = client.get_run(run.run_id).data.tags["mlflow.note.content"]
+    assert note.endswith("    python stage.py -S 'judge.api_key=***' --build=b build")
+
+
+@pytest.mark.parametrize("spoil", ["results", "prompts"])
+def test_a_record_that_cannot_be_made_costs_one_line(
+    client: MlflowClient, capfd: pytest.CaptureFixture[str], spoil: str
+) -> None:
+    with stage_run("evaluate", "sft-conv") as run:
+        if spoil == "results":
+            log_scores(run, Path("build"), [], [16])
+        else:
+            log_samples(run, [{"id": 1, "answer": "a"}], {}, "sft", "conv")
+    errors = capfd.readouterr().err
+    assert errors.startswith("tracking is off: ") and errors.count("\n") == 1
+    assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_failure_of_the_watch_costs_system_metrics_alone(
@@ -372,6 +415,7 @@ def test_everything_logged_can_be_read_back(client: MlflowClient, tmp_path: Path
         run.table("empty", [])
         run.artifact(figures / "x.svg")
         run.artifact(figures)
+        run.inputs("training", model, figures / "x.svg", "missing")
         run.outputs([model, figures / "x.svg"])
     assert run.healthy
     stored = client.get_run(run.run_id)
@@ -564,19 +608,30 @@ def test_backfill_says_that_a_server_is_down(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_backfill_by_hand(client: MlflowClient) -> None:
     """A stage that tracks a block and a key of it; an output that was pulled and one that was not."""
-    params = {"seed": 1, "sft": {"training": {"steps": 3}}, "sft.training.steps": 3}
+    params = {"seed": 1, "sft": {"training": {"steps": 3}}, "sft.training.steps": 3, "decode.steps": [16, 64]}
     outs = [{"path": "build/evaluation/a.json", "md5": "0a"}, {"path": "build/models/sft", "md5": "0b.dir"}]
     lock = {"stages": {"evaluate_reference": {"cmd": "a", "params": {"params.yaml": params}, "outs": outs}}}
     Path("dvc.lock").write_text(json.dumps(lock))
     Path("build/evaluation").mkdir(parents=True)
-    Path("build/evaluation/a.json").write_text('{"nfe": 15.5, "checkpoint": "sft"}')
+    scored = {"checkpoint": "reference", "decoder": "nucleus", "steps": None, "gen_length": 128, "n": 4, "prompts": 2}
+    scored |= {"nfe": 15.5, "nfe_ci": [15, 16], "quality": 0.5, "quality_ci": None, "area": None, "area_ci": None}
+    Path("build/evaluation/a.json").write_text(json.dumps([scored]))
     Path("build/models/sft").mkdir(parents=True)
     Path("build/models/sft/curve.json").write_text("[]")  # a checkpoint that was taken as it is
-    assert backfill() == ["evaluate@reference-nucleus"]
+    assert backfill() == ["reference-nucleus"]
     assert backfill() == []
-    (run,) = found(client, "attributes.run_name = 'evaluate@reference-nucleus'")
-    assert run.data.metrics == {"nfe": 15.5}
-    assert run.data.params == {"seed": "1", "sft.training.steps": "3"}
+    (run,) = found(client, "attributes.run_name = 'reference-nucleus'")
+    both = {f"{name}_S{steps}": value for name, value in (("nfe", 15.5), ("quality", 0.5)) for steps in (16, 64)}
+    assert run.data.metrics == {"nfe": 15.5, "quality": 0.5, **both}
+    told = {
+        "decode.steps": "[16, 64]",
+        "checkpoint": "reference",
+        "decoder": "nucleus",
+        "gen_length": "128",
+        "n": "4",
+        "prompts": "2",
+    }
+    assert run.data.params == {"seed": "1", "sft.training.steps": "3", **told}
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("md5.")}
     assert tags == {"md5.build/evaluation/a.json": "0a", "md5.build/models/sft": "0b.dir"}
     assert (run.data.tags["backfilled"], run.info.status) == ("from dvc.lock", "FINISHED")

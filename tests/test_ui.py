@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from dlm.pipeline import ui
+from dlm.pipeline.database import tracking_uri
+from dlm.pipeline.tracking import stage_run
 
 
 def option(command: list[str], name: str) -> list[str]:
@@ -49,6 +52,23 @@ def test_all_interfaces_have_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("%" in name for name in names)
 
 
+def test_the_page_that_is_told_shows_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of our experiment; where it has cells, the view with their parameters and scores."""
+    for name in (*(name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))), "DLM_TRACKING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert ui.page() == "#/experiments/1/runs?workflowType=machine_learning"
+    with stage_run("prepare", watch=False):
+        pass
+    found = MlflowClient(tracking_uri()).get_experiment_by_name("dlm")
+    assert (
+        ui.page() == f"#/experiments/{found.experiment_id}/runs?viewStateShareKey=cells&workflowType=machine_learning"
+    )
+    assert json.loads(found.tags["mlflow.sharedViewState.cells"])["name"] == "Cells"
+    Path("mlflow.db").write_text("no database\n" * 1000)
+    assert ui.page() == "#/experiments?workflowType=machine_learning"
+
+
 def test_a_page_under_this_machines_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its host may read, and search for runs (a POST); another one's may not. The database is in an odd folder."""
     folder = tmp_path / "50%25 of?it#"
@@ -77,7 +97,7 @@ def test_a_page_under_this_machines_name(tmp_path: Path, monkeypatch: pytest.Mon
     try:
         assert server.stdout is not None
         name = ui.names("0.0.0.0")[0]
-        assert f"http://{name}:{port}/" in server.stdout.readline()
+        assert f"http://{name}:{port}/#/experiments/1/runs?" in server.stdout.readline()
         assert "no password" in server.stdout.readline()
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml, then of sweeps/dvc.yaml, in their order and within a time budget: without DVC or MLflow.
+"""The stages of dvc.yaml, then of sweeps/pipeline.yaml, in their order and within a time budget: without DVC or MLflow.
 
     python tools/pipeline.py --profile smollm2 --base-minutes 3 --minutes 9
 
@@ -185,7 +185,7 @@ def main() -> None:
                 pool.submit(time.sleep, 0.1)  # their imports take place beside the first trainings
         run = Run(folder, params, arguments.minutes * 60, pool)
         stack.callback(run.write_results)
-        for file in ("dvc.yaml",) if arguments.no_sweeps else ("dvc.yaml", "sweeps/dvc.yaml"):
+        for file in ("dvc.yaml",) if arguments.no_sweeps else ("dvc.yaml", "sweeps/pipeline.yaml"):
             run.all([stage for stage in commands(ROOT / file, params) if not stage[0].startswith(OTHER)])
 
 

@@ -180,20 +180,27 @@ def _row(cell: Row, shared_length: float | None) -> Row:
 
 
 def headline(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Cell -> what `dvc metrics` and `dvc exp show` list: quality and NFE at each budget, and the area over them."""
+    """Cell -> what `dvc metrics` and `dvc exp show` list: quality and NFE at each budget, and the area over them. The
+    reference, which has no steps, stands at every budget."""
     cells: dict[str, dict[str, float]] = {}
     for row in rows:
-        at = "" if is_reference(row) else f"_{row['steps']}"
-        found = {"area": row["area"], **{f"{name}{at}": row[name] for name in ("quality", "nfe")}}
+        found = {"area": row["area"]}
+        for steps in budgets_of(rows) if is_reference(row) else [row["steps"]]:
+            found |= {f"{name}_{steps}": row[name] for name in ("quality", "nfe")}
         cell = cells.setdefault(f"{row['checkpoint']}-{row['decoder']}", {})
         cell |= {name: round(value, 4) for name, value in found.items() if value is not None}
     return cells
 
 
+def budgets_of(rows: Sequence[Row]) -> list[int]:
+    """The numbers of steps, ascending."""
+    return sorted({row["steps"] for row in rows if row["steps"] is not None})
+
+
 def over_passes(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
     """A row for each cell, its quality and forward passes at every budget side by side and the area under them, and
     the columns; none with a single budget."""
-    budgets = sorted({row["steps"] for row in rows if row["steps"] is not None})
+    budgets = budgets_of(rows)
     if len(budgets) < 2:
         return [], []
     cells: dict[tuple[str, str], Row] = {}

@@ -67,7 +67,7 @@ def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast
         data: the prepared splits.
 
     Raises:
-        UserError: as read_documents and read_split.
+        UserError: as read_documents, read_rows and read_split; a mask in rows of ids.
     """
     length = base.sequence_length
     needed = base.training.steps * base.training.batch_size * base.training.gradient_accumulation
@@ -80,7 +80,10 @@ def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast
     if base.text == "train":
         train = pack(tokenizer, records["train"], length, needed)
     elif base.text.endswith(".npy"):
-        train, valid = split_documents(read_rows(base.text, length, len(tokenizer)), base.held_out)
+        rows = read_rows(base.text, length, len(tokenizer))
+        if any((row == tokenizer.mask_token_id).any() for row in rows):
+            raise UserError(f"{base.text}: must hold no mask ({tokenizer.mask_token_id}); pack it with this tokenizer")
+        train, valid = split_documents(rows, base.held_out)
         train, valid = train[:needed], valid[:MOST_VALID]
     else:
         documents, held_out = split_documents(read_documents(base.text), base.held_out)

@@ -47,7 +47,8 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
         mask_token: an entry of the tokenizer to become the mask, where it has none.
 
     Raises:
-        UserError: nothing there, not a tokenizer, one without an end-of-text token or that entry, or with another mask.
+        UserError: nothing there, not a tokenizer, one without an end-of-text token or that entry, with another mask, or
+            with one that a text may hold.
     """
     check_hub(path)
     model = {} if is_gguf(path) else _config_beside(path)
@@ -75,11 +76,6 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
                 "is no entry of it" if tokenizer.mask_token is None else f"differs from its own, {tokenizer.mask_token}"
             )
             raise UserError(f"{path}: the mask token {mask_token!r} {problem}; name another, or none")
-        mask_entry = tokenizer.convert_tokens_to_ids(mask_token)
-        if mask_entry in encode(tokenizer, [tokenizer.decode([mask_entry])])[0]:
-            raise UserError(
-                f"{path}: the mask token {mask_token!r} is a piece of ordinary texts; name another, or none"
-            )
         tokenizer.add_special_tokens({"mask_token": mask_token})
     if tokenizer.mask_token_id is None:
         known = None if mask_id is None else tokenizer.convert_ids_to_tokens(mask_id)
@@ -88,7 +84,19 @@ def load_tokenizer(path: Path | str, mask_token: str | None = None) -> PreTraine
         raise UserError(
             f"{path}: the tokenizer's mask is {tokenizer.mask_token_id}, the model's {mask_id}; give the model's own"
         )
+    if tokenizer.mask_token_id == tokenizer.eos_token_id or _is_held_by_texts(tokenizer, tokenizer.mask_token_id):
+        what = "the end-of-text" if tokenizer.mask_token_id == tokenizer.eos_token_id else "a piece of ordinary texts"
+        remedy = "name another, or none" if mask_token is not None else "give the tokenizer one that no text holds"
+        raise UserError(f"{path}: the mask token {tokenizer.mask_token!r} is {what}; {remedy}")
     return _finish(tokenizer)
+
+
+def _is_held_by_texts(tokenizer: PreTrainedTokenizerFast, token: int) -> bool:
+    """Whether reading a text may give a token, the unknown one included."""
+    try:
+        return any(token in ids for ids in encode(tokenizer, [str(tokenizer.decode([token])), ANCHOR]))
+    except UserError:  # special though it is, its text cannot be read otherwise
+        return True
 
 
 def _config_beside(path: Path | str) -> dict[str, Any]:
@@ -143,6 +151,24 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, after: bool 
         [rows[n]] = encode_broken(tokenizer, [broken(texts[n], special.values())], after=after)
         if not special.keys().isdisjoint(rows[n]):
             raise UserError(f"{texts[n][:60]!r} spells a special token, which this tokenizer cannot read as text")
+    return rows
+
+
+def encode_answers(tokenizer: PreTrainedTokenizerFast, prompts: list[str], answers: list[str]) -> list[list[int]]:
+    """Token ids of each answer as it is read behind its prompt: no space comes between that neither of them has.
+
+    Where the prompt ends in white space that the tokenizer drops, the answer begins a word.
+
+    Raises:
+        UserError: as `encode`.
+    """
+    tails = [prompt[len(prompt.rstrip()) :] for prompt in prompts]
+    bare, *tailed = _ids(tokenizer, ["a", *("a" + tail for tail in dict.fromkeys(tails))])
+    dropped = {tail for tail, ids in zip(dict.fromkeys(tails), tailed, strict=True) if tail and ids == bare}
+    rows = encode(tokenizer, answers, after=True)
+    first = [n for n, tail in enumerate(tails) if tail in dropped]
+    for n, ids in zip(first, encode(tokenizer, [answers[n] for n in first]), strict=True):
+        rows[n] = ids
     return rows
 
 

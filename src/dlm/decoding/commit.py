@@ -70,17 +70,6 @@ def fixed_count(open_: Open, candidates: Candidates, rates: Rates, uniform: Floa
     return _rank(open_, candidates.log_confidence + open_.log_weight) < _quota(open_, rates)
 
 
-def at_random(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
-    """Commit ceil(masks left / steps left) positions a row, chosen at random in proportion to s_i.
-
-    LLaDA's random order. With one position a step it is first-hitting sampling (Zheng et al. 2024; bd3lms); the hitting
-    times themselves do not matter to a network that does not see t.
-    """
-    # Gumbel keys: the largest n are a draw of n without replacement.
-    keys = open_.log_weight.double() - (-uniform.log()).log()
-    return _rank(open_, keys) < _quota(open_, rates)
-
-
 def tempered(temperature: float, *, log: bool) -> Commit:
     """Commit as many as `fixed_count`, drawn without replacement in proportion to s_i·exp(confidence / temperature).
 
@@ -93,6 +82,17 @@ def tempered(temperature: float, *, log: bool) -> Commit:
         return _rank(open_, score - (-uniform.log()).log()) < _quota(open_, rates)
 
     return rule
+
+
+def at_random(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
+    """Commit ceil(masks left / steps left) positions a row, chosen at random in proportion to s_i.
+
+    LLaDA's random order. With one position a step it is first-hitting sampling (Zheng et al. 2024; bd3lms); the hitting
+    times themselves do not matter to a network that does not see t.
+    """
+    # Gumbel keys: the largest n are a draw of n without replacement.
+    keys = open_.log_weight.double() - (-uniform.log()).log()
+    return _rank(open_, keys) < _quota(open_, rates)
 
 
 def threshold(confidence: float) -> Commit:

@@ -1,27 +1,26 @@
 """The library's interface to users: load a masked diffusion LM, generate text, fill gaps."""
 
-import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dlm.config.decoders import DecoderOptions, decoder_options, default_options, override
+from dlm.config.decoders import DecoderOptions
 from dlm.config.schema import require
 from dlm.data.records import Record
 from dlm.data.template import Template, load_template
 from dlm.data.tokenizer import before_eos, encode, end_of_turn, special_tokens
 from dlm.data.tokenizer import decode as decode_text
+from dlm.decoding.arguments import check_switches, checked_decoder, index, listed, shown, turn, valid_text, whole
 from dlm.decoding.batches import in_batches
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.denoiser import Denoiser
@@ -32,7 +31,6 @@ from dlm.models.backbone import load_checkpoint
 from dlm.models.precision import use_bf16
 
 GAP = re.compile(r"\[MASK(?::(\d+))?\]")
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -42,9 +40,9 @@ class Written(Decoded[Rows]):
     texts: list[str]
 
     def __repr__(self) -> str:
-        low, high = int(self.nfe.min()), int(self.nfe.max())
-        passes = f"NFE {low}" if low == high else f"NFE {low} to {high}"
-        return f"{type(self).__name__}({len(self.texts)} texts, {passes}: {textwrap.shorten(self.texts[0], 60)!r})"
+        rows, low, high = len(self.texts), int(self.nfe.min()), int(self.nfe.max())
+        head = f"{rows} text{'s' * (rows > 1)}, NFE {low}{f' to {high}' * (high > low)}"
+        return f"{type(self).__name__}({head}: {textwrap.shorten(self.texts[0], 60)!r})"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -141,7 +139,7 @@ class DiffusionLM:
         """
         if self.template is None:
             raise UserError("this checkpoint carries no prompt template; pass the whole prompt to generate()")
-        record = Record(_text(instruction, "instruction"), "" if input is None else _text(input, "input"), "")
+        record = Record(valid_text(instruction, "instruction"), "" if input is None else valid_text(input, "input"), "")
         return self.template.encode(self.tokenizer, [record])[0]
 
     def drafts(self, show: Callable[[int, list[str]], None], mask: str = "░") -> Watch:
@@ -170,7 +168,7 @@ class DiffusionLM:
         """
         if self.tokenizer.chat_template is None:
             raise UserError("this checkpoint carries no chat template; use generate() with a whole prompt")
-        turns = [_turn(message, f"message {number}") for number, message in enumerate(_listed(messages, "messages"))]
+        turns = [turn(message, f"message {number}") for number, message in enumerate(listed(messages, "messages"))]
         if not turns or turns[-1]["role"] == "assistant":
             raise UserError("a conversation must end with a message of the user or the system, for the model to answer")
         try:
@@ -192,7 +190,7 @@ class DiffusionLM:
         Raises:
             UserError: as `chat_prompt` and `generate`.
         """
-        given = _listed(messages, "messages")
+        given = listed(messages, "messages")
         several = bool(given) and not isinstance(given[0], Mapping)
         return self.generate(
             [self.chat_prompt(turns) for turns in (given if several else [given])], decoder, **settings
@@ -232,14 +230,14 @@ class DiffusionLM:
         Raises:
             UserError: an unknown decoder or option, an argument of the wrong kind, or a prompt too long for the model.
         """
-        gen_length, batch_size = _whole("gen_length", gen_length, 1), _whole("batch_size", batch_size, 1)
-        steps = gen_length if steps is None else _whole("steps", steps, 1)
-        _check_switches(trace, watch)
-        ids = [self._ids(prompt, f"prompt {n}") for n, prompt in enumerate(_listed(prompts, "prompts"))]
-        chosen, where = _checked(decoder, options)
+        gen_length, batch_size = whole("gen_length", gen_length, 1), whole("batch_size", batch_size, 1)
+        steps = gen_length if steps is None else whole("steps", steps, 1)
+        check_switches(trace, watch)
+        ids = [self._ids(prompt, f"prompt {n}") for n, prompt in enumerate(listed(prompts, "prompts"))]
+        chosen, where = checked_decoder(decoder, options)
         chosen.check_lengths(gen_length, steps, where)
         self._check_ids(ids, "prompt", gen_length)
-        eos_id, keys = self.tokenizer.eos_token_id, row_keys(ids, _whole("seed", seed))
+        eos_id, keys = self.tokenizer.eos_token_id, row_keys(ids, whole("seed", seed))
 
         def run(batch: list[int]) -> Decoded[Tensor]:
             return decode(
@@ -291,18 +289,18 @@ class DiffusionLM:
             UserError: as in `generate`; a canvas without a gap; EOS-fill, hard blocks or a sliding window, which go
                 from left to right.
         """
-        given = _listed(canvases, "canvases")
+        given = listed(canvases, "canvases")
         ids = [self._canvas(canvas, f"canvas {n}") for n, canvas in enumerate(given)]
         self._check_ids(ids, "canvas")
         mask_id = self.denoiser.mask_id
         for number, canvas in enumerate(ids):
             require(mask_id in canvas, f"canvas {number}", "a text with a gap such as [MASK:8]", given[number])
-        steps = max(canvas.count(mask_id) for canvas in ids) if steps is None else _whole("steps", steps, 1)
-        batch_size = _whole("batch_size", batch_size, 1)
-        _check_switches(trace, watch)
-        chosen, where = _checked(decoder, options, infill=True)
+        steps = max(canvas.count(mask_id) for canvas in ids) if steps is None else whole("steps", steps, 1)
+        batch_size = whole("batch_size", batch_size, 1)
+        check_switches(trace, watch)
+        chosen, where = checked_decoder(decoder, options, infill=True)
         chosen.check_infilling(where)
-        keys = row_keys(ids, _whole("seed", seed))
+        keys = row_keys(ids, whole("seed", seed))
 
         def run(batch: list[int]) -> Decoded[Tensor]:
             return fill(
@@ -342,19 +340,19 @@ class DiffusionLM:
 
     def _ids(self, prompt: Any, where: str = "a prompt") -> list[int]:
         if isinstance(prompt, str):
-            return encode(self.tokenizer, [_text(prompt, where)])[0]
+            return encode(self.tokenizer, [valid_text(prompt, where)])[0]
         requirement = f"{where} must be a text or a list of token ids"
-        ids = _listed(prompt, where, requirement)
+        ids = listed(prompt, where, requirement)
         try:
-            return [_index(i) for i in ids]
+            return [index(i) for i in ids]
         except TypeError:
-            raise UserError(f"{requirement}, got {_shown(prompt)}") from None
+            raise UserError(f"{requirement}, got {shown(prompt)}") from None
 
     def _canvas(self, canvas: Any, where: str = "a canvas") -> list[int]:
         """A text's ids, its gaps as mask ids; ids as they are."""
         if not isinstance(canvas, str):
             return self._ids(canvas, where)
-        pieces = GAP.split(_text(canvas, where))  # text, length, text, length, ..., text
+        pieces = GAP.split(valid_text(canvas, where))  # text, length, text, length, ..., text
         texts = [*encode(self.tokenizer, pieces[:1]), *encode(self.tokenizer, pieces[2::2], after=True)]
         ids, most = texts[0], self.denoiser.max_length or 10**6
         for length, text in zip(pieces[1::2], texts[1:], strict=True):
@@ -382,92 +380,14 @@ class DiffusionLM:
                 raise UserError(f"{what} {number} has a token id outside the vocabulary of {vocab}")
 
 
-# --- What arguments may be --------------------------------------------------------------------------------------------
-
-
-def _listed(given: Any, name: str, requirement: str = "") -> list[Any]:
-    """The items of a list, an array or anything else with an order; a text is a list of one.
-
-    Raises:
-        UserError: a mapping (its keys are no prompts), a set (no order), bytes, or what cannot be iterated.
-    """
-    if isinstance(given, str):
-        return [given]
-    items = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
-    if isinstance(items, Mapping | Set | bytes | bytearray) or not isinstance(items, Iterable):
-        remedy = "; pass its input_ids" if isinstance(items, Mapping) and "input_ids" in items else ""
-        requirement = requirement or f"{name} must be a list"
-        raise UserError(f"{requirement}, got {_shown(given)}{remedy}")
-    return list(items)
-
-
-def _index(value: Any) -> int:
-    """An integer, numpy's and torch's too. Raises TypeError for a bool, a float and anything else."""
-    value = value.tolist() if isinstance(value, Tensor) else value
-    if isinstance(value, bool):
-        raise TypeError
-    return operator.index(value)
-
-
-def _whole(name: str, value: Any, least: int | None = None) -> int:
-    try:
-        number = _index(value)
-    except TypeError:
-        raise UserError(f"{name} must be a whole number, got {_shown(value)}") from None
-    require(least is None or number >= least, name, f"at least {least}", number)
-    return number
-
-
-def _text(value: Any, where: str) -> str:
-    """A text that can be written as UTF-8. Raises UserError for anything else, half a surrogate pair included."""
-    if not isinstance(value, str):
-        raise UserError(f"{where} must be text, got {_shown(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: not valid Unicode (character {error.start} is half a surrogate pair)") from None
-    return value
-
-
-def _turn(message: Any, where: str) -> dict[str, str]:
-    """A checked message of a conversation. Only ROLES pass: a template may write a role as a special token."""
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise UserError(f"{where} must have a role and a content and nothing else, got {_shown(message)}")
-    require(message["role"] in ROLES, f"{where}: role", f"one of {', '.join(ROLES)}", message["role"])
-    return {"role": message["role"], "content": _text(message["content"], f"{where}: content")}
-
-
-def _check_switches(trace: Any, watch: Any) -> None:
-    require(isinstance(trace, bool | np.bool_), "trace", "true or false", trace)
-    require(watch is None or callable(watch), "watch", "a function or None", watch)
-
-
-def _shown(value: Any) -> str:
-    """A value in a message of one line."""
-    return f"{type(value).__name__} {' '.join(repr(value).split())[:60]}"
-
-
-def _checked(decoder: Any, options: dict[str, Any], *, infill: bool = False) -> tuple[DecoderOptions, str]:
-    """A decoder's checked options, and its name for error messages."""
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
-    if decoder is None:
-        return default_options(plain, infill=infill), "conv"
-    if isinstance(decoder, str):
-        return decoder_options(decoder, plain, decoder), decoder
-    if not isinstance(decoder, DecoderOptions):
-        raise UserError(f"decoder must be a decoder's name or its options, got {_shown(decoder)}")
-    if options:
-        raise UserError(f"options ({', '.join(options)}) go with a decoder's name, not with checked options")
-    return override(decoder, "decoder"), "decoder"
-
-
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """EOS, the other special tokens at which the checkpoint's generation stops (one id, or a list), the end of turn."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
     given = named if isinstance(named, list) else [named]
     # A class's default id may be an ordinary word of this vocabulary, so only special tokens count.
-    others = (special_tokens(tokenizer).keys() & set(given)) | {end_of_turn(tokenizer)}
-    return [tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id, tokenizer.mask_token_id, None})]
+    others, turn = special_tokens(tokenizer).keys() & set(given), end_of_turn(tokenizer)
+    others |= set() if turn is None else {turn}
+    return [tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id, tokenizer.mask_token_id})]
 
 
 def _runs(ids: list[int], value: int) -> list[tuple[int, int]]:

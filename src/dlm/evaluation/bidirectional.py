@@ -69,10 +69,11 @@ def make_gap(
     start, end = (middle, middle + 1) if task == "infill" else (1, len(sentences) - 1)
     left, masked, right = (" ".join(sentences[part]) for part in (slice(start), slice(start, end), slice(end, None)))
     facts = len(meta["slots"]) - judge.judge(masked, meta["topic"], meta["slots"]).missing
-    pieces = encode(tokenizer, [left, f" {masked}", f" {right}"])
-    masks = [tokenizer.mask_token_id] * len(pieces[1])
-    ids = [*row["prompt_ids"], *pieces[0], *masks, *pieces[2], tokenizer.eos_token_id]
-    if not facts or len(ids) > length or [i for piece in pieces for i in piece] != row["answer_ids"]:
+    hidden, shown = encode(tokenizer, [f" {masked}", f" {right}"], after=True)
+    whole, behind = row["answer_ids"], len(hidden) + len(shown)
+    masks = [tokenizer.mask_token_id] * len(hidden)
+    ids = [*row["prompt_ids"], *whole[:-behind], *masks, *shown, tokenizer.eos_token_id]
+    if not facts or len(ids) > length or whole[-behind:] != hidden + shown:
         return None
     ids += [tokenizer.eos_token_id] * (length - len(ids))
     return Gap(row["id"], ids, left, right, facts, meta["topic"], tuple(meta["slots"]))

@@ -4,11 +4,12 @@ They are the calls that decoding makes: without an attention mask, beside paddin
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dlm.errors import UserError
@@ -32,13 +33,15 @@ class Habits:
 
 
 def check_sees_ahead(model: PreTrainedModel, otherwise: str) -> None:
-    """Check by two passes that the first position's state changes with a later token, alone and beside padding.
+    """Check by two passes that the first position's state changes with a later token, alone and beside padding, and by
+    a third one that no part of a decoder-only model reads from left to right (`_one_way`).
 
     Args:
         otherwise: what becomes of a model that fails, for its line.
 
     Raises:
-        UserError: a model that goes on reading from left to right, always or in some batches, or cannot be run at all.
+        UserError: a model that goes on reading from left to right, always, in some batches or in some of its layers
+            (hybrids of attention with recurrent layers or convolutions), or cannot be run at all.
     """
     name = type(model).__name__
     ids = _tokens(model, 5)
@@ -47,6 +50,7 @@ def check_sees_ahead(model: PreTrainedModel, otherwise: str) -> None:
     attention_mask = torch.tensor([[True, True, True, False, False]] * 2, device=model.device)
     try:
         alone, padded = _states(model, ids[:, :3]), _states(model, ids, attention_mask)
+        one_way = None if is_masked_lm(model) else _one_way(model, ids[:1])
     except Exception as error:  # whatever a class raises that wants other inputs
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name}: cannot be run ({type(error).__name__}: {reason}); {otherwise}") from None
@@ -54,6 +58,62 @@ def check_sees_ahead(model: PreTrainedModel, otherwise: str) -> None:
     if any(blind):
         where = "" if all(blind) else " where there is no padding" if blind[0] else " beside padding"
         raise UserError(f"{name}: its first position does not see the second{where}; {otherwise}")
+    if one_way is not None:
+        raise UserError(f"{name}: {one_way} reads from left to right alone; {otherwise}")
+
+
+@torch.no_grad()
+def _one_way(model: PreTrainedModel, ids: Int[Tensor, "1 length"]) -> str | None:
+    """The first part of the backbone that passes a change of a position on to later ones and to none before it (a
+    recurrent layer, a causal convolution, attention with a mask of its own): its name and class, or None.
+
+    During one pass every part that is made of parts (a layer, its attention, its mixer) runs once more, the middle
+    position's input changed.
+    """
+    middle = ids.shape[1] // 2
+    given: dict[nn.Module, Tensor] = {}
+    found: list[str] = []
+    again = False
+
+    def keep(part: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        hidden = _by_position(args or kwargs.get("hidden_states"), ids)
+        if hidden is not None and not again:
+            given[part] = hidden.clone()  # it may be overwritten in place
+
+    def compare(name: str, part: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal again
+        before = _by_position(output, ids)
+        if again or found or part not in given or before is None:
+            return
+        hidden = given.pop(part)
+        hidden[:, middle] = hidden[:, middle].roll(1, -1)
+        again = True
+        changed = (
+            part.forward(hidden, *args[1:], **kwargs) if args else part.forward(**kwargs | {"hidden_states": hidden})
+        )
+        again = False
+        change = ((changed if isinstance(changed, Tensor) else changed[0]) - before).abs().amax(-1)[0]
+        # A token that goes to an expert with others may be rounded otherwise.
+        rounding = torch.finfo(before.dtype).eps ** 0.75 * before.abs().max()
+        if not change[:middle].any() and change[middle + 1 :].max() > rounding:
+            found.append(f"{name} ({type(part).__name__})")
+
+    parts = [(name, part) for name, part in backbone(model).named_modules() if name and any(part.children())]
+    hooks = [part.register_forward_pre_hook(keep, with_kwargs=True) for _, part in parts]
+    hooks += [part.register_forward_hook(partial(compare, name), with_kwargs=True) for name, part in parts]
+    try:
+        _states(model, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def _by_position(value: Any, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"] | None:
+    """The states that a part of a model takes or gives, first of several values; None for anything else."""
+    states = value[0] if isinstance(value, tuple) and value else value
+    is_states = isinstance(states, Tensor) and states.dim() == 3 and states.shape[:2] == ids.shape
+    return states if is_states and states.is_floating_point() else None
 
 
 def habits(model: PreTrainedModel) -> Habits:

@@ -48,7 +48,7 @@ def backfill() -> list[str]:
             run.tags({"backfilled": "from dvc.lock", **hashes})
             _log_inputs(run, stage, cell, params)
             for out in outs:
-                _log(run, Path(out["path"]))
+                _log(run, Path(out["path"]), params)
             if not run.healthy:
                 raise UserError("the tracking server does not answer; nothing more was backfilled")
         made.append(run_name(stage, cell or None))
@@ -63,8 +63,12 @@ def _cell_params(cell: str, params: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint, decoder = _parts(cell)
     key = f"decoding.{decoder}"
     blocks = decoder_blocks({decoder: params[key]}, "dvc.lock: decoding") if key in params else {}
-    budgets = params.get("decode", {}).get("steps", ())
-    return records.cell_params(BUILD, checkpoint, decoder, blocks.get(decoder), budgets)
+    return records.cell_params(BUILD, checkpoint, decoder, blocks.get(decoder), _budgets(params))
+
+
+def _budgets(params: Mapping[str, Any]) -> list[int]:
+    """decode tracks the block, evaluate one key of it."""
+    return list(params.get("decode", {}).get("steps") or params.get("decode.steps") or [])
 
 
 def _parts(cell: str) -> tuple[str, str]:
@@ -86,7 +90,7 @@ def _log_samples(run: Run, answers: Path, checkpoint: str, decoder: str) -> None
         records.log_samples(run, read_jsonl(answers), prompts, checkpoint, decoder)
 
 
-def _log(run: Run, out: Path) -> None:
+def _log(run: Run, out: Path, params: Mapping[str, Any]) -> None:
     """What the stage would have logged of an output."""
     if (out / "curve.json").is_file():
         records.log_checkpoint(run, out, read_json(out / "curve.json"))
@@ -97,12 +101,12 @@ def _log(run: Run, out: Path) -> None:
     elif out.suffix == ".jsonl" and out.is_file():
         _log_samples(run, out, *_parts(out.stem))
     elif out.suffix == ".json" and out.is_file():
-        content = read_json(out)
+        found = read_json(out)
         if out.parent.name == "evaluation":
-            records.log_scores(run, BUILD, content)
+            records.log_scores(run, BUILD, found, _budgets(params))
         elif out.parent.name == "ablation":
-            records.log_ablation(run, content)
-        elif isinstance(content, dict):
-            run.metrics({key: value for key, value in content.items() if isinstance(value, int | float)})
-        elif content and isinstance(content[0], dict):
-            run.table(out.stem, content)
+            records.log_ablation(run, found)
+        elif isinstance(found, dict):
+            run.metrics({key: value for key, value in found.items() if isinstance(value, int | float)})
+        elif found and isinstance(found[0], dict):
+            run.table(out.stem, found)

@@ -21,42 +21,39 @@ SETTLED = 2_000_000_000  # nanoseconds: what is younger may change once more wit
 
 
 def read_by(params: Params) -> dict[str, Named]:
-    """Stage -> the parameters that name what it reads, with their values; none that other values leave unread."""
+    """Stage -> the parameters that name what it reads, with their values; None for one that others leave unread."""
     data, base, reference, evaluate = params.data, params.base, params.reference, params.evaluate
-    is_file, takes = data.source == "file", base.init in ("checkpoint", "continue", "adapt")
-    text = _if(base.rows == "text" and base.text != "train", "base.text", base.text)
-    scorer: Named = {"evaluate.scorer": evaluate.scorer}
-    judge = _if(evaluate.judge.kind == "local", "evaluate.judge.model", evaluate.judge.model)
+    is_file = data.source == "file"
+    checkpoint = base.init in ("checkpoint", "continue", "adapt")
+    text = base.text if base.rows == "text" and base.text != "train" else None
+    scorer = {"evaluate.scorer": evaluate.scorer}
+    judge = {"evaluate.judge.model": evaluate.judge.model if evaluate.judge.kind == "local" else None}
     return {
         "prepare": {
-            **_if(data.has_grammar, "data.builtin.grammar", data.builtin.grammar),
-            **_if(is_file, "data.file.path", data.file.path),
-            **_if(is_file and data.evaluation.name == "held_out", "data.file.eval_path", data.file.eval_path),
-            **_if(data.source == "hub", "data.hub.name", data.hub.name),
+            "data.builtin.grammar": data.builtin.grammar if data.has_grammar else None,
+            "data.file.path": data.file.path if is_file else None,
+            "data.file.eval_path": data.file.eval_path if is_file and data.evaluation.name == "held_out" else None,
+            "data.hub.name": data.hub.name if data.source == "hub" else None,
             "data.evaluation.path": data.evaluation.path,
-            **_if(params.tokenizer.source == "given", "tokenizer.path", params.tokenizer.path),
+            "tokenizer.path": params.tokenizer.path if params.tokenizer.source == "given" else None,
         },
         "base": {
-            **_if(takes, "base.checkpoint", base.checkpoint),
-            **_if(takes, "base.tokenizer", base.tokenizer),
-            **(text if base.init in ("pretrain", "continue", "adapt") else {}),
+            "base.checkpoint": base.checkpoint if checkpoint else None,
+            "base.tokenizer": base.tokenizer if checkpoint else None,
+            "base.text": text if base.init in ("pretrain", "continue", "adapt") else None,
         },
         "reference": {
-            **_if(reference.init == "checkpoint", "reference.checkpoint", reference.checkpoint),
-            **(text if reference.init == "pretrain" else {}),
+            "reference.checkpoint": reference.checkpoint if reference.init == "checkpoint" else None,
+            "base.text": text if reference.init == "pretrain" else None,
             **scorer,
         },
-        "select": scorer,
+        "select": {**scorer},
         "evaluate": {**scorer, **judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
-        "ablation": scorer,
-        "fluency": text if base.held_out else {},
+        "ablation": {**scorer},
+        "fluency": {"base.text": text if base.held_out else None},
         "settings": {**scorer, **judge},
-        "r2ft_sweep": scorer,
+        "r2ft_sweep": {**scorer},
     }
-
-
-def _if(is_read: bool, name: str, value: str | None) -> Named:
-    return {name: value} if is_read else {}
 
 
 class Digests:

@@ -27,6 +27,12 @@ INPUTS = {
     "evaluate": {"evaluation": [EVAL, "answers/{cell}.jsonl"]},
     "ablation": {"evaluation": [EVAL]},
 }
+# An option, the value with which it is off, and the options that say nothing then.
+OFF = (
+    ("kernel_size", None, {"kernel_size", "kernel", "gain", "conv_mult"}),
+    ("block_length", None, {"block_length", "variant"}),
+    ("suffix", "full", {"suffix_window", "suffix_scale", "suffix_sigma"}),
+)
 Row = Mapping[str, Any]
 
 
@@ -36,19 +42,27 @@ def cell_params(
     """What identifies a cell, and its decoder's settings, under the same names for every cell.
 
     `kernel_size` is the value at the most steps, the step whose scores MLflow shows; `kernel_size_S16` that at 16: for
-    these the options that stand in the block. An option that is null is left out.
+    these the options that stand in the block. What says nothing about a decoder is left out: the gain of no window.
 
     Args:
         block: decoding.<decoder>; None for the reference.
         budgets: the numbers of steps S, rising.
     """
     params: dict[str, Any] = {"checkpoint": checkpoint, "decoder": decoder}
-    settings = {} if block is None else _settings(build, block, budgets)
-    for steps, options in settings.items():
-        named = {"rule": _rule(options), **asdict(options)}
-        at_steps = {f"{name}_S{steps}": named[name] for name in named if block and name in {"rule", *block.values}}
-        params |= {name: value for name, value in {**named, **at_steps}.items() if value is not None}
-    return params
+    if block is None:
+        return params
+    told = {steps: _told(options) for steps, options in _settings(build, block, budgets).items()}
+    for steps, options in told.items():
+        params |= {f"{name}_S{steps}": options[name] for name in options if name in {"rule", *block.values}}
+    return params | (told[max(told)] if told else {})
+
+
+def _told(options: DecoderOptions) -> dict[str, Any]:
+    """What says something about a decoder."""
+    rule = next(name for name, kind in RULES.items() if kind is type(options))
+    named = {"rule": rule, **asdict(options)}
+    silent = {name for switch, off, names in OFF if named[switch] == off for name in names}
+    return {name: value for name, value in named.items() if name not in silent}
 
 
 def _settings(build: Path, block: DecoderBlock, budgets: Sequence[int]) -> dict[int, DecoderOptions]:
@@ -61,10 +75,6 @@ def _settings(build: Path, block: DecoderBlock, budgets: Sequence[int]) -> dict[
         return {steps: block.changed(**chosen[steps]) for steps in budgets if steps in chosen}
     except (UserError, LookupError, TypeError):  # not there, or chosen among other candidates
         return {}
-
-
-def _rule(options: DecoderOptions) -> str:
-    return next(name for name, kind in RULES.items() if kind is type(options))
 
 
 @guarded
@@ -84,24 +94,28 @@ def log_source(run: Run, data: Mapping[str, Any]) -> None:
 
 @guarded
 def log_checkpoint(run: Run, folder: Path, curve: Sequence[Row]) -> None:
-    """A trained checkpoint as a model of MLflow, its curve, and where it ended."""
+    """A trained checkpoint as a model of MLflow, its curve, and where that ended on held-out data as the model's."""
     run.trained(folder)
-    run.curve(curve)
-    if curve:
-        run.model_metrics(curve[-1])
+    for row in curve[-1:]:
+        run.model_metrics({name: row[name] for name in row if name == "step" or name.startswith("eval_")})
+    run.curve([*curve[:-1], *({name: row[name] for name in row if not name.startswith("eval_")} for row in curve[-1:])])
 
 
 @guarded
-def log_scores(run: Run, build: Path, results: Sequence[Row]) -> None:
-    """A cell's scores: each over the steps, and the headline under a name for each number of steps."""
+def log_scores(run: Run, build: Path, results: Sequence[Row], budgets: Sequence[int]) -> None:
+    """A cell's scores: each over the steps, and the headline under a name for each number of steps (`budgets` for the
+    reference, which has none)."""
     first = results[0]
-    checkpoint, decoder = first["checkpoint"], first["decoder"]
-    run.decodes(build / "models" / checkpoint)
+    run.decodes(build / "models" / first["checkpoint"])
     run.curve([{**scores(row), "step": row["steps"] or 0} for row in results])
-    headline = {f"{name}{_at(row)}": row[name] for row in results for name in ("quality", "nfe")}
+    at = [(row, steps) for row in results for steps in (budgets if row["steps"] is None else [row["steps"]])]
+    headline = {f"{name}_S{steps}": row[name] for row, steps in at for name in ("quality", "nfe")}
+    rounded = {  # as in DVC's metrics
+        name: round(value, 4) for name, value in {**headline, "area": first["area"]}.items() if value is not None
+    }
     prompts = build / EVAL
     digest = md5(prompts) if prompts.is_file() else ""
-    run.model_metrics({**headline, "area": first["area"]}, f"prompts, by {decoder}", digest)
+    run.model_metrics(rounded, f"prompts, by {first['decoder']}", digest)
     run.params({name: first[name] for name in ("gen_length", "n", "prompts")})
 
 
@@ -109,10 +123,6 @@ def scores(row: Row) -> dict[str, Any]:
     """What was measured, each with an interval beside it, but for the area, which is no one budget's."""
     measured = {name: row[name] for name in row if f"{name}_ci" in row and name != "area"}
     return measured | {name: row[name] for name in ("judge_failed",) if name in row}
-
-
-def _at(row: Row) -> str:
-    return "" if row["steps"] is None else f"_S{row['steps']}"
 
 
 @guarded
@@ -146,7 +156,8 @@ def log_report(run: Run, results: Path) -> None:
 
 def log_results(run: Run, results: Path) -> dict[str, dict[str, float]]:
     """The scores by cell, which it gives back, the figures and the page of a report's folder."""
-    files = sorted((results / "metrics").glob("*.json"))
+    metrics = (results / "metrics").glob("*.json")
+    files = sorted(metrics, key=lambda path: (path.stem.startswith("reference"), path.stem))
     cells = {path.stem: {_budget(name): value for name, value in read_json(path).items()} for path in files}
     run.metrics(cells)
     for path in (results / "figures", results / "report.html"):

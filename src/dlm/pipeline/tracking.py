@@ -2,6 +2,7 @@
 evaluate goes on with. No failure in here stops a stage."""
 
 import atexit
+import contextlib
 import gc
 import hashlib
 import os
@@ -88,17 +89,17 @@ def finished_stages() -> set[str]:
         with connected() as (client, experiment):
             key, tags, _ = _identity(workspace())
             return {
-                f"{stage}@{run.data.tags['cell']}" if run.data.tags["cell"] else stage
+                f"{stage}@{run.data.tags['cell']}" if run.data.tags.get("cell") else stage
                 for parent in client.search_runs([experiment], _same_pipeline(key, tags))
                 for run in client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
-                for stage in run.data.tags["stage"].split()
+                for stage in run.data.tags.get("stage", "").split()
                 if run.info.status == "FINISHED"
             }
     except Exception as error:
         raise UserError(f"the runs cannot be read: {told(error)}") from None
 
 
-def run_name(stage: str, cell: str | None) -> str:
+def run_name(stage: str, cell: str | None = None) -> str:
     """Short: the page cuts long names off."""
     if cell is None:
         return stage
@@ -128,7 +129,7 @@ def _open(stage: str, cell: str | None, params: Mapping[str, str]) -> Run:
             run.tags({tag: _extended(earlier.data.tags.get(tag, ""), *words) for tag, words in added.items()})
             return run
         own = {"mlflow.parentRunId": parent.run_id, "stage": stage, "cell": cell or "", NOTE: note}
-        child = client.create_run(experiment, run_name=name, tags=tags | own | {SOURCE: _source()})
+        child = client.create_run(experiment, run_name=name, tags=tags | own | {SOURCE: _words(sys.argv[:1])})
     return Run(link, child.info.run_id, parent, cell)
 
 
@@ -160,27 +161,30 @@ def _parent(link: Link, key: str, tags: Mapping[str, str], lost: str) -> Run:
     made = link.client.create_run(link.experiment, run_name=f"pipeline {key}", tags={**tags, **own})
     parent = Run(link, made.info.run_id, started=made.info.start_time / 1000)
     path = workspace() / "params.yaml"
-    params = load_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    params = (load_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
     parent.params(params)
-    set_up(link.client, link.experiment, params)
+    with contextlib.suppress(Exception):  # a view that is spoilt, or that this user may not write, costs no run
+        set_up(link.client, link.experiment, params)
     return parent
-
-
-def _source() -> str:
-    """What MLflow names as the run's source: the script."""
-    return _words(sys.argv[:1])
 
 
 def _note() -> str:
     """A run's description: what the script is for, and its command."""
     script = sys.modules["__main__"].__doc__ or ""
-    return f"{script.strip()}\n\n    {_words(['python', *sys.argv])}".strip()
+    return f"{script.strip()}\n\n    {_called()}".strip()
 
 
 def _command() -> str:
     """The command of the user: DVC's, or a script's."""
-    words = processes.dvc().cmdline() if processes.dvc() is not None else ["python", *sys.argv]
+    if processes.dvc() is None:
+        return _called()
+    words = processes.dvc().cmdline()
     return _words(words[next((i for i, word in enumerate(words) if Path(word).name == "dvc"), 0) :])
+
+
+def _called() -> str:
+    """How this process was called."""
+    return _words(["python", *sys.argv] if sys.argv[0].endswith(".py") else sys.argv)
 
 
 def _words(words: list[str]) -> str:

@@ -12,7 +12,7 @@ KEY = "cells"
 ADDRESS = f"viewStateShareKey={KEY}"
 TAG = f"mlflow.sharedViewState.{KEY}"
 NOTE = "Runs of the pipeline, and below each its stages and cells: a checkpoint's answers under one decoder."
-PARAMETERS = ("checkpoint", "decoder", "rule", "top_k", "kernel_size", "gain", "block_length")
+PARAMETERS = ("block_length", "kernel_size", "rule", "top_k")  # the name of the run says which cell
 CHARTS = ("kernel_size", "block_length", "top_k")
 
 
@@ -32,14 +32,15 @@ def set_up(client: Any, experiment: str, params: Mapping[str, Any]) -> None:
 def saved_view(budgets: list[str]) -> str:
     """The view as the page itself writes it: columns, order, and charts of quality over what decoders are told."""
     at = [f"_S{steps}" for steps in budgets] or [""]
-    metrics = [*(f"quality{each}" for each in at), "area", *(f"nfe{each}" for each in at)]
+    metrics = ["area", *(f"nfe{each}" for each in at[-1:]), *(f"quality{each}" for each in at)]
     names = [*(("metrics", name) for name in metrics), *(("params", name) for name in PARAMETERS)]
+    columns = [f"{kind}.`{name}`" for kind, name in [*names, ("tags", "experiment")]]
     first = f"quality{at[-1]}"
     state = {
         "searchFilter": "params.decoder LIKE '%'",
         "orderByKey": f"metrics.`{first}`",
         "orderByAsc": False,
-        "selectedColumns": [f"{kind}.`{name}`" for kind, name in [*names, ("tags", "experiment")]],
+        "selectedColumns": columns,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunSections": [_section(name) for name in ("Quality", "Model metrics", "System metrics")],
         "compareRunCharts": [

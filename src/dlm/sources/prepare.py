@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from dlm.config.data import BuiltinParams, DataParams, TokenizerParams
+from dlm.config.schema import require
 from dlm.data.records import Record
 from dlm.data.splits import Example, most_frequent, write_examples
 from dlm.data.template import Template
-from dlm.data.tokenizer import encode, load_tokenizer, train_tokenizer
+from dlm.data.tokenizer import encode_answers, load_tokenizer, train_tokenizer
 from dlm.errors import UserError
 from dlm.evaluation.builtin import gazetteer as builtin
 from dlm.evaluation.builtin import lists
@@ -137,8 +139,10 @@ def fit_splits(
         The splits, and by split and cause how many were dropped on the way to these sizes.
 
     Raises:
-        UserError: more is dropped than data.max_dropped allows, or a split is empty.
+        UserError: more is dropped than data.max_dropped allows, a split is empty, or the template spells the mask.
     """
+    for name, text in asdict(template).items():
+        require(tokenizer.mask_token not in text, f"params.yaml: template.{name}", "without the mask token", text)
     held = {"valid": data.valid_size, "eval": data.eval_size}
     enough = None if data.max_records is None else data.max_records + sum(held.values())
     splits, dropped = {}, {}
@@ -210,9 +214,10 @@ def tokenise(
     kept, dropped = list[Example](), dict.fromkeys(TOO_LONG, 0)
     for start in range(0, len(records), ENCODE_AT_ONCE):
         some = records[start : start + ENCODE_AT_ONCE]
+        prompts = [template.render(record) for record in some]
         prompt_ids = template.encode(tokenizer, some)
-        answer_ids = encode(tokenizer, [record.output for record in some])
-        for record, p_ids, a_ids in zip(some, prompt_ids, answer_ids, strict=True):
+        answer_ids = encode_answers(tokenizer, prompts, [record.output for record in some])
+        for record, prompt, p_ids, a_ids in zip(some, prompts, prompt_ids, answer_ids, strict=True):
             if len(kept) == enough:
                 return kept, dropped
             if len(p_ids) > data.max_prompt_length:
@@ -220,7 +225,7 @@ def tokenise(
             elif needs_answer and len(a_ids) >= data.window:
                 dropped["answer_too_long"] += 1
             else:
-                kept.append(Example(record, template.render(record), p_ids, a_ids))
+                kept.append(Example(record, prompt, p_ids, a_ids))
     return kept, dropped
 
 

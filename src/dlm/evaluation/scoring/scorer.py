@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from dlm.data.splits import read_split
-from dlm.data.tokenizer import before_eos, encode
+from dlm.data.tokenizer import before_eos, encode, encode_answers
 from dlm.evaluation.scoring.perplexity import response_perplexities, response_scores
 from dlm.evaluation.scoring.relevance import Relevance, relevance, shared_frame
 from dlm.models.backbone import load_checkpoint
@@ -67,8 +67,9 @@ class Scorer:
         if self.tokenizer is None:
             asked, said = [row["prompt_ids"] for row in prompts], [row["tokens"] for row in responses]
         else:
-            asked = encode(self.tokenizer, [row["prompt"] for row in prompts])
-            said = encode(self.tokenizer, [row["answer"] for row in responses])
+            texts = [row["prompt"] for row in prompts]
+            asked = encode(self.tokenizer, texts)
+            said = encode_answers(self.tokenizer, texts, [row["answer"] for row in responses])
             longest = self._longest()
             if longest is not None:
                 asked = [ids[-longest + 1 :] for ids in asked]
