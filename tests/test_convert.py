@@ -51,7 +51,7 @@ def test_an_adapted_folder_answers(tmp_path: Path, shift: int, capsys: pytest.Ca
     same_denoiser(out, model)
     options = ["--json", "--steps", "4", "--gen-length", "8", "--set", "kernel_size=5"]
     main(["generate", str(out), "The harbour", *options])
-    expected = DiffusionLM.load(out).generate(["The harbour"], "conv", steps=4, gen_length=8, kernel_size=5)
+    expected = DiffusionLM.load(out).generate(["The harbour"], steps=4, gen_length=8, kernel_size=5)
     assert json.loads(capsys.readouterr().out)["text"] == expected.texts[0]
 
 
