@@ -116,6 +116,8 @@ def test_front_table_of_one_budget_and_of_undefined_quality() -> None:
     rows = build_table(cells(ORDERED))
     front = front_table(rows, 16)
     assert [column.name for column in front["columns"]] == ["quality", "well_formed", "slot_error_rate", "nfe"]
+    unjudged = front_table([{**row, "well_formed": None} for row in rows], 16)
+    assert [column.name for column in unjudged["columns"]] == ["relevance_total", "perplexity", "repetition_4", "nfe"]
     undefined = front_table([{**row, "quality": None, "quality_ci": None} for row in rows], 16)
     assert len(undefined["rows"]) == FRONT_ROWS + 1 and undefined["left_out"] == 1
     assert len(front_table(build_table(budgets()), 64)["rows"]) == 3

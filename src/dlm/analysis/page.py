@@ -110,8 +110,11 @@ def front_table(rows: Sequence[table.Row], steps: int) -> dict[str, Any]:
         by = columns[-1]
     else:
         rivals = at_budget(rows, steps)
-        columns = [table.COLUMNS["quality"], *table.quality_axes(rows), table.COLUMNS["nfe"]]
-        by = columns[0]
+        axes = table.quality_axes(rows)
+        # Without an exact judge quality is the first axis, and repetition stands beside perplexity.
+        exact = axes[0].name == "well_formed"
+        columns = [table.COLUMNS["quality"], *axes] if exact else [*axes, table.COLUMNS["repetition_4"]]
+        columns, by = [*columns, table.COLUMNS["nfe"]], columns[0]
     diffusion = [row for row in rivals if not table.is_reference(row)]
     ranked = sorted(diffusion, key=lambda row: -math.inf if row[by.name] is None else row[by.name], reverse=True)
     best = ranked[:FRONT_ROWS]
