@@ -41,9 +41,8 @@ def options_of(name: str) -> str:
     if name in PRESETS:
         special.insert(0, _entry("rule", " | ".join(RULES), preset.rule, RULE))
     head = _wrapped(summary(name), f"{name}: ", "")
-    return "\n".join(
-        [head, *special, "\nOptions of every decoder:", *(entries[key] for key in entries if key in common)]
-    )
+    shared = [text for key, text in entries.items() if key in common]
+    return "\n".join([head, *special, "\nOptions of every decoder:", *shared])
 
 
 def meanings(cls: type) -> dict[str, str]:
