@@ -10,8 +10,8 @@ export TOKENIZERS_PARALLELISM := true
 .PHONY: setup repro sweeps test test-fast lint audit browser ui profile weights clean
 
 # Figures differ between processors: until yours are committed, what git can bring back is another machine's.
-BASELINE = @git diff --quiet HEAD -- dvc.lock sweeps/dvc.lock 2> /dev/null; [ $$? != 1 ] || echo "these are this machine's artefacts, \
-	not those that git names: git commit -am baseline, and git checkout with dvc checkout will come back to them"
+BASELINE = @test -z "$$(git status --porcelain -- dvc.lock sweeps 2> /dev/null)" || echo "these are this machine's artefacts, \
+	not those that git names: git add sweeps && git commit -am baseline, and git checkout with dvc checkout will come back to them"
 
 repro: $(READY)  ## rebuild the whole pipeline (only what has changed)
 	dvc repro

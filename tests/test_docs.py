@@ -50,7 +50,8 @@ SMALLER = {
     # No cell: its settings are chosen with the trained r2ft, and the pages' build/models/r2ft is another.
     "dvc exp run -S decoding.conv.kernel_size=65 -n wide": "dvc exp run -S decoding.conv.kernel_size=65 -n wide "
     "sft@sft",
-    "git checkout params.yaml dvc.lock && dvc checkout": "git checkout params.yaml dvc.lock && dvc checkout prepare",
+    "git checkout params.yaml dvc.lock results && dvc checkout": "git checkout params.yaml dvc.lock && "
+    "dvc checkout prepare",
     "ruff format . && ruff check .": "FILES=$(git diff --name-only -- '*.py') && "
     "ruff format --check $FILES && ruff check $FILES",
     **{
@@ -59,7 +60,6 @@ SMALLER = {
     "make profile NAME=paper-large && make repro": "make profile NAME=paper-large",
     "make profile NAME=english && make repro": "make profile NAME=english",
     "make profile NAME=lists && make repro": "make profile NAME=lists",
-    "make profile NAME=plain-base && make repro": "make profile NAME=plain-base",
     "make profile NAME=mine && make repro": "make profile NAME=mine",
 }
 TOUR = "runs in test_tour.py"
@@ -75,6 +75,7 @@ SYNOPSIS = "how commands are written, not a command"
 NOT_RUN = {
     "make repro": MINUTES,
     "make sweeps": MINUTES,
+    "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:other_profile@plain-base": MINUTES,
     "make test": "minutes; it is what runs this test",
     "make setup": SETUP,
     "source .venv/bin/activate": SETUP,
@@ -141,6 +142,8 @@ NOT_RUN = {
     "dlm generate CHECKPOINT [PROMPT...]": SYNOPSIS,
     "dlm infill CHECKPOINT [TEXT...]": SYNOPSIS,
     "dlm convert SOURCE FOLDER": SYNOPSIS,
+    "dlm backfill": SYNOPSIS,
+    "dlm verify": SYNOPSIS,
     "python benchmarks/decode.py --model mdlm-small --decoders top_k conv --batch-sizes 8 --lengths 256 "
     "--repeats 3": "minutes; test_benchmarks.py runs it on a tiny model",
     "python benchmarks/decode.py --model mdlm-small --batch-sizes 1 32 --lengths 1024 --steps 16 --repeats 3 "

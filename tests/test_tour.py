@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from test_docs import Shell, blocks, commands, give_model
-from workspaces import ROOT, TINY, Workspace
+from workspaces import ROOT, TINY, Workspace, running
 
 from dlm.pipeline.profiles import merge
 
@@ -58,14 +58,11 @@ class Tour:
         stages = yaml.safe_load(self.read("dvc.lock"))["stages"].values()
         return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
 
-    def ran(self, told: str) -> set[str]:
-        return set(re.findall(r"Running stage '([^']+)'", told))
-
 
 def first_run(tour: Tour, told: str) -> None:
-    assert {"base", "sft@sft", "r2ft", "report"} <= tour.ran(told)
+    assert {"base", "sft@sft", "r2ft", "report"} <= running(told)
     assert "git commit -am baseline" in told
-    assert not tour.clone.stale() - {"inputs"}
+    assert not tour.clone.stale()
 
 
 def committed(tour: Tour, told: str) -> None:
@@ -89,7 +86,7 @@ def answered(tour: Tour, told: str) -> None:
 
 
 def wide(tour: Tour, told: str) -> None:
-    assert tour.ran(told) - {"inputs"} == CONV | {"ablation@sft", "ablation@r2ft", "report"}
+    assert running(told) == CONV | {"ablation@sft", "ablation@r2ft", "report"}
 
 
 def moved(tour: Tour, told: str) -> None:
@@ -99,12 +96,12 @@ def moved(tour: Tour, told: str) -> None:
 
 def back(tour: Tour, told: str) -> None:
     assert tour.hashes() == tour.baseline
-    assert not tour.clone.stale() - {"inputs"}
+    assert not tour.clone.stale()
 
 
 def forward(tour: Tour, told: str) -> None:
     assert tour.clone.loaded("dvc", "params", "diff", "--json")
-    assert tour.hashes() != tour.baseline and not tour.clone.stale() - {"inputs"}
+    assert tour.hashes() != tour.baseline and not tour.clone.stale()
     tour.run("git checkout params.yaml dvc.lock results && dvc checkout")
 
 
@@ -121,27 +118,18 @@ def own_run(tour: Tour, told: str) -> None:
     assert "twice" in tour.read("results/doubles/report.html")
     with (tour.clone.folder / "data/input/doubles.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "What is twice a?", "output": "Twice a is 2a."}) + "\n")
-    assert "prepare" in tour.ran(tour.clone.run("dvc", "repro", "--dry", "--force", "prepare").stdout)
-    assert "prepare" in tour.ran(tour.clone.run("dvc", "repro", "prepare").stdout)
-
-
-def default(tour: Tour, told: str) -> None:
-    assert "params.yaml is now the profile builtin" in told
-    tour.clone.write(tour.clone.params)
-    tour.clone.run("git", "checkout", "dvc.lock", "results")
-    tour.clone.run("dvc", "checkout")
+    assert "prepare" in running(tour.clone.run("dvc", "repro", "--dry", "--force", "prepare").stdout)
+    assert "prepare" in running(tour.clone.run("dvc", "repro", "prepare").stdout)
 
 
 def own_base(tour: Tour, told: str) -> None:
-    """Of step 7: the same weights give the same base; other ones another."""
+    """Of step 7: with other weights `base` runs again."""
     weights = tour.clone.folder / "data/input/my-model/model.safetensors"
-    assert "base" in tour.ran(told)
+    assert "base" in running(told)
     tensors = load_file(weights)
     name, tensor = next(iter(tensors.items()))
     save_file({**tensors, name: tensor * 2}, weights)
-    assert "base" in tour.ran(tour.clone.run("dvc", "repro", "base").stdout)
-    tour.clone.run("git", "checkout", "dvc.lock", "params.yaml")
-    tour.clone.run("dvc", "checkout")
+    assert "base" in running(tour.clone.run("dvc", "repro", "base").stdout)
 
 
 def shared(tour: Tour, told: str) -> None:
@@ -151,7 +139,7 @@ def shared(tour: Tour, told: str) -> None:
     there = tour.clone.at(colleague)
     there.run("dvc", "remote", "modify", "local", "url", str(tour.clone.folder / ".cache/dvc-remote"))
     there.run("dvc", "pull", "dvc.yaml")
-    assert not there.stale() - {"inputs"}
+    assert not there.stale()
 
 
 def nothing(tour: Tour, told: str) -> None:
@@ -173,7 +161,6 @@ STEPS: dict[str, Check] = {
     "dvc exp apply wide": forward,
     "make profile NAME=doubles": own_records,
     "dvc repro": own_run,
-    "make profile NAME=builtin": default,
     "cp -r data/base/mdlm data/input/my-model": nothing,
     "dvc exp run -S base.checkpoint=data/input/my-model -n mine base": own_base,
     f"{GENERATE} --block mine": answered,
@@ -208,7 +195,7 @@ def test_the_page(tour: Tour) -> None:
         if text not in ELSEWHERE:
             STEPS[text](tour, tour.run(text))
             done.append(text)
-    assert done == list(STEPS)
+    assert list(dict.fromkeys(done)) == list(STEPS)
 
 
 def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,7 +142,7 @@ def _add_generate(parser: Parser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system prompt of conversations without one")
     parser.set_defaults(infill=False)
     parser.add_argument("--gen-length", type=int, default=128, metavar="N", help="tokens to generate (default: 128)")
-    default = "without: conv over low_confidence with eos_fill, which wrote best"
+    default = "without: conv over low_confidence with eos_fill, the best with as many steps as tokens"
     _add_shared(parser, default, steps="as many as tokens")
 
 

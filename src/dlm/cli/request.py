@@ -103,4 +103,5 @@ def _beside(text: str, changes: dict[str, Any]) -> Choice:
 
 def _check_names(options: dict[str, Any], flag: str) -> None:
     if "decoder" in options:
-        raise UserError(f"{flag} decoder=...: use --decoder")
+        remedy = "its name stands before the colon" if flag == "--beside" else "use --decoder"
+        raise UserError(f"{flag} decoder=...: {remedy}")

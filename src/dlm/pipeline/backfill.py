@@ -16,6 +16,7 @@ from dlm.pipeline.tracking import finished_stages, run_name, stage_run
 # The stage of the same script whose cell has a stage of its own.
 RENAMED = {"evaluate_reference": "evaluate@reference-nucleus"}
 UNTRACKED = "inputs"
+OF_THE_REPORT = ("table.json", "claims.json")  # log_report has logged them
 BUILD = Path("build")
 Entry = Mapping[str, Any]
 
@@ -100,6 +101,8 @@ def _log(run: Run, out: Path, params: Mapping[str, Any]) -> None:
         records.log_report(run, out.parent)
     elif out.suffix == ".jsonl" and out.is_file():
         _log_samples(run, out, *_parts(out.stem))
+    elif out.name in OF_THE_REPORT or (out.parent.name == "selection" and not out.stem.endswith("-grid")):
+        pass
     elif out.suffix == ".json" and out.is_file():
         found = read_json(out)
         if out.parent.name == "evaluation":
@@ -109,4 +112,5 @@ def _log(run: Run, out: Path, params: Mapping[str, Any]) -> None:
         elif isinstance(found, dict):
             run.metrics({key: value for key, value in found.items() if isinstance(value, int | float)})
         elif found and isinstance(found[0], dict):
-            run.table(out.stem, found)
+            stage = {"selection": "selection", "sweeps": out.stem.partition("-")[0]}
+            run.table(stage.get(out.parent.name, out.stem), found)

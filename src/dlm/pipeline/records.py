@@ -154,6 +154,13 @@ def log_report(run: Run, results: Path) -> None:
         run.table("table", read_json(results / "table.json"))
 
 
+@guarded
+def log_profile(run: Run, results: Path) -> None:
+    """What another profile's report has, on the run of its stage alone."""
+    log_results(run, results)
+    run.table("table", read_json(results / "table.json"))
+
+
 def log_results(run: Run, results: Path) -> dict[str, dict[str, float]]:
     """The scores by cell, which it gives back, the figures and the page of a report's folder."""
     metrics = (results / "metrics").glob("*.json")

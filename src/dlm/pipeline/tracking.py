@@ -117,9 +117,10 @@ def _open(stage: str, cell: str | None, params: Mapping[str, str]) -> Run:
         parent = _parent(link, key, tags, lost)
         below = f"tags.mlflow.parentRunId = '{parent.run_id}' AND attributes.run_name = '{name}'"
         same = client.search_runs([experiment], below, order_by=["attributes.start_time DESC"])
-        for run in same:
+        for place, run in enumerate(same):
             if run.info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, "KILLED")
+                same[place] = client.get_run(run.info.run_id)
         note = _note()
         fitting = (run for run in same if stage == "evaluate" and _fits(run, params))
         if earlier := next(fitting, None):
@@ -134,9 +135,11 @@ def _open(stage: str, cell: str | None, params: Mapping[str, str]) -> Run:
 
 
 def _fits(run: Any, params: Mapping[str, str]) -> bool:
-    """Whether a run has come to its end, and has no other values of parameters: MLflow changes none."""
-    had = run.data.params
-    return run.info.status == "FINISHED" and all(had.get(name, value) == value for name, value in params.items())
+    """Whether decoding has come to its end in a run, and it has no other values of parameters: MLflow changes none."""
+    had, evaluated = run.data.params, "evaluate" in run.data.tags.get("stage", "").split()
+    return (evaluated or run.info.status == "FINISHED") and all(
+        had.get(name, value) == value for name, value in params.items()
+    )
 
 
 def _extended(text: str, between: str, more: str) -> str:

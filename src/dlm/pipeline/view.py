@@ -17,8 +17,8 @@ CHARTS = ("kernel_size", "block_length", "top_k")
 
 
 def set_up(client: Any, experiment: str, params: Mapping[str, Any]) -> None:
-    """Give the experiment its view for the budgets of these parameters, a description, and its kind, by which the page
-    begins with runs, not with traces."""
+    """Give the experiment its view for the budgets of these parameters (the newest run's), a description, and its
+    kind, by which the page begins with runs, not with traces."""
     had = client.get_experiment(experiment).tags
     view = saved_view([str(steps) for steps in params.get("decode", {}).get("steps", ())])
     wanted = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": NOTE} | had
