@@ -44,7 +44,7 @@ def claims_table(claims: Sequence[dict[str, Any]]) -> str:
     lines = ["| claim | verdict | a number | more |", "|---|---|---|---|"]
     for claim in claims:
         place = claim["number"]
-        beside = "".join(f"; at S = {steps}: {other}" for steps, other in claim["beside"])
+        beside = "".join(f"; at S = {n}: {other}" for n, other in claim["beside"] if other != claim["verdict"])
         verdict = f"{claim['verdict']}{beside}{ELSEWHERE.get(place, '')}"
         cells = [
             f"{place}. {claim['text'].rstrip('.')}",
