@@ -27,6 +27,7 @@ settings.load_profile("here")
 # `make test` deals files to two processes: what takes longest comes first, and what shares `small` to one of them.
 LONG = [
     "end_to_end",
+    "tour",
     "surviving",
     "sharing",
     "runs",
@@ -36,7 +37,17 @@ LONG = [
     "tools_pipeline",
     "training",
 ]
-LONG += ["distributed", "invariance", "masked_lms", "own_data", "params", "decoding_rules", "report"]
+LONG += [
+    "other_profile",
+    "inputs",
+    "distributed",
+    "invariance",
+    "masked_lms",
+    "own_data",
+    "params",
+    "decoding_rules",
+    "report",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -257,6 +257,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: tokenise(records[name], template, tokenizer, data, needs_answer=name != "eval")[0] for name in SPLITS
     }
     (folder / "data").mkdir()
+    shutil.copy(ROOT / "data/builtin/grammar.yaml", folder / "data")
     write_prepared(folder / "data", splits, tokenizer, counts)
     shutil.copytree(BUILTIN, folder / "models" / "sft")
     shutil.copytree(BUILTIN.parent / "reference", folder / "models" / "reference")

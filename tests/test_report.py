@@ -748,7 +748,7 @@ def test_stage_end_to_end(tmp_path: Path, params: Params) -> None:
     files = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg", "pdf", "json")}
     files |= {f"metrics/{cell}.json" for cell in headline(json.loads(made["table.json"]))}
     tables = {f"table.{kind}" for kind in ("json", "md", "csv", "tex")}
-    assert set(made) == {*files, *tables, "selection.md", "report.html"}
+    assert set(made) == {*files, *tables, "claims.json", "selection.md", "report.html"}
     assert done.stdout.encode() == made["table.md"]
     table = json.loads(made["table.json"])
     assert [row["checkpoint"] for row in table][:2] == ["reference", "sft"]

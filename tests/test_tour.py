@@ -21,6 +21,7 @@ from dlm.pipeline.profiles import merge
 
 PAGE = "docs/tour.md"
 SMALL = {name: block for name, block in TINY.items() if name not in ("tokenizer", "model", "base", "reference")}
+SMALL |= {"report": {"decoders": ["top_k", "semi_ar", "conv"]}}
 SHORT = {"training": {"steps": 2, "batch_size": 4}}
 CONV = {"select@conv", "decode@sft-conv", "decode@r2ft-conv", "evaluate@sft-conv", "evaluate@r2ft-conv"}
 

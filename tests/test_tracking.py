@@ -370,7 +370,7 @@ def test_a_command_line_keeps_its_secrets(client: MlflowClient, monkeypatch: pyt
     with stage_run("short") as run:
         pass
     note = client.get_run(run.run_id).data.tags["mlflow.note.content"]
-    assert note.endswith("    python stage.py -S 'judge.api_key=***' --build=b build")
+    assert note.endswith("python stage.py -S 'judge.api_key=***' --build=b build")
 
 
 def test_the_pipelines_run_names_the_command_of_dvc(

@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 from dlm.pipeline.start import run_script
 from dlm.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 60  # for MLflow to answer
+ASSISTANT = 1555  # where MLflow's panel begins that no picture needs
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     take(chromium, (ROOT / "results/report.html").as_uri(), arguments.out / "report.png", 1200, 1250)
     with server(arguments.port) as address:
-        take(chromium, address, arguments.out / "mlflow-cells.png", 1500, 690)
+        take(chromium, address, arguments.out / "mlflow-cells.png", 1950, 760, visible=ASSISTANT)
 
 
 @contextmanager
@@ -67,7 +70,8 @@ def answers(address: str) -> bool:
         return False
 
 
-def take(chromium: str, address: str, picture: Path, width: int, height: int) -> None:
+def take(chromium: str, address: str, picture: Path, width: int, height: int, visible: int | None = None) -> None:
+    """What a window of this size shows, as far as `visible` from the left, in few colours."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
     with tempfile.TemporaryDirectory() as profile:
         size = f"--window-size={width},{height}"
@@ -75,6 +79,8 @@ def take(chromium: str, address: str, picture: Path, width: int, height: int) ->
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     if done.returncode != 0 or not picture.is_file():
         raise UserError(f"Chromium made no picture of {address}: {' '.join(done.stderr.split())[-300:]}")
+    with Image.open(picture) as shown:
+        shown.crop((0, 0, visible or width, height)).quantize(64).save(picture, optimize=True)
     print(f"{picture}: {picture.stat().st_size // 1000} kB")
 
 
