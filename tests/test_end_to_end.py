@@ -294,7 +294,10 @@ def test_plots_without_a_network(workspace: Workspace, tmp_path: Path) -> None:
     page = tmp_path / "plots" / "index.html"
     assert "cdn." not in re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL)
     drawn = browse("--dump-dom", page.as_uri(), profile=tmp_path / "profile")
-    assert drawn.count('class="marks"') == len(yaml.safe_load((workspace.folder / "dvc.yaml").read_text())["plots"])
+    plots = yaml.safe_load((workspace.folder / "dvc.yaml").read_text())["plots"]
+    assert drawn.count('class="marks"') == sum(isinstance(plot, dict) for plot in plots)  # the others are pictures
+    assert len(list((tmp_path / "plots").rglob("*.png"))) == sum(isinstance(plot, str) for plot in plots)
+    assert all(f">{decoder}<" in drawn for decoder in workspace.params["report"]["decoders"])
 
 
 def test_sweeps(workspace: Workspace) -> None:

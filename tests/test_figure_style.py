@@ -20,6 +20,9 @@ from dlm.analysis.style import COLUMN, DECODERS, KINDS, ORDERED, SERIES, TEXT, d
 from dlm.analysis.unmasking import draw_unmasking
 from dlm.analysis.weights import draw_weights, weights_data
 from dlm.config.decoders import decoder_options
+from dlm.files import read_json
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -161,3 +164,9 @@ def test_unmasking_says_what_grey_is_and_colours_are_decoders(
     drawn = {line.get_color() for line in kept[0].axes[0].get_lines()}
     assert drawn == {DECODERS[name].colour for name in figure.data["decoders"]}
     assert "EOS-fill" in figure.look_for and re.search("line ends where", figure.look_for)
+
+
+def test_dvcs_plot_has_the_same_colours() -> None:
+    """In the order of report.decoders; those of a user's come next."""
+    drawn = read_json(ROOT / ".dvc/plots/passes.json")["encoding"]["color"]["scale"]["range"]
+    assert drawn == [mark.colour for mark in decoder_marks([*DECODERS, "nearest", "duo"]).values()]
