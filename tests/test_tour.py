@@ -95,6 +95,12 @@ def moved(tour: Tour, told: str) -> None:
     assert paths == {"sft-conv", "r2ft-conv"}
 
 
+def drawn(tour: Tour, told: str) -> None:
+    """Both runs, by decoder."""
+    page = Path(told.strip().removeprefix("file://")).read_text("utf-8")
+    assert {'"rev": "HEAD"', '"rev": "workspace"', '"decoder": "conv"'} <= set(re.findall(r'"\w+": "\w+"', page))
+
+
 def back(tour: Tour, told: str) -> None:
     assert tour.hashes() == tour.baseline
     assert not tour.clone.stale()
@@ -158,6 +164,7 @@ STEPS: dict[str, Check] = {
     GENERATE: answered,
     "dvc exp run -S decoding.conv.kernel_size=65 -n wide": wide,
     "dvc metrics diff": moved,
+    "dvc plots diff": drawn,
     "git checkout params.yaml dvc.lock results && dvc checkout": back,
     "dvc exp apply wide": forward,
     "make profile NAME=doubles": own_records,
