@@ -141,6 +141,7 @@ NOT_RUN = {
     "dlm decoders [NAME]": SYNOPSIS,
     "dlm generate CHECKPOINT [PROMPT...]": SYNOPSIS,
     "dlm infill CHECKPOINT [TEXT...]": SYNOPSIS,
+    "dlm score CHECKPOINT FILE": SYNOPSIS,
     "dlm convert SOURCE FOLDER": SYNOPSIS,
     "dlm backfill": SYNOPSIS,
     "dlm verify": SYNOPSIS,
@@ -256,7 +257,13 @@ def test_every_command_is_run_or_listed() -> None:
 
 
 # First lines of blocks without a language that hold no command.
-OTHER = (" prepare ──► base", "Travel north from", '{"instruction": ', "step 40/128 · NFE 40")
+OTHER = (
+    *(" prepare ──► base", "Travel north from", "step 40/128 · NFE 40"),
+    *(
+        '{"instruction": "Describe Velmora: its trade.", "input"',
+        '{"instruction": "Describe Velmora: its trade.", "answer"',
+    ),
+)
 
 
 def test_every_other_block_is_known() -> None:

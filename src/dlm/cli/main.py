@@ -69,6 +69,13 @@ def _decode(arguments: argparse.Namespace) -> None:
     run(arguments, checked)
 
 
+def _score(arguments: argparse.Namespace) -> None:
+    check_checkpoint(arguments.checkpoint)
+    from dlm.cli.score import run
+
+    run(arguments)
+
+
 def _convert(arguments: argparse.Namespace) -> None:
     check_checkpoint(arguments.source)
     from dlm.cli import convert
@@ -107,6 +114,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "decoders": command("decoders", _decoders, "list the decoders, or the options of one"),
         "generate": command("generate", _decode, "answer prompts with a checkpoint"),
         "infill": command("infill", _decode, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
+        "score": command("score", _score, "log-likelihood of answers to prompts, or perplexity of running text"),
         "convert": command("convert", _convert, "write a published checkpoint in the layout that transformers loads"),
         "backfill": command("backfill", _backfill, "log to MLflow what DVC restored instead of running (dvc.lock)"),
         "verify": command("verify", _verify, "find spoilt files in DVC's cache, and remove them"),
@@ -114,6 +122,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     made["decoders"].add_argument("name", nargs="?", help="a decoder")
     _add_generate(made["generate"])
     _add_infill(made["infill"])
+    _add_score(made["score"])
     _add_convert(made["convert"])
     return whole, made
 
@@ -129,6 +138,14 @@ def _add_generate(parser: Parser) -> None:
         help="one prompt a line, or JSON (lines, an array) with `instruction` (and `input`), `messages`, `prompt` or "
         "`prompt_ids` (used as they are)",
     )
+    _add_template(parser)
+    parser.set_defaults(infill=False)
+    parser.add_argument("--gen-length", type=int, default=128, metavar="N", help="tokens to generate (default: 128)")
+    default = "without: conv over low_confidence with eos_fill, the best with as many steps as tokens"
+    _add_shared(parser, default, steps="as many as tokens")
+
+
+def _add_template(parser: Parser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--instruction",
@@ -140,10 +157,32 @@ def _add_generate(parser: Parser) -> None:
     how.add_argument("--raw", dest="template", action="store_false", default=None, help="prompts are used as they are")
     how.add_argument("--chat", action="store_true", help="prompts are a user's messages, put into the chat template")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system prompt of conversations without one")
-    parser.set_defaults(infill=False)
-    parser.add_argument("--gen-length", type=int, default=128, metavar="N", help="tokens to generate (default: 128)")
-    default = "without: conv over low_confidence with eos_fill, the best with as many steps as tokens"
-    _add_shared(parser, default, steps="as many as tokens")
+
+
+def _add_score(parser: Parser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint's folder, or a name on the Hugging Face hub")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="JSON (lines, an array): prompts as `generate` takes them, each with its `answer`",
+    )
+    _add_template(parser)
+    parser.add_argument("--text", action="store_true", help="FILE is running text, documents between empty lines")
+    parser.add_argument(
+        "--length", type=int, metavar="N", help="with --text: tokens of a window (default: the model's)"
+    )
+    parser.add_argument(
+        "--order",
+        choices=["any", "left_to_right"],
+        default="any",
+        help="any: the bound over all orders, by Monte Carlo (default); left_to_right: the chain rule",
+    )
+    parser.add_argument("--samples", type=int, default=64, metavar="N", help="passes an answer (default: 64)")
+    parser.add_argument("--end", action="store_true", help="count an end of text behind each answer, too")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    _add_running(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _add_infill(parser: Parser) -> None:
@@ -195,16 +234,7 @@ def _add_layout(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--tokenizer", metavar="PATH", help="where the tokenizer is, if not beside the model")
 
 
-def _add_shared(parser: Parser, default: str, steps: str) -> None:
-    decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--decoder", metavar="NAME", help=f"one of `dlm decoders`, with its own defaults ({default})")
-    decoding.add_argument("--block", metavar="NAME", help="a block `decoding.NAME` of params.yaml instead")
-    decoding.add_argument("--params", metavar="FILE", type=Path, help="where --block is looked up (params.yaml)")
-    decoding.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="an option of the decoder; repeatable"
-    )
-    decoding.add_argument("--steps", type=int, metavar="N", help=f"denoising steps (default: {steps})")
-    decoding.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+def _add_running(parser: Parser) -> None:
     running = parser.add_argument_group("running")
     running.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at once (default: 32)")
     running.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is any)")
@@ -215,6 +245,19 @@ def _add_shared(parser: Parser, default: str, steps: str) -> None:
     running.add_argument(
         "--compile", choices=["none", "default", "cuda_graphs"], default="none", help="torch.compile (default: none)"
     )
+
+
+def _add_shared(parser: Parser, default: str, steps: str) -> None:
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument("--decoder", metavar="NAME", help=f"one of `dlm decoders`, with its own defaults ({default})")
+    decoding.add_argument("--block", metavar="NAME", help="a block `decoding.NAME` of params.yaml instead")
+    decoding.add_argument("--params", metavar="FILE", type=Path, help="where --block is looked up (params.yaml)")
+    decoding.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="an option of the decoder; repeatable"
+    )
+    decoding.add_argument("--steps", type=int, metavar="N", help=f"denoising steps (default: {steps})")
+    decoding.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    _add_running(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object a line")
     output.add_argument("--watch", action="store_true", help="see one text being filled in (on a terminal)")

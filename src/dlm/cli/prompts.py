@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ class Prompt:
         input: context of an instruction.
         messages: a conversation, for the library to check.
         ids: token ids; `text` is what they say, where it is known.
+        answer: to the prompt, where one stands beside it.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Prompt:
     input: str = ""
     messages: tuple[Any, ...] = ()
     ids: tuple[int, ...] = ()
+    answer: str | None = None
 
 
 def read_prompts(texts: Sequence[str], file: Path | None, option: str, *, infill: bool = False) -> list[Prompt]:
@@ -92,9 +94,15 @@ def _parsed(line: str, where: str) -> Any:
 
 
 def _record(row: Any, where: str, infill: bool) -> Prompt:
-    """An object, or a plain text. What `--json` prints has ids, which say more than the text beside them."""
+    """An object, or a plain text."""
     if isinstance(row, str):
         return Prompt(row, where)
+    prompt = _prompt(row, where, infill)
+    return replace(prompt, answer=_text(row, "answer", where)) if "answer" in row else prompt
+
+
+def _prompt(row: Any, where: str, infill: bool) -> Prompt:
+    """What `--json` prints has ids, which say more than the text beside them."""
     kinds: list[Kind] = ["instruction", "prompt", "messages"]
     wanted = ["text"] if infill else [*kinds]
     ids, text = ("canvas_ids", "canvas") if infill else ("prompt_ids", "prompt")

@@ -39,7 +39,7 @@ class Job:
 
 def run(arguments: argparse.Namespace, request: Request) -> None:
     """Load, decode, write the trace or the picture, print. Raises UserError."""
-    lm = _load(arguments)
+    lm = load(arguments)
     job = (_infilling if arguments.infill else _generation)(lm, arguments, request.prompts)
 
     def decode(decoder: Choice, watch: Watch | None = None) -> Generation | Infilling:
@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace, request: Request) -> None:
         print_texts(outs[0].texts, asked)
 
 
-def _load(arguments: argparse.Namespace) -> DiffusionLM:
+def load(arguments: argparse.Namespace) -> DiffusionLM:
+    """The checkpoint on its device. Raises UserError."""
     device = arguments.device
     try:
         if device is not None:
@@ -98,7 +99,7 @@ def _load(arguments: argparse.Namespace) -> DiffusionLM:
 
 
 def _generation(lm: DiffusionLM, arguments: argparse.Namespace, prompts: Sequence[Prompt]) -> Job:
-    whole = [_whole_prompt(lm, prompt, arguments) for prompt in prompts]
+    whole = [whole_prompt(lm, prompt, arguments) for prompt in prompts]
     length = arguments.gen_length
     return Job(
         given=[{"prompt": text, "prompt_ids": ids} for ids, text in whole],
@@ -120,7 +121,7 @@ def _infilling(lm: DiffusionLM, arguments: argparse.Namespace, prompts: Sequence
     )
 
 
-def _whole_prompt(lm: DiffusionLM, prompt: Prompt, arguments: argparse.Namespace) -> tuple[list[int], str]:
+def whole_prompt(lm: DiffusionLM, prompt: Prompt, arguments: argparse.Namespace) -> tuple[list[int], str]:
     """What the model is given, and its text. Raises UserError for what has no template to go into."""
     if prompt.kind == "ids":
         return list(prompt.ids), prompt.text
