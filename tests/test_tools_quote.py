@@ -33,7 +33,7 @@ def test_a_page_by_hand(tmp_path: Path) -> None:
     assert [lines[0], lines[7], lines[8]] == ["before", "between", "<!-- results -->"]
     claims, more, results = lines[4], lines[5], lines[9:]
     assert claims.startswith("| 5. EOS-fill saves passes | seen; at S = 16: mixed | 2.04 times | [claim 5](")
-    assert "seen (seen [on English]" in more
+    assert "seen; seen [on English]" in more
     assert results[0] == "| checkpoint | decoder | quality, S = 16 ↑ | quality, S = 64 ↑ | NFE, S = 64 ↓ | area ↑ |"
     assert results[2] == "| sft | categorical | 0.50 ± 0.05 | 0.50 ± 0.05 | 32.0 | 0.50 ± 0.10 |"
     assert results[6] == "| sft | conv | **0.75** ± 0.05 | **0.75** ± 0.05 | 32.0 | 0.50 ± 0.10 |"

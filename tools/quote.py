@@ -17,9 +17,10 @@ CELLS = (
 )
 # What other runs say beside it.
 ELSEWHERE = {
-    2: " ([where the base repeats](docs/repetition.md))",
-    4: " ([where the base repeats](docs/repetition.md))",
-    6: " (seen [on English](docs/adapt.md))",
+    2: "; mixed [where the base repeats](docs/repetition.md)",
+    3: ", and with [40 prompts](docs/sweeps.md)",
+    4: "; mixed [where the base repeats](docs/repetition.md)",
+    6: "; seen [on English](docs/adapt.md)",
 }
 
 

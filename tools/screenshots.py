@@ -23,7 +23,7 @@ from dlm.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 60  # for MLflow to answer
-ASSISTANT = 1555  # where MLflow's panel begins that no picture needs
+ASSISTANT = 1448  # where MLflow's panel begins that no picture needs
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def answers(address: str) -> bool:
 
 
 def take(chromium: str, address: str, picture: Path, width: int, height: int, visible: int | None = None) -> None:
-    """What a window of this size shows, as far as `visible` from the left, in few colours."""
+    """What a window of this size shows, as far as `visible` from the left, in 256 colours."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
     with tempfile.TemporaryDirectory() as profile:
         size = f"--window-size={width},{height}"
@@ -80,7 +80,7 @@ def take(chromium: str, address: str, picture: Path, width: int, height: int, vi
     if done.returncode != 0 or not picture.is_file():
         raise UserError(f"Chromium made no picture of {address}: {' '.join(done.stderr.split())[-300:]}")
     with Image.open(picture) as shown:
-        shown.crop((0, 0, visible or width, height)).quantize(64).save(picture, optimize=True)
+        shown.crop((0, 0, visible or width, height)).quantize(256).save(picture, optimize=True)
     print(f"{picture}: {picture.stat().st_size // 1000} kB")
 
 
