@@ -181,7 +181,12 @@ def test_what_a_variation_changed(varied: Small) -> None:
     assert all((entry["old"], entry["new"]) == (before[name], after[name]) for name, entry in changed.items())
 
     plots = varied.loaded("dvc", "plots", "diff", "--json", "HEAD", "varied")["data"]
-    curves = {title: curve(plot[0]) for title, plot in plots.items()}
+    pictures = {title for title, plot in plots.items() if plot[0]["type"] == "image"}
+    assert {Path(title).name for title in pictures} == {"quality.png", "unmasking.png"}
+    curves = {title: curve(plot[0]) for title, plot in plots.items() if title not in pictures}
+    passes = curves.pop("Quality over forward passes")
+    assert passes.keys() == {"HEAD", "varied"}
+    assert all({"nfe", "quality", "decoder", "checkpoint"} <= row.keys() for rows in passes.values() for row in rows)
     assert curves.keys() == {
         "R2FT on held-out data",
         "Log-prior during R2FT",
