@@ -2,20 +2,20 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
+from screenshots import find_chromium
 from test_report import ORDERED, answers, cells, figures, page  # noqa: F401 (a fixture)
 
 from dlm.analysis.figures import ReportFigure, write_figures
 from dlm.analysis.page import side_by_side
 from dlm.analysis.table import build_table
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = find_chromium()
 FLAGS = [
     "--headless",
     "--no-sandbox",

@@ -31,8 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images", help="the folder (default: docs/images)")
     parser.add_argument("--port", type=int, default=5057, help="of the MLflow server that is started (default: 5057)")
     arguments = parser.parse_args()
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium = next((path for name in names if (path := shutil.which(name))), None)
+    chromium = find_chromium()
     if chromium is None:
         raise UserError("no Chromium; make browser installs it")
     for made in (ROOT / "results/report.html", ROOT / "mlflow.db"):
@@ -42,6 +41,12 @@ def main() -> None:
     take(chromium, (ROOT / "results/report.html").as_uri(), arguments.out / "report.png", 1200, 1250)
     with server(arguments.port) as address:
         take(chromium, address, arguments.out / "mlflow-cells.png", 1950, 760, visible=ASSISTANT)
+
+
+def find_chromium() -> str | None:
+    """The browser's path, if there is one."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @contextmanager

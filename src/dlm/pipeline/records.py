@@ -148,17 +148,16 @@ def log_samples(run: Run, answers: Iterable[Row], prompts: Mapping[int, str], ch
 @guarded
 def log_report(run: Run, results: Path) -> None:
     """Scores, figures and page, on the report's run and on the pipeline's; there they are in the description, too."""
-    log_results(run, results)
+    log_profile(run, results)
     run.parent.describe(headline_table(log_results(run.parent, results)))
-    if (results / "table.json").is_file():
-        run.table("table", read_json(results / "table.json"))
 
 
 @guarded
 def log_profile(run: Run, results: Path) -> None:
-    """What another profile's report has, on the run of its stage alone."""
+    """What a report's folder has, another profile's for one, on the run of its stage alone."""
     log_results(run, results)
-    run.table("table", read_json(results / "table.json"))
+    if (results / "table.json").is_file():
+        run.table("table", read_json(results / "table.json"))
 
 
 def log_results(run: Run, results: Path) -> dict[str, dict[str, float]]:
