@@ -27,18 +27,8 @@ settings.load_profile("here")
 # `make test` deals files to two processes: what takes longest comes first, and what shares `small` to one of them.
 LONG = [
     *("end_to_end", "tour", "surviving", "sharing", "runs", "bad_input", "docs", "tools_quarter_hour"),
-    *(
-        "tools_pipeline",
-        "training",
-        "other_profile",
-        "inputs",
-        "distributed",
-        "invariance",
-        "masked_lms",
-        "own_data",
-        "params",
-    ),
-    *("decoding_rules", "report"),
+    *("tools_pipeline", "training", "other_profile", "inputs", "distributed", "invariance", "masked_lms"),
+    *("own_data", "params", "decoding_rules", "report"),
 ]
 
 
