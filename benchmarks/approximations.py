@@ -4,7 +4,7 @@ Families of decoders; each member is compared with the first of its family, prom
 noise). Quality on the builtin corpus is the exact judge's: share of well-formed sentences, and slot error rate; on
 others the share of inliers under the reference, and of repeated 4-grams. With 95% bootstrap intervals over prompts; so
 are the changes against the family's first. Seconds are of whole runs over all prompts, the members taking turns within
-each seed. Decoders are blocks of params.yaml or names of dlm.config.decoders, with options after a colon; EOS-fill is
+each seed. Decoders are blocks of params.yaml or names of dlm.decoding.options, with options after a colon; EOS-fill is
 on unless a decoder says otherwise.
 
 Needs the artefacts of prepare, reference and the checkpoint's own stage (make repro). Writes OUT.json and OUT.md.
@@ -30,12 +30,12 @@ from common import (
 )
 
 from dlm.pipeline.start import run_script
-from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.params import Params, load_params
 from dlm.config.schema import require
 from dlm.config.yaml import split_variant
 from dlm.decoding.answers import decode_prompts
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.evaluation.bootstrap import bootstrap_ci
 from dlm.evaluation.cell import Corpus, load_corpus, score_answers, summarise
 from dlm.pipeline.hardware import hardware

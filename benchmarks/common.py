@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.schema import require
 from dlm.config.yaml import split_variant
+from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.errors import UserError
 from dlm.files import write_json, write_text
 from dlm.pipeline.hardware import command_of

@@ -9,7 +9,7 @@ Three implementations of every (decoder, length) take turns, one repeat of each 
 Ratios are taken repeat by repeat. Times are of whole runs of --steps steps. Medians, smallest and largest are reported.
 A step's time is a run's over S, so that a cache that saves passes shows; the floor's share is that of NFE bare passes.
 
-Decoders are names of dlm.config.decoders, with options after a colon: conv conv:suffix=none,kernel_size=65.
+Decoders are names of dlm.decoding.options, with options after a colon: conv conv:suffix=none,kernel_size=65.
 A GPU's memory is its allocator's peak above the weights; a CPU's is measured in a child process for each setting
 (see benchmarks/memory.py; good to a few MiB), in the plain decoder's case with two steps, all of which need the same.
 
@@ -44,11 +44,11 @@ from subjects import DTYPES, MODELS, Subject, load_subject
 from table import to_markdown, write_figure
 
 from dlm.pipeline.start import run_script
-from dlm.config.decoders import DecoderOptions
 from dlm.config.schema import require
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
+from dlm.decoding.options import DecoderOptions
 from dlm.models.compiled import MODES
 from dlm.pipeline.hardware import hardware
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlm.config.decoders import CategoricalOptions, DecoderOptions, LowConfidenceOptions, TopKOptions
+from dlm.decoding.options import CategoricalOptions, DecoderOptions, LowConfidenceOptions, TopKOptions
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 from common import Arguments, command_line, grid, write
 
 from dlm.pipeline.start import run_script
+from dlm.analysis.table import at_budget
 from dlm.config.params import load_params
 from dlm.config.schema import require
 from dlm.data.splits import most_frequent, read_split
-from dlm.decoding.budgets import at_budget
 from dlm.evaluation.distance import binned, one_hot, written_kinds
 from dlm.files import read_json, read_jsonl
 
@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     require(arguments.width >= 1, "--width", "at least 1", arguments.width)
     build, params = arguments.build, load_params(arguments.params)
-    known = read_json(build / "data" / "vocabulary.json")
+    known = read_json(build / "data/training/vocabulary.json")
     frequent = frozenset(most_frequent(known["token_counts"], params.evaluate.high_prior_tokens).tolist())
     examples = read_split(build / "data", "eval", ["id", "prompt_ids", "answer_ids"])
     prompts = {row["id"]: row["prompt_ids"] for row in examples}

@@ -23,7 +23,7 @@ from dlm.training.objectives import DiffusionTrainer
 def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = start_stage(arguments)
-    base, data = params.base, arguments.build / "data"
+    base, data = params.base, arguments.build / "data/training"
     out = arguments.build / "models" / "base"
     with stage_run("base", params=tracked(params, "seed", "model", "base")) as run:
         tokenizer = load_tokenizer(data / "tokenizer")

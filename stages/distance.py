@@ -7,7 +7,6 @@ import numpy as np
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import Params, tracked
 from dlm.data.splits import most_frequent, read_split
-from dlm.decoding.budgets import at_budget
 from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.distance import (
     KINDS,
@@ -31,7 +30,7 @@ def main() -> None:
     build, checkpoint = arguments.build, arguments.checkpoint
     with stage_run("distance", cell=checkpoint, params=tracked(params, "sweeps", "decode")) as run:
         lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
-        counts = read_json(build / "data" / "vocabulary.json")["token_counts"]
+        counts = read_json(build / "data/training/vocabulary.json")["token_counts"]
         high_prior = frozenset(most_frequent(counts, params.evaluate.high_prior_tokens).tolist())
         eos_id = lm.tokenizer.eos_token_id
         examples = read_split(build / "data", "eval", ["id", "instruction", "prompt_ids", "answer_ids"])
@@ -44,7 +43,7 @@ def main() -> None:
         decoders = {}
         for decoder in params.report.decoders:
             answers = read_jsonl(build / "answers" / f"{checkpoint}-{decoder}.jsonl")
-            answers = at_budget(answers, params.decode.judged_steps)
+            answers = [answer for answer in answers if answer["steps"] == params.decode.judged_steps]
             decoders[decoder] = written([a["id"] for a in answers], [a["tokens"] for a in answers])
         result = {
             "checkpoint": checkpoint,

@@ -8,7 +8,7 @@ from dlm.analysis.sweeps import sweep_figures
 from dlm.analysis.weights import weights_data
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
-from dlm.decoding.budgets import at_budget, chosen
+from dlm.decoding.budgets import chosen
 from dlm.files import read_json, read_jsonl, write_text
 from dlm.pipeline.tracking import stage_run
 
@@ -25,7 +25,7 @@ def main() -> None:
         answers = read_jsonl(build / "answers" / f"{CHECKPOINTS[-1]}-conv.jsonl")
         steps, prompt_length = params.decode.steps[0], len(example["prompt_ids"])
         conv = params.decoder("conv", **chosen(build, params, "conv", steps))
-        answer = next(answer for answer in at_budget(answers, steps) if answer["id"] == example["id"])
+        answer = next(answer for answer in answers if answer["steps"] == steps and answer["id"] == example["id"])
         figures = sweep_figures(
             [row for c in CHECKPOINTS for row in read_json(sweeps / f"settings-{c}.json")],
             [read_json(sweeps / f"distance-{c}.json") for c in CHECKPOINTS],

@@ -12,11 +12,11 @@ from scipy.stats import spearmanr
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.samples import as_text, good_and_bad
+from dlm.analysis.table import at_budget
 from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
 from dlm.data.text import read_documents, read_rows, split_documents
 from dlm.data.tokenizer import encode, load_tokenizer
-from dlm.decoding.budgets import at_budget
 from dlm.evaluation.bootstrap import geometric_mean_with_ci
 from dlm.evaluation.ngram import NgramScorer
 from dlm.files import read_json, read_jsonl, write_table
@@ -70,7 +70,7 @@ def main() -> None:
 
 def make_scorer(params: Params, build: Path) -> tuple[NgramScorer, int]:
     """The scorer, and how many tokens it has counted."""
-    tokenizer = load_tokenizer(build / "data" / "tokenizer")
+    tokenizer = load_tokenizer(build / "data/training/tokenizer")
     settings, texts, left = params.sweeps.ngram, [], params.sweeps.ngram.tokens
     for ids in held_out(params, build, tokenizer):
         if left <= 0:
@@ -91,7 +91,7 @@ def held_out(params: Params, build: Path, tokenizer: Any) -> Iterator[list[int]]
         for start in range(0, len(documents), 1000):
             yield from encode(tokenizer, documents[start : start + 1000])
     else:
-        for row in read_split(build / "data", "valid", ["prompt_ids", "answer_ids"]):
+        for row in read_split(build / "data/training", "valid", ["prompt_ids", "answer_ids"]):
             yield row["prompt_ids"] + row["answer_ids"]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
-from dlm.config.decoders import DecoderOptions
 from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError
 from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, score_gap, summarise
 from dlm.evaluation.builtin.grammar import GRAMMAR, load_grammar

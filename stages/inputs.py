@@ -1,18 +1,14 @@
 """Digests of the files and folders that params.yaml names, under build/inputs: a file for each stage that reads any."""
 
-import os
-from pathlib import Path
-
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.files import atomic_directory, write_json
-from dlm.pipeline.inputs import Digests, read_by
+from dlm.pipeline.inputs import known_digests, read_by
 
 
 def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = start_stage(arguments)
-    # DVC's own root: experiments that run in folders of their own read no file twice.
-    digests = Digests(Path(os.environ.get("DVC_ROOT", "."), ".cache/inputs.json"))
+    digests = known_digests()
     with atomic_directory(arguments.build / "inputs") as folder:
         for stage, named in read_by(params).items():
             write_json(folder / f"{stage}.json", digests.record(named))

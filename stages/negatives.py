@@ -15,7 +15,7 @@ from dlm.pipeline.tracking import stage_run
 def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = start_stage(arguments)
-    data = arguments.build / "data"
+    data = arguments.build / "data/training"
     rule = make_rule(params.negatives, read_json(data / "vocabulary.json"), params.evaluate.high_prior_tokens)
     with stage_run("negatives", params=tracked(params, "seed", "negatives")) as run:
         log_inputs(run, "negatives", arguments.build)

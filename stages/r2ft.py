@@ -18,7 +18,7 @@ NEGATIVE_COLUMNS = ["example", "context_mask", "rejected_ids", "rejected_mask"]
 def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = start_stage(arguments)
-    build = arguments.build
+    build, data = arguments.build, arguments.build / "data/training"
     out = build / "models" / "r2ft"
     length = params.data.canvas_length
     rows = {}
@@ -28,7 +28,7 @@ def main() -> None:
             raise UserError(
                 f"{build}/negatives/{split}.parquet is not for a canvas of {length}; run the negatives stage"
             )
-        rows[split] = with_examples(negatives, read_split(build / "data", split, ["prompt_ids", "answer_ids"]))
+        rows[split] = with_examples(negatives, read_split(data, split, ["prompt_ids", "answer_ids"]))
     with stage_run("r2ft", params=tracked(params, "seed", "r2ft", "sft.lora")) as run:
         log_inputs(run, "r2ft", build)
         model, tokenizer = load_trainable(build / "models" / "sft_answer", params.sft.lora, params.seed)
@@ -40,7 +40,7 @@ def main() -> None:
             rows["valid"],
             params.r2ft,
             length,
-            read_json(build / "data" / "vocabulary.json")["token_counts"],
+            read_json(data / "vocabulary.json")["token_counts"],
             params.seed,
         )
         template = Template(params.template.prompt, params.template.prompt_with_input)

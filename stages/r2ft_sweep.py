@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params = start_stage(arguments)
     build, name, sweep = arguments.build, arguments.negatives, params.sweeps.rejection
-    data, length = build / "data", params.data.canvas_length
+    data, length = build / "data/training", params.data.canvas_length
     settings = params.negatives_of(name)
     logged = {**tracked(params, "sweeps", "r2ft"), "negatives": asdict(settings)}
     with stage_run("r2ft_sweep", cell=name, params=logged) as run:

@@ -15,6 +15,7 @@ from dlm.files import atomic_directory, write_json, write_jsonl
 from dlm.models.backbone import load_checkpoint, new_backbone, save_checkpoint
 from dlm.models.reference import nucleus_answers
 from dlm.pipeline import processes
+from dlm.pipeline.inputs import known_digests
 from dlm.pipeline.records import log_checkpoint, log_inputs, log_samples
 from dlm.pipeline.tracking import stage_run
 from dlm.training.causal import CausalTrainer
@@ -27,7 +28,7 @@ COLUMNS = ["id", "prompt", "prompt_ids", "output", "answer_ids"]
 def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = start_stage(arguments)
-    settings, data = params.reference, arguments.build / "data"
+    settings, data = params.reference, arguments.build / "data/training"
     out = arguments.build / "models" / "reference"
     logged = tracked(params, "seed", "model", "base", "reference", "decode", "evaluate.scorer")
     with stage_run("reference", params=logged) as run:
@@ -65,7 +66,7 @@ def main() -> None:
             params.seed,
         )
         torch.nn.Module.to(model, processes.device()).eval()
-        prompts = read_split(data, "eval", COLUMNS)
+        prompts = read_split(arguments.build / "data", "eval", COLUMNS)
         answers = nucleus_answers(
             model,
             tokenizer,
@@ -85,6 +86,8 @@ def main() -> None:
             write_curve(folder, curve)
             write_json(folder / "training_perplexities.json", perplexities)
             write_jsonl(folder / "answers.jsonl", answers)
+            if params.evaluate.scorer:  # another model behind the same name: all that score with it start anew
+                write_json(folder / "scorer.json", known_digests().record({"evaluate.scorer": params.evaluate.scorer}))
         log_inputs(run, "reference", arguments.build)
         log_checkpoint(run, out, curve)
         run.outputs([out])

@@ -8,12 +8,10 @@ from dlm.analysis.claims import judge_claims
 from dlm.analysis.export import to_csv, to_latex
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
-from dlm.analysis.selection import selection_markdown
-from dlm.analysis.table import build_table, headline, long_runs, to_markdown
+from dlm.analysis.selection import selection_markdown, selection_rows
+from dlm.analysis.table import at_budget, build_table, headline, long_runs, to_markdown
 from dlm.config.params import tracked
-from dlm.data.splits import read_split
-from dlm.decoding.budgets import RULE, at_budget, chosen
-from dlm.files import atomic_directory, read_json, read_jsonl, write_json, write_text
+from dlm.files import atomic_directory, read_json, read_jsonl, read_parquet, write_json, write_text
 from dlm.pipeline import times
 from dlm.pipeline.records import log_report
 from dlm.pipeline.tracking import stage_run
@@ -35,7 +33,8 @@ def main() -> None:
     with stage_run("report", params=tracked(params, "report")) as run:
         cells = [(checkpoint, decoder) for checkpoint in CHECKPOINTS for decoder in params.report.decoders]
         budgets, judged = params.decode.steps, params.decode.judged_steps
-        settings = {(d, s): chosen(build, params, d, s) for d in params.report.decoders for s in budgets}
+        choices = {d: read_json(build / "selection" / f"{d}.json") for d in params.report.decoders}
+        settings = {(d, choice["steps"]): choice["options"] for d, made in choices.items() for choice in made}
         rows = build_table(
             [
                 row
@@ -46,12 +45,12 @@ def main() -> None:
         )
         grids = [build / "selection" / f"{decoder}-grid.json" for decoder in params.report.decoders]
         grid = [row for path in grids if path.is_file() for row in read_json(path)]
-        paths = [build / "ablation" / f"{checkpoint}.json" for checkpoint in CHECKPOINTS]
+        paths = [build / "evaluation" / "ablation" / f"{checkpoint}.json" for checkpoint in CHECKPOINTS]
         # A run within a time budget may have come without them (tools/pipeline.py); DVC runs them first.
         ablation = [row for path in paths if path.is_file() for row in read_json(path)]
         curves = {name: read_json(build / "models" / name / "curve.json") for name in TRAINED}
         answers = {(c, d): at_budget(read_jsonl(build / "answers" / f"{c}-{d}.jsonl"), judged) for c, d in cells}
-        examples = read_split(build / "data", "eval", ["id", "instruction", "input", "output"])
+        examples = read_parquet(build / "data" / "eval.parquet", ["id", "instruction", "input", "output"])
         stats = read_json(build / "data" / "stats.json")
 
         traced = CHECKPOINTS[-1]
@@ -59,11 +58,12 @@ def main() -> None:
         figures = report_figures(rows, grid, judged, curves, traced, traces)
         markdown = to_markdown(rows, long_runs(ablation))
         claims = judge_claims(rows, grid, ablation, judged)
+        selection = selection_rows(grid, settings)
         drawn = write_figures(results / "figures", figures)
         page = render(
             title=params.report.title,
             rows=rows,
-            grid=grid,
+            selection=selection,
             ablation=ablation,
             claims=claims,
             figures=drawn,
@@ -93,7 +93,7 @@ def main() -> None:
         write_text(results / "table.md", markdown)
         write_text(results / "table.csv", to_csv(rows))
         write_text(results / "table.tex", to_latex(rows, long_runs(ablation)))
-        write_text(results / "selection.md", selection_markdown(grid, RULE))
+        write_text(results / "selection.md", selection_markdown(selection))
         write_text(results / "report.html", page)
         log_report(run, results)
         run.outputs([results / name for name in OUTPUTS])

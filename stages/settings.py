@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
-from dlm.config.decoders import DecoderOptions
 from dlm.config.params import Params, tracked
-from dlm.decoding.budgets import at_budget, chosen
+from dlm.decoding.budgets import chosen
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DecoderOptions
 from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.judges.choice import make_judges
 from dlm.evaluation.preferences import baseline_of
@@ -31,7 +31,7 @@ def main() -> None:
         corpus = load_corpus(build, params.data, params.evaluate)
         judge, _ = make_judges(params.evaluate.judge, corpus.judge, params.seed)
         rivals = read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl")
-        baseline = baseline_of(at_budget(rivals, params.decode.steps[0]))
+        baseline = baseline_of([rival for rival in rivals if rival["steps"] == params.decode.steps[0]])
         lm = DiffusionLM.load(
             build / "models" / checkpoint, processes.device(), params.decode.precision, params.decode.compile
         )

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=("sft", "sft_answer"), required=True)
     arguments = parser.parse_args()
     params = start_stage(arguments)
-    data = arguments.build / "data"
+    data = arguments.build / "data/training"
     out = arguments.build / "models" / arguments.variant
     only = arguments.variant == "sft"
     padding = params.sft.padding_weight if only and params.sft.supervise_padding else 0.0

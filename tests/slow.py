@@ -11,11 +11,11 @@ from decoder_cases import DECODERS
 from tiny import TableDenoiser
 from torch import Tensor
 
-from dlm.config.decoders import decoder_options
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.denoiser import Denoiser
 from dlm.decoding.loop import Decoded, decode
 from dlm.decoding.noise import COMMIT, REVOKE, TOKEN, row_keys, uniforms
+from dlm.decoding.options import decoder_options
 
 Network = Callable[[list[int]], list[list[float]]]  # a canvas -> logits of every position, the mask's -inf (SUBS)
 Candidates = list[tuple[int, float]]  # (token, weight)

@@ -36,9 +36,9 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
-from dlm.config.decoders import DECODERS
 from dlm.data.tokenizer import load_tokenizer
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DECODERS
 from dlm.diffusion.forward import annealed
 from dlm.errors import UserError
 from dlm.models.adapt import adapt

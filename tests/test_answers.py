@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tiny import tiny_lm
 
-from dlm.config.decoders import CategoricalOptions
 from dlm.decoding import answers
+from dlm.decoding.options import CategoricalOptions
 from dlm.pipeline import processes
 from dlm.pipeline.progress import Advance
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from tiny import tiny_lm, tiny_model, tiny_tokenizer
 
-from dlm.config.decoders import DECODERS, LowConfidenceOptions, TopKOptions
 from dlm.data.template import Template
 from dlm.data.tokenizer import encode
 from dlm.decoding.lm import DiffusionLM, Generation, cut_at_eos
+from dlm.decoding.options import DECODERS, LowConfidenceOptions, TopKOptions
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 

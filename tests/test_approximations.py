@@ -8,11 +8,11 @@ import torch
 from tiny import Recorder, TableDenoiser, tiny_model
 from torch import Tensor
 
-from dlm.config.decoders import decoder_options
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.denoiser import Denoiser, KeysValues
 from dlm.decoding.loop import Decoded, decode, fill
 from dlm.decoding.noise import row_keys
+from dlm.decoding.options import decoder_options
 
 EOS, MASK = 0, 1
 PROMPTS = [[5, 9, 70, 31], [100, 101], [*range(200, 209)]]

@@ -24,7 +24,7 @@ def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
     write_examples(folder / "data" / "eval.parquet", [example])
     counts = [0] * 300
     counts[7] = 9
-    write_json(folder / "data" / "vocabulary.json", {"token_counts": counts, "eos_id": 0})
+    write_json(folder / "data/training/vocabulary.json", {"token_counts": counts, "eos_id": 0})
     answers = [{"id": 0, "steps": steps, "tokens": tokens} for steps, tokens in ((16, [8]), (64, [7, 5, 9, 9]))]
     write_jsonl(folder / "answers" / "sft-conv.jsonl", answers)
     params = (ROOT / "params.yaml").read_text().replace("high_prior_tokens: 100", "high_prior_tokens: 1")

@@ -19,11 +19,11 @@ from plain import PlainDecoder, supports
 from subjects import BUILTIN, SHAPES, Subject, random_model
 from tiny import tiny_lm
 
-from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.params import load_params
 from dlm.config.yaml import split_variant
 from dlm.data.template import Template
 from dlm.decoding.commit import Open, ancestral
+from dlm.decoding.options import DecoderOptions, decoder_options
 from dlm.decoding.propose import Source, top_k
 from dlm.decoding.schedules import log_linear
 from dlm.decoding.windows import conv, flat

@@ -12,12 +12,12 @@ from test_eos import Fixed
 from tiny import tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from dlm.config.decoders import decoder_options
 from dlm.data.tokenizer import end_of_turn
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.lm import DiffusionLM, cut_at_eos
 from dlm.decoding.loop import decode
 from dlm.decoding.noise import row_keys
+from dlm.decoding.options import decoder_options
 from dlm.errors import UserError
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, save_checkpoint

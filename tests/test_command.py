@@ -16,16 +16,16 @@ from rich.console import Console
 from test_chat import chat_lm
 from tiny import tiny_lm
 
+from dlm.analysis.escape import one_line, printable
 from dlm.cli import cli
 from dlm.cli import main as command_main
 from dlm.cli.decoders import meanings, options_of, overview, summary
 from dlm.cli.main import main
 from dlm.cli.prompts import Prompt, read_prompts
 from dlm.cli.watch import View, watched
-from dlm.config.decoders import DECODERS, RULES, decoder_options
-from dlm.data.escape import one_line, printable
 from dlm.data.template import Template
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DECODERS, RULES, decoder_options
 from dlm.errors import UserError
 from dlm.models.backbone import save_checkpoint
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_lm
 
-from dlm.config.decoders import DECODERS, RULES
+from dlm.decoding.options import DECODERS, RULES
 from dlm.errors import UserError
 
 HINTS = {name: hint for rule in RULES.values() for name, hint in get_type_hints(rule).items()}

@@ -9,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import Recorder, TableDenoiser
 
-from dlm.config.decoders import DECODERS, PRESETS, RULES, decoder_options
 from dlm.decoding.decoder import Decoder, make_decoder
 from dlm.decoding.denoiser import Denoiser
 from dlm.decoding.loop import Decoded, decode
 from dlm.decoding.noise import row_keys
+from dlm.decoding.options import DECODERS, PRESETS, RULES, decoder_options
 from dlm.decoding.plans import Phase
 
 VOCAB, EOS, MASK = 7, 0, 1

@@ -9,7 +9,7 @@ from slow import PROMPTS, Task, assert_token_for_token, case_id, fast_decode, ne
 from test_decoding import CASES as PLAIN
 from tiny import TableDenoiser, tiny_lm
 
-from dlm.config.decoders import DECODERS
+from dlm.decoding.options import DECODERS
 
 CASES = [*COMPARED, *OVER_RULES]
 

@@ -19,7 +19,7 @@ from dlm.analysis.figures import ReportFigure
 from dlm.analysis.style import COLUMN, DECODERS, KINDS, ORDERED, SERIES, TEXT, decoder_marks
 from dlm.analysis.unmasking import draw_unmasking
 from dlm.analysis.weights import draw_weights, weights_data
-from dlm.config.decoders import decoder_options
+from dlm.decoding.options import decoder_options
 from dlm.files import read_json
 
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from scripts import stage
 from test_pipeline import PIPELINE, body
-from workspaces import ROOT, Workspace, running
+from workspaces import ROOT, TINY, Workspace, running
 
-from dlm.config.decoders import RULES
 from dlm.config.params import Params, load_params, parse_params
 from dlm.config.yaml import dump_yaml
+from dlm.decoding.options import RULES
 from dlm.files import read_json
 from dlm.pipeline import inputs
 from dlm.pipeline.inputs import Digests, read_by
@@ -40,7 +40,7 @@ NAMES: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"base", "reference", "fluency"},
     ),
     "reference.checkpoint": ({}, {"reference"}),
-    "evaluate.scorer": ({}, {"reference", "select", "evaluate", "ablation", "settings", "r2ft_sweep"}),
+    "evaluate.scorer": ({}, {"reference"}),
     "evaluate.judge.model": ({"evaluate": {"judge": {"kind": "local"}}}, {"evaluate", "settings"}),
     "evaluate.judge.difficulty": ({}, {"evaluate"}),
 }
@@ -193,7 +193,7 @@ def test_a_name_that_is_not_on_this_disk(tmp_path: Path, monkeypatch: pytest.Mon
     params = settings({"base": {"tokenizer": None}}, **{"base.checkpoint": "owner/name", "evaluate.scorer": ""})
     found = recorded(params, tmp_path / "kept.json")
     assert found["base"] == {"base.checkpoint": {"value": "owner/name", "sha256": None}}
-    assert "evaluate.scorer" not in found["evaluate"]
+    assert "evaluate.scorer" not in found["reference"]
     assert changed(params, lambda: Path("owner/name").mkdir(parents=True), tmp_path / "kept.json") == {"base"}
 
 
@@ -264,6 +264,30 @@ def test_an_adapter_stands_on_its_base(tmp_path: Path) -> None:
     assert changed(params, lambda: weights.write_text("1"), tmp_path / "kept.json") == {"base"}
     (tmp_path / "adapter/adapter_config.json").write_text(f'{{"base_model_name_or_path": "{tmp_path}/adapter"}}')
     assert Digests(tmp_path / "kept.json").of(tmp_path / "adapter") is not None
+
+
+def test_another_scorer_is_another_reference(tmp_path: Path) -> None:
+    """Whoever scores depends on the reference alone: its folder changes with the scorer's, be it in what changes no
+    perplexity, and by the record of it alone. Without a scorer there is no record."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    shutil.copytree(ROOT / "data/base/reference", tmp_path / "scorer")
+    made = tmp_path / "build/models/reference"
+
+    def reference(scorer: str | None) -> dict[str, bytes]:
+        (tmp_path / "params.yaml").write_text(dump_yaml(raw | {"evaluate": {**raw["evaluate"], "scorer": scorer}}))
+        stage("reference", folder=tmp_path)
+        return {path.name: path.read_bytes() for path in made.iterdir()}
+
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    merge(raw, TINY)
+    (tmp_path / "params.yaml").write_text(dump_yaml(raw))
+    stage("prepare", folder=tmp_path)
+    first = reference("scorer")
+    assert reference("scorer") == first
+    (tmp_path / "scorer/notes.txt").write_text("other")
+    second = reference("scorer")
+    assert {name for name in first | second if first.get(name) != second.get(name)} == {"scorer.json"}
+    assert "scorer.json" not in reference(None)
 
 
 def test_a_checkpoint_in_a_pipeline(tmp_path: Path) -> None:

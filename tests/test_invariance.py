@@ -13,8 +13,8 @@ from decoder_cases import INVARIANT
 from test_api import PROMPTS, row, rows
 from tiny import tiny_lm
 
-from dlm.config.decoders import DECODERS
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DECODERS
 from dlm.models.backbone import save_checkpoint
 
 BLOCK = {"variant": "restrict", "block_length": 4}

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from test_report import ORDERED, answers, budgets, cell, cells, figures, page, sizes, slow_runs  # noqa: F401 (a fixture)
+from test_report import ORDERED, answers, budgets, cell, cells, chosen, figures, page, sizes, slow_runs  # noqa: F401 (a fixture)
 from test_report import slow_semi_ar as slow
 
 from dlm.analysis.claims import judge_claims
@@ -49,7 +49,12 @@ def whole(**changes: Any) -> str:
     rows = build_table([*cells(ORDERED), *({**row, "steps": 64} for row in cells(ORDERED)[1:])])
     grid = sizes({64: 0.8, 16: 0.3}, {65: 0.8, 17: 0.8})
     ablation = [*slow_runs(120.0, 40.0), slow(0.5)]
-    values = {"rows": rows, "grid": grid, "ablation": ablation, "claims": judge_claims(rows, grid, ablation, 16)}
+    values = {
+        "rows": rows,
+        "selection": chosen(grid),
+        "ablation": ablation,
+        "claims": judge_claims(rows, grid, ablation, 16),
+    }
     return page(**{**values, **changes})
 
 
@@ -139,7 +144,7 @@ def test_without_an_exact_judge_the_page_says_what_the_axes_are() -> None:
         return {**row, **{f"{name}{end}": None for name in exact for end in ("", "_ci")}}
 
     rows = [unjudged(row) for row in build_table(cells(ORDERED))]
-    text = " ".join(whole(rows=rows, grid=[], ablation=[], claims=judge_claims(rows, [], [], 16)).split())
+    text = " ".join(whole(rows=rows, selection=[], ablation=[], claims=judge_claims(rows, [], [], 16)).split())
     assert "Quality has two axes here: relevance, the nats that the prompt adds" in text
     assert "and perplexity under the reference (lower is better" in text
     assert "like that of the training answers" not in text and "An exact judge" not in text

@@ -89,6 +89,7 @@ def whole_pipeline(profile: str, changes: dict[str, Any]) -> None:
         stage("evaluate", "--checkpoint", checkpoint, "--decoder", decoder)
     stage("evaluate", "--checkpoint", "reference", "--decoder", "nucleus")
     for checkpoint in ("sft", "r2ft"):
+        stage("decode_ablation", "--checkpoint", checkpoint)
         stage("ablation", "--checkpoint", checkpoint)
     stage("report")
     table = read_json(f"results/{profile}/table.json")

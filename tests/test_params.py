@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlm.config.decoders import LowConfidenceOptions, TopKOptions
 from dlm.config.params import Params, load_params, tracked
 from dlm.config.schema import build
 from dlm.config.yaml import dump_yaml, load_yaml
+from dlm.decoding.options import LowConfidenceOptions, TopKOptions
 from dlm.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "profiles" / "builtin.yaml"

@@ -552,13 +552,13 @@ def test_splits_survive_the_disk(tmp_path: Path) -> None:
 
 
 def test_splits_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.parquet: no such file; run the prepare stage"):
+    with pytest.raises(UserError, match=r"train\.parquet: no such file; run the stage that makes it"):
         read_split(tmp_path, "train")
     write_examples(tmp_path / "train.parquet", [example("x", "y")])
     whole = (tmp_path / "train.parquet").read_bytes()
     for broken in (whole[: len(whole) // 2], b"", b"not parquet at all", whole[:-9] + b"\0" * 9):
         (tmp_path / "train.parquet").write_bytes(broken)
-        with pytest.raises(UserError, match=r"train\.parquet: broken parquet \(.*; run `dvc repro -f prepare`"):
+        with pytest.raises(UserError, match=r"train\.parquet: broken parquet \(.*; delete it and run"):
             read_split(tmp_path, "train")
 
 
@@ -579,4 +579,4 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     assert len(files) >= 6
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
-    assert len(read_split(tmp_path / "first", "train")) == 150
+    assert len(read_split(tmp_path / "first/training", "train")) == 150

@@ -10,10 +10,10 @@ import pytest
 from test_command import SMALL, TEMPLATE, assert_refused, no_stdin  # noqa: F401 (a fixture)
 from tiny import tiny_lm
 
+from dlm.analysis.escape import printable
 from dlm.cli.main import main
 from dlm.cli.picture import Panel, Piece, Place, drawn
 from dlm.cli.record import Recording, recorded, write_picture
-from dlm.data.escape import printable
 from dlm.decoding.lm import DiffusionLM
 from dlm.models.backbone import save_checkpoint
 

@@ -18,6 +18,7 @@ from dlm.analysis.figures import ReportFigure, passes_data, report_figures, size
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.panels import decoder_data, draw_decoders
 from dlm.analysis.paper import TABLES, with_ours
+from dlm.analysis.selection import selection_rows
 from dlm.analysis.table import (
     COLUMNS,
     build_table,
@@ -518,7 +519,7 @@ def build_folder(folder: Path, params: Params) -> None:
     write_json(folder / "evaluation" / "reference-nucleus.json", [cell("reference", "nucleus", nfe=65.0)])
     for checkpoint in ("sft", "r2ft"):
         runs = [{**run, "checkpoint": checkpoint} for run in [*slow_runs(118.0, 50.0), slow_semi_ar(0.6)]]
-        write_json(folder / "ablation" / f"{checkpoint}.json", runs)
+        write_json(folder / "evaluation" / "ablation" / f"{checkpoint}.json", runs)
         for i, decoder in enumerate(decoders):
             changes = {"well_formed": 0.5 + i / 20, "area": 0.6}
             rows = [cell(checkpoint, decoder, steps=budget, nfe=float(budget), **changes) for budget in steps]
@@ -649,13 +650,18 @@ def test_unmasking_data_by_hand(figures: list[ReportFigure]) -> None:
     assert conv["example"][:3] == [0, 1, 2]
 
 
+def chosen(grid: list[Row]) -> list[Row]:
+    """The grid's candidates, the last of each decoder and budget chosen."""
+    return selection_rows(grid, {(row["decoder"], row["steps"]): row["candidate"] for row in grid})
+
+
 def page(**changes: Any) -> str:
     rows = build_table(cells(ORDERED))
     example = {"id": 0, "instruction": "Say <b>hello</b>", "input": "", "output": "Hello & goodbye"}
     values: dict[str, Any] = {
         "title": "A & B",
         "rows": rows,
-        "grid": sizes({64: 0.8, 16: 0.4}, {65: 0.8, 17: 0.8}),
+        "selection": chosen(sizes({64: 0.8, 16: 0.4}, {65: 0.8, 17: 0.8})),
         "ablation": [{**row, "checkpoint": "r2ft"} for row in slow_runs(80.0, 40.0)],
         "claims": judge_claims(rows, [], [], 16),
         "figures": [],
@@ -682,7 +688,7 @@ def test_page_escapes_and_repeats() -> None:
     assert "<title>A &amp; B</title>" in text and "20,000 examples" in text and "1 random seed," in text
     assert "tokens in 16 or 64 steps" in text and density_note(128, [16, 64], 16) in text
     assert "rule top_k, kernel_size 17" in text and 'href="#selection"' in text
-    assert 'id="selection"' not in page(grid=[]) and 'href="#selection"' not in page(grid=[])
+    assert 'id="selection"' not in page(selection=[]) and 'href="#selection"' not in page(selection=[])
 
 
 def test_page_without_an_exact_judge() -> None:
@@ -782,7 +788,7 @@ def written(tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_the_ablations_would_say_is_not_tested_without_them(tmp_path: Path, written: Callable[[], None]) -> None:
-    for path in (tmp_path / "build" / "ablation").glob("*.json"):
+    for path in (tmp_path / "build" / "evaluation" / "ablation").glob("*.json"):
         path.unlink()
     written()
     assert untested(tmp_path) == ["4", "5"]

@@ -11,10 +11,10 @@ from decoder_cases import BY_HAND
 from hypothesis import given
 from torch import Tensor
 
-from dlm.config.decoders import decoder_options
 from dlm.decoding import commit, plans, propose, schedules, windows
 from dlm.decoding.commit import Open
 from dlm.decoding.decoder import make_decoder
+from dlm.decoding.options import decoder_options
 from dlm.decoding.plans import Phase
 from dlm.decoding.propose import Candidates, Source
 from dlm.decoding.schedules import Rates, log_linear

@@ -25,6 +25,7 @@ STAGES = [
     ("decode", *CONV),
     ("evaluate", *CONV),
     ("evaluate", "--checkpoint", "reference", "--decoder", "nucleus"),
+    ("decode_ablation", "--checkpoint", "r2ft"),
     ("ablation", "--checkpoint", "r2ft"),
     ("report",),
 ]
@@ -98,7 +99,8 @@ def test_a_cell_is_one_run_with_parameters_and_scores(store: Store) -> None:
 
 def test_names_are_short(store: Store) -> None:
     names = {run.info.run_name for run in store.runs if "mlflow.parentRunId" in run.data.tags}
-    assert names == {"prepare", "r2ft", "r2ft-top_k", "r2ft-conv", "reference-nucleus", "ablation@r2ft", "report"}
+    cells = {"r2ft-top_k", "r2ft-conv", "reference-nucleus", "decode_ablation@r2ft", "ablation@r2ft"}
+    assert names == {"prepare", "r2ft", *cells, "report"}
 
 
 def test_the_pipelines_run_tells_it_all(store: Store, workspace: Small) -> None:
@@ -126,7 +128,7 @@ def test_a_stages_run_says_what_it_is(store: Store) -> None:
 
 
 def test_the_ablation_logs_its_scores(store: Store, workspace: Small) -> None:
-    rows = json.loads((workspace.folder / "build/ablation/r2ft.json").read_text())
+    rows = json.loads((workspace.folder / "build/evaluation/ablation/r2ft.json").read_text())
     found = store.run("ablation@r2ft").data.metrics
     assert all(found[f"{row['variant']}.quality"] == row["quality"] for row in rows)
     assert not any(name.endswith((".steps", ".n", ".kernel_size", ".eos_fill")) for name in found)
@@ -143,7 +145,7 @@ def datasets(run: Run) -> dict[str, str]:
 
 
 def test_datasets_are_inputs(store: Store) -> None:
-    names = ("build/data/{}.parquet", "build/negatives/{}.parquet")
+    names = ("build/data/training/{}.parquet", "build/negatives/{}.parquet")
     uses = {name.format(s): use for name in names for s, use in (("train", "training"), ("valid", "validation"))}
     assert datasets(store.run("r2ft")) == uses
     read = ("build/data/eval.parquet", "build/answers/r2ft-conv.jsonl")

@@ -32,8 +32,8 @@ def build(folder: Path) -> Path:
     rows = [
         Example(Record("x", "", ANSWER), text, *encode(tiny_tokenizer(), [text, ANSWER])) for text in (PROMPT, OTHER)
     ]
-    (folder / "data").mkdir(exist_ok=True)
-    write_examples(folder / "data" / "train.parquet", rows)
+    (folder / "data/training").mkdir(parents=True, exist_ok=True)
+    write_examples(folder / "data/training/train.parquet", rows)
     return folder
 
 
@@ -53,7 +53,7 @@ def test_another_model_reads_texts(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other", model, tokenizer)
     folder = build(tmp_path)
     scorer = load_scorer(folder, str(tmp_path / "other"), torch.nn.Identity(), 0)
-    known = training_perplexities(scorer, read_split(folder / "data", "train"))
+    known = training_perplexities(scorer, read_split(folder / "data/training", "train"))
     before, after = encode(tokenizer, [PROMPT, ANSWER])
     assert (before, after) != tuple(encode(tiny_tokenizer(), [PROMPT, ANSWER]))
     rows = [{"answer": text, "tokens": [1]} for text in (" the fog", ANSWER, "")]

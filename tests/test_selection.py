@@ -49,23 +49,23 @@ def test_the_choice_by_hand() -> None:
 
 
 def test_the_table_of_candidates_marks_what_was_chosen() -> None:
-    """Of equals the first alone; each checkpoint's quality beside the mean."""
-    rows = selection_rows(TRIED)
+    """One a budget, of equals too; each checkpoint's quality beside the mean."""
+    settings = {("top_k", 8): B, ("top_k", 32): B}
+    rows = selection_rows(TRIED, settings)
     assert [(row["steps"], row["candidate"], row["chosen"]) for row in rows] == [
         (8, "top_k 5", False), (8, "top_k 1", True), (8, "top_k 20", False),
         (32, "top_k 5", False), (32, "top_k 1", True), (32, "top_k 20", False),
     ]  # fmt: skip
     assert [row["quality"] for row in rows] == pytest.approx([0.4, 0.5, 0.45, 0.5, 0.75, 0.75])
-    text = selection_markdown(
-        [{**row, "quality_ci": [row["quality"] - 0.1, row["quality"] + 0.1]} for row in TRIED], "x"
-    )
+    known = [{**row, "quality_ci": [row["quality"] - 0.1, row["quality"] + 0.1]} for row in TRIED]
+    text = selection_markdown(selection_rows(known, settings))
     assert text.splitlines()[2:6] == [
         "| decoder | S | candidate | quality | sft | r2ft |",
         "| --- | --- | --- | --- | --- | --- |",
         "| top_k | 8 | top_k 5 | 0.40 | 0.20 ± 0.10 | 0.60 ± 0.10 |",
         "| top_k | 8 | top_k 1 | **0.50** | 0.50 ± 0.10 | 0.50 ± 0.10 |",
     ]
-    assert selection_markdown([], "x") == ""
+    assert selection_markdown([]) == ""
 
 
 # --- What others read -------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_the_evaluation_prompts_take_no_part(copied: Path) -> None:
     (copied / "build/data/eval.parquet").unlink()
     stage(*SELECT, folder=copied)
     assert [(copied / name).read_bytes() for name in (CHOICE, GRID)] == before
-    (copied / "build/data/valid.parquet").unlink()
+    (copied / "build/data/training/valid.parquet").unlink()
     with pytest.raises(SystemExit):
         stage(*SELECT, folder=copied)
 

@@ -15,8 +15,8 @@ from dlm.analysis.style import REAL
 from dlm.analysis.sweeps import over_size, speed_data, sweep_figures
 from dlm.analysis.table import COLUMNS
 from dlm.analysis.weights import weights_data
-from dlm.config.decoders import decoder_options
 from dlm.config.params import load_params
+from dlm.decoding.options import decoder_options
 from dlm.files import write_json
 
 ROOT = Path(__file__).parents[1]

@@ -133,11 +133,17 @@ def test_a_rehearsal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert {f"results/smollm2/{name}" for name in ("run.json", "table.md", "report.html")} <= kept
     folder = "build/quarter_hour"
     answers = {f"{folder}/build/answers/{cell}.jsonl" for cell in cells}
+    answers |= {f"{folder}/build/ablation/{checkpoint}.jsonl" for checkpoint in ("sft", "r2ft")}
     assert packed(out / "answers.tar.xz") == answers | {f"{folder}/build/models/reference/answers.jsonl"}
     figures = packed(out / "figures.tar.xz")
     expected = ["params.yaml", "state.json", "build/models/base/curve.json", "build/evaluation/reference-nucleus.json"]
     expected += [f"build/{kind}/{cell}.json" for kind in ("evaluation", "speed") for cell in cells]
-    expected += ["build/ablation/sft.json", "build/selection/conv.json", "build/selection/conv-grid.json"]
+    expected += [
+        "build/evaluation/ablation/sft.json",
+        "build/data/training/vocabulary.json",
+        "build/selection/conv.json",
+        "build/selection/conv-grid.json",
+    ]
     expected += ["build/sweeps/settings-r2ft.json"]
     assert {f"{folder}/{name}" for name in expected} <= figures
     assert not any(name.endswith((".safetensors", "tokenizer.json")) for name in figures)

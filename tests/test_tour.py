@@ -24,6 +24,7 @@ SMALL = {name: block for name, block in TINY.items() if name not in ("tokenizer"
 SMALL |= {"report": {"decoders": ["top_k", "semi_ar", "conv"]}}
 SHORT = {"training": {"steps": 2, "batch_size": 4}}
 CONV = {"select@conv", "decode@sft-conv", "decode@r2ft-conv", "evaluate@sft-conv", "evaluate@r2ft-conv"}
+ABLATION = {f"{stage}@{checkpoint}" for stage in ("decode_ablation", "ablation") for checkpoint in ("sft", "r2ft")}
 
 
 class Tour:
@@ -87,7 +88,7 @@ def answered(tour: Tour, told: str) -> None:
 
 
 def wide(tour: Tour, told: str) -> None:
-    assert running(told) == CONV | {"ablation@sft", "ablation@r2ft", "report"}
+    assert running(told) == CONV | ABLATION | {"report"}
 
 
 def moved(tour: Tour, told: str) -> None:

@@ -143,7 +143,7 @@ STAGES = [
     *(("decode", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
     *(("evaluate", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
     ("evaluate", "--checkpoint", "reference", "--decoder", "nucleus"),
-    *(("ablation", "--checkpoint", name) for name in ("sft", "r2ft")),
+    *((script, "--checkpoint", name) for script in ("decode_ablation", "ablation") for name in ("sft", "r2ft")),
     ("report",),
 ]
 

@@ -47,8 +47,8 @@ status=${PIPESTATUS[0]}
 shopt -s nullglob
 results=$(python3 -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["report"]["results"])' "$folder/params.yaml")
 tar -cJf "$out/results.tar.xz" "$results"
-tar -cJf "$out/answers.tar.xz" --ignore-failed-read "$folder"/build/answers "$folder"/build/models/reference/answers.jsonl
+tar -cJf "$out/answers.tar.xz" --ignore-failed-read "$folder"/build/{answers,ablation} "$folder"/build/models/reference/answers.jsonl
 tar -cJf "$out/figures.tar.xz" --ignore-failed-read --exclude='*.safetensors' --exclude=tokenizer.json "$folder"/params.yaml "$folder"/state.json \
-    "$folder"/build/{selection,evaluation,ablation,speed,sweeps} "$folder"/build/data/*.json "$folder"/build/models
+    "$folder"/build/{selection,evaluation,speed,sweeps} "$folder"/build/data/{,training/}*.json "$folder"/build/models
 ls -l "$out"
 exit "$status"

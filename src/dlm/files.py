@@ -107,6 +107,20 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
+def read_parquet(path: Path | str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read the rows of a Parquet file, all columns or some. Raises UserError when it is missing or broken."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns).to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that makes it (`dvc repro`)") from None
+    except pa.ArrowInvalid as error:
+        what = str(error).splitlines()[0]
+        raise UserError(f"{path}: broken parquet ({what}); delete it and run the stage that makes it again") from None
+
+
 def content_hash(path: Path) -> str:
     """A hash of a file, or of a folder's file names and contents."""
     digest = hashlib.sha256()

@@ -26,8 +26,7 @@ from dlm.analysis.comparisons import (
     together,
 )
 from dlm.analysis.selection import sizes
-from dlm.analysis.table import COLUMNS, Row, is_reference, quality_axes
-from dlm.decoding.budgets import at_budget
+from dlm.analysis.table import COLUMNS, Row, at_budget, is_reference, quality_axes
 
 Verdict = Literal["seen", "not seen", "mixed", "not tested"]
 Cells = dict[tuple[str, str], Row]

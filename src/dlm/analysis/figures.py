@@ -10,9 +10,8 @@ from dlm.analysis.lines import draw_lines, line_of, metric_panel
 from dlm.analysis.panels import decoder_data, draw_decoders
 from dlm.analysis.selection import sizes
 from dlm.analysis.style import DECODERS, decoder_marks
-from dlm.analysis.table import COLUMNS, Column, Row, is_reference, over_passes, quality_axes
+from dlm.analysis.table import COLUMNS, Column, Row, at_budget, is_reference, over_passes, quality_axes
 from dlm.analysis.unmasking import draw_unmasking, unmasking_data
-from dlm.decoding.budgets import at_budget
 from dlm.files import atomic_directory, write_json
 
 # decoder -> (the option that is its size, its label)

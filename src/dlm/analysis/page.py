@@ -15,9 +15,7 @@ from dlm.analysis import table
 from dlm.analysis.claims import RULE, Claim, density_note
 from dlm.analysis.figures import ReportFigure
 from dlm.analysis.paper import TABLES, with_ours
-from dlm.analysis.selection import selection_rows
 from dlm.analysis.style import DPI
-from dlm.decoding.budgets import at_budget
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "matplotlib", "mlflow", "dvc")
 VERDICTS = ("seen", "mixed", "not seen", "not tested")
@@ -30,7 +28,7 @@ def render(
     *,
     title: str,
     rows: Sequence[table.Row],
-    grid: Sequence[table.Row],
+    selection: Sequence[table.Row],
     ablation: Sequence[table.Row],
     claims: Sequence[Claim],
     figures: Sequence[tuple[ReportFigure, bytes]],
@@ -44,7 +42,7 @@ def render(
     Args:
         title: of the page.
         rows: of build_table.
-        grid: the select stage's rows of all decoders.
+        selection: of selection_rows.
         ablation: the ablation stage's rows of all checkpoints.
         claims: of judge_claims.
         figures: each with its PNG.
@@ -65,7 +63,7 @@ def render(
     environment.globals.update(
         number=table.number, interval=table.interval, half_width=table.half_width, is_best=table.is_best
     )
-    judged = [*at_budget(rows, setting["judged_steps"]), *table.speed_rows(ablation)]
+    judged = [*table.at_budget(rows, setting["judged_steps"]), *table.speed_rows(ablation)]
     numbers = {verdict: [claim.number for claim in claims if claim.verdict == verdict] for verdict in VERDICTS}
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -75,7 +73,7 @@ def render(
             (name, shown, columns, table.zero_note(shown, table.GROUPS.get(name, ())))
             for name, shown, columns in table.groups(rows, table.long_runs(ablation))
         ],
-        selection=selection_rows(grid),
+        selection=selection,
         exact=table.quality_axes(rows)[0].name == "well_formed",
         bold=table.BOLD,
         claims=claims,
@@ -109,7 +107,7 @@ def front_table(rows: Sequence[table.Row], steps: int) -> dict[str, Any]:
         columns = [column for column in columns if column.name in shown]
         by = columns[-1]
     else:
-        rivals = at_budget(rows, steps)
+        rivals = table.at_budget(rows, steps)
         axes = table.quality_axes(rows)
         # Without an exact judge quality is the first axis, and repetition stands beside perplexity.
         exact = axes[0].name == "well_formed"

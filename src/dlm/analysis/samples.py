@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from dlm.data.escape import one_line
+from dlm.analysis.escape import one_line
 
 MARKUP = frozenset("\\`*_[]|<>&~$#!:@")
 

@@ -1,19 +1,21 @@
 """The grid that decoders' settings were chosen from: every candidate with its quality, the chosen ones marked."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from dlm.analysis.table import COLUMNS, Row, number
-from dlm.decoding.budgets import choose
 
 QUALITY = COLUMNS["quality"]
 
 
-def selection_rows(grid: Sequence[Row]) -> list[Row]:
+def selection_rows(grid: Sequence[Row], settings: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[Row]:
     """{decoder, steps, candidate, quality, qualities, chosen} of every candidate and budget, in the grid's order.
 
     `quality` is the mean over the checkpoints, which chooses; `qualities` has each checkpoint's with its interval.
+
+    Args:
+        grid: the select stage's rows of all decoders.
+        settings: what was chosen for a decoder and number of steps.
     """
     candidate_rows = []
     for decoder, steps in dict.fromkeys((row["decoder"], row["steps"]) for row in grid):
@@ -21,7 +23,6 @@ def selection_rows(grid: Sequence[Row]) -> list[Row]:
         for row in grid:
             if (row["decoder"], row["steps"]) == (decoder, steps):
                 tried.setdefault(_text(row["candidate"]), []).append(row)
-        chosen = choose([rows[0]["candidate"] for rows in tried.values()], list(chain(*tried.values())), steps)
         candidate_rows += [
             {
                 "decoder": decoder,
@@ -29,16 +30,15 @@ def selection_rows(grid: Sequence[Row]) -> list[Row]:
                 "candidate": candidate,
                 "quality": sum(row["quality"] for row in rows) / len(rows),
                 "qualities": {row["checkpoint"]: _with_interval(row) for row in rows},
-                "chosen": rows[0]["candidate"] == chosen,
+                "chosen": rows[0]["candidate"] == settings[decoder, steps],
             }
             for candidate, rows in tried.items()
         ]
     return candidate_rows
 
 
-def selection_markdown(grid: Sequence[Row], rule: str) -> str:
-    """The grid as a table, empty without one."""
-    rows = selection_rows(grid)
+def selection_markdown(rows: Sequence[Row]) -> str:
+    """The rows of selection_rows as a table, empty without any."""
     if not rows:
         return ""
     checkpoints = list(rows[0]["qualities"])
@@ -48,7 +48,10 @@ def selection_markdown(grid: Sequence[Row], rule: str) -> str:
         cell = f"**{quality}**" if row["chosen"] else quality
         lines.append([row["decoder"], str(row["steps"]), row["candidate"], cell, *row["qualities"].values()])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    head = f"Settings chosen on validation prompts. Bold: {rule}. Behind it each checkpoint's, ± half a 95% interval."
+    head = (
+        "Settings chosen on validation prompts. Bold: the highest quality, of equals the first in params.yaml. "
+        "Behind it each checkpoint's, ± half a 95% interval."
+    )
     return f"{head}\n\n{table}\n"
 
 

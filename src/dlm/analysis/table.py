@@ -1,6 +1,6 @@
 """The results table: a row for each cell (checkpoint x decoder) and budget, every value with its 95% interval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -190,6 +190,11 @@ def headline(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         cell = cells.setdefault(f"{row['checkpoint']}-{row['decoder']}", {})
         cell |= {name: round(value, 4) for name, value in found.items() if value is not None}
     return cells
+
+
+def at_budget(rows: Iterable[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
+    """Answers, results or rows of the table with so many steps, and the reference's, which have none."""
+    return [row for row in rows if row.get("steps") in (None, steps)]
 
 
 def budgets_of(rows: Sequence[Row]) -> list[int]:

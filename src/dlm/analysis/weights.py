@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from dlm.analysis.style import FAINT, FILLED, SERIES, TEXT, Mark, canvas, handle, legend
-from dlm.config.decoders import DecoderOptions, Gain
+from dlm.decoding.options import DecoderOptions, Gain
 from dlm.decoding.windows import conv
 
 

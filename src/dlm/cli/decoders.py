@@ -9,7 +9,7 @@ import textwrap
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dlm.config.decoders import DECODERS, PRESETS, RULES, DecoderOptions, Preset, decoder_options
+from dlm.decoding.options import DECODERS, PRESETS, RULES, DecoderOptions, Preset, decoder_options
 
 ENTRY = re.compile(r"([a-z_][a-z_, ]*): (.*)")
 RULE = "Which token a position would take, which positions commit. Another rule has its own options: dlm decoders RULE."

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dlm.data.escape import one_line, printable
+from dlm.analysis.escape import one_line, printable
 from dlm.decoding.canvas import Trace
 from dlm.decoding.lm import DiffusionLM, Generation, Infilling
 from dlm.files import write_jsonl

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from dlm.analysis.escape import one_line, printable
 from dlm.cli.picture import FAIR, UNSURE, Panel, Piece, Place, drawn
 from dlm.cli.watch import Passes, status
-from dlm.data.escape import one_line, printable
 from dlm.data.tokenizer import decode
 from dlm.decoding.canvas import Trace
 from dlm.decoding.lm import DiffusionLM, Generation, Infilling

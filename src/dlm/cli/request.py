@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dlm.cli.prompts import Prompt, read_prompts
-from dlm.config.decoders import DecoderOptions, decoder_options, default_options
 from dlm.config.params import load_params
 from dlm.config.schema import require
 from dlm.config.yaml import setting, split_variant
+from dlm.decoding.options import DecoderOptions, decoder_options, default_options
 from dlm.errors import UserError
 from dlm.files import check_checkpoint
 

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from dlm.data.escape import printable
+from dlm.analysis.escape import printable
 from dlm.data.tokenizer import decode
 from dlm.decoding.lm import DiffusionLM, Generation, Infilling
 from dlm.decoding.loop import Watch

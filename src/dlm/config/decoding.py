@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dlm.config.checks import check_launcher, check_seeds
-from dlm.config.decoders import DecoderOptions, decoder_options
 from dlm.config.schema import Count, dotted, require
+from dlm.decoding.options import DecoderOptions, decoder_options
 
 
 @dataclass(frozen=True)

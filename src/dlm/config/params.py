@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dlm.config.data import DataParams, TemplateParams, TokenizerParams
-from dlm.config.decoders import DecoderOptions
 from dlm.config.decoding import AblationParams, DecodeParams, DecoderBlock, InfillParams, SelectParams, decoder_blocks
 from dlm.config.evaluation import EvaluateParams
 from dlm.config.report import ReportParams, SweepsParams
 from dlm.config.schema import LARGEST_SEED, Natural, build, dotted, require
 from dlm.config.training import BaseParams, ModelParams, NegativesParams, R2ftParams, ReferenceParams, SftParams
 from dlm.config.yaml import load_yaml
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dlm.config.checks import check_seeds
-from dlm.config.decoders import Gain
 from dlm.config.schema import Count, Positive, dotted, require
+from dlm.decoding.options import Gain
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlm.data.records import Record
-from dlm.errors import UserError
+from dlm.files import read_parquet
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,5 @@ def most_frequent(token_counts: list[int], count: int) -> np.ndarray:
 
 
 def read_split(folder: Path | str, split: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """Rows of a prepared split. Raises UserError when the prepare stage has not run or the file is broken."""
-    path = Path(folder) / f"{split}.parquet"
-    try:
-        return pq.read_table(path, columns=columns).to_pylist()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the prepare stage (`dvc repro prepare`)") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: broken parquet ({str(error).splitlines()[0]}); run `dvc repro -f prepare`") from None
+    """Rows of a prepared split. Raises UserError as read_parquet."""
+    return read_parquet(Path(folder) / f"{split}.parquet", columns)

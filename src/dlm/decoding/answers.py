@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dlm.config.decoders import DecoderOptions
 from dlm.data.tokenizer import before_eos
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DecoderOptions
 from dlm.files import code_hash, read_jsonl, write_jsonl
 from dlm.pipeline import processes
 from dlm.pipeline.progress import Advance

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dlm.config.decoders import DecoderOptions, decoder_options, default_options, override
 from dlm.config.schema import require
+from dlm.decoding.options import DecoderOptions, decoder_options, default_options, override
 from dlm.errors import UserError
 
 ROLES = ("system", "user", "assistant")

@@ -1,7 +1,7 @@
-"""Budgets, the numbers of steps that are compared: a decoder's settings for each (stage select), and rows of one."""
+"""Budgets, the numbers of steps that are compared: a decoder's settings for each (stage select)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from dlm.errors import UserError
 from dlm.files import read_json
 
 Candidate = dict[str, Any]
-RULE = "the highest quality, of equals the first in params.yaml"
 
 
 def choose(candidates: Sequence[Candidate], grid: Sequence[dict[str, Any]], steps: int) -> Candidate:
@@ -43,8 +42,3 @@ def chosen(build: Path, params: Params, decoder: str, steps: int) -> Candidate:
     if nearest["options"] not in candidates:
         raise UserError(f"{path}: chosen among other candidates; run the select stage (`dvc repro select@{decoder}`)")
     return dict(nearest["options"])
-
-
-def at_budget(rows: Iterable[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """Answers, results or rows of the table with so many steps, and the reference's, which have none."""
-    return [row for row in rows if row.get("steps") in (None, steps)]

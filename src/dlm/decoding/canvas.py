@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.config.decoders import DecoderOptions
 from dlm.decoding.denoiser import Denoiser, KeysValues, rows_of
 from dlm.decoding.noise import DROP, uniforms
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.plans import Phase
 
 

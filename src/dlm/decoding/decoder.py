@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from dlm.config.decoders import (
+from dlm.decoding import commit, plans, propose, schedules, windows
+from dlm.decoding.commit import Commit, Revoke
+from dlm.decoding.options import (
     CategoricalOptions,
     DecoderOptions,
     FactorOptions,
@@ -16,8 +18,6 @@ from dlm.config.decoders import (
     ThresholdOptions,
     TopKOptions,
 )
-from dlm.decoding import commit, plans, propose, schedules, windows
-from dlm.decoding.commit import Commit, Revoke
 from dlm.decoding.plans import Plan
 from dlm.decoding.propose import Propose
 from dlm.decoding.schedules import Schedule

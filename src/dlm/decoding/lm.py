@@ -14,7 +14,6 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dlm.config.decoders import DecoderOptions
 from dlm.config.schema import require
 from dlm.data.records import Record
 from dlm.data.template import Template, load_template
@@ -26,6 +25,7 @@ from dlm.decoding.decoder import make_decoder
 from dlm.decoding.denoiser import Denoiser
 from dlm.decoding.loop import Decoded, Rows, Watch, decode, fill
 from dlm.decoding.noise import row_keys
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
 from dlm.models.precision import use_bf16
@@ -215,7 +215,7 @@ class DiffusionLM:
         Args:
             prompts: texts, used as they are (see `prompt` and `chat` for templates), or token ids (lists, arrays,
                 tensors); one text, or a list of either. Special tokens that a text spells stay text.
-            decoder: a decoder's name (dlm.config.decoders.DECODERS), or its options. None is `conv` over
+            decoder: a decoder's name (dlm.decoding.options.DECODERS), or its options. None is `conv` over
                 `low_confidence` with EOS-fill, which wrote best (docs/generate.md); a named one has its own defaults.
             steps: denoising steps S; gen_length unless given. Whole numbers may be numpy's, here and below.
             gen_length: tokens to generate for each prompt.

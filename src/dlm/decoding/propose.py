@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from dlm.config.decoders import Confidence
+from dlm.decoding.options import Confidence
 
 try:
     from dlm.decoding import kernels

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dlm.config.decoders import Gain, Kernel
+from dlm.decoding.options import Gain, Kernel
 
 Window = Callable[[Bool[Tensor, "batch length"]], Float[Tensor, "batch length"]]
 

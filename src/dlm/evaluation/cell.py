@@ -83,7 +83,8 @@ class Corpus:
 
 def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, split: str = "eval") -> Corpus:
     """The corpus from what the prepare and reference stages left, with the prompts of `split`."""
-    vocabulary = read_json(build / "data" / "vocabulary.json")
+    prepared, training = build / "data", build / "data/training"
+    vocabulary = read_json(training / "vocabulary.json")
     frequent = most_frequent(vocabulary["token_counts"], evaluate.high_prior_tokens)
     reference = load_checkpoint(build / "models" / "reference", causal=True)[0]
     torch.nn.Module.to(reference, processes.device())
@@ -91,17 +92,18 @@ def load_corpus(build: Path, data: DataParams, evaluate: EvaluateParams, split: 
     perplexities = read_json(build / "models" / "reference" / "training_perplexities.json")
     known = [p for p in perplexities if p is not None]
     columns = ["id", "instruction", "input", "prompt", "prompt_ids", "meta", "output"]
+    examples = read_split(prepared if split == "eval" else training, split, columns)
     return Corpus(
-        examples={row["id"]: row for row in read_split(build / "data", split, columns)},
+        examples={row["id"]: row for row in examples},
         high_prior=frozenset(frequent.tolist()),
         log_prior=log_prior(vocabulary["token_counts"]),
         inlier_bounds=metrics.inlier_bounds(known),
         log_inlier_bounds=metrics.log_inlier_bounds(known),
         eos_id=vocabulary["eos_id"],
-        judge=corpus_judge(data, build / "data"),
+        judge=corpus_judge(data, prepared),
         scorer=scorer,
         reference=reference,
-        real=read_split(build / "data", "valid", ["prompt_ids", "answer_ids"]),
+        real=read_split(training, "valid", ["prompt_ids", "answer_ids"]),
     )
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dlm.config.decoders import DecoderOptions
 from dlm.config.params import Params
 from dlm.decoding.answers import decode_prompts
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DecoderOptions
 from dlm.evaluation.cell import Corpus, score_answers, summarise
 from dlm.evaluation.judges.pairs import Judge
 from dlm.evaluation.preferences import Baseline, add_preferences

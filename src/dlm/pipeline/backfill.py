@@ -99,10 +99,11 @@ def _log(run: Run, out: Path, params: Mapping[str, Any]) -> None:
             _log_samples(run, out / "answers.jsonl", "reference", "nucleus")
     elif out.name == "report.html" and out.is_file():
         records.log_report(run, out.parent)
-    elif out.suffix == ".jsonl" and out.is_file():
-        _log_samples(run, out, *_parts(out.stem))
     elif out.name in OF_THE_REPORT or (out.parent.name == "selection" and not out.stem.endswith("-grid")):
         pass
+    elif out.suffix == ".jsonl" and out.is_file():
+        if out.parent.name == "answers":
+            _log_samples(run, out, *_parts(out.stem))
     elif out.suffix == ".json" and out.is_file():
         found = read_json(out)
         if out.parent.name == "evaluation":

@@ -26,7 +26,6 @@ def read_by(params: Params) -> dict[str, Named]:
     is_file = data.source == "file"
     checkpoint = base.init in ("checkpoint", "continue", "adapt")
     text = base.text if base.rows == "text" and base.text != "train" else None
-    scorer = {"evaluate.scorer": evaluate.scorer}
     judge = {"evaluate.judge.model": evaluate.judge.model if evaluate.judge.kind == "local" else None}
     return {
         "prepare": {
@@ -45,14 +44,12 @@ def read_by(params: Params) -> dict[str, Named]:
         "reference": {
             "reference.checkpoint": reference.checkpoint if reference.init == "checkpoint" else None,
             "base.text": text if reference.init == "pretrain" else None,
-            **scorer,
+            # Its folder says which scorer it was, to all that score with it.
+            "evaluate.scorer": evaluate.scorer,
         },
-        "select": {**scorer},
-        "evaluate": {**scorer, **judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
-        "ablation": {**scorer},
+        "evaluate": {**judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
         "fluency": {"base.text": text if base.held_out else None},
-        "settings": {**scorer, **judge},
-        "r2ft_sweep": {**scorer},
+        "settings": judge,
     }
 
 
@@ -103,6 +100,11 @@ class Digests:
     def keep(self) -> None:
         """Write what is known of the files that are still there."""
         write_json(self._kept, {place: entry for place, entry in self._known.items() if Path(place).exists()})
+
+
+def known_digests() -> Digests:
+    """Those of earlier runs, in DVC's own root: experiments that run in folders of their own read no file twice."""
+    return Digests(Path(os.environ.get("DVC_ROOT", "."), ".cache/inputs.json"))
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -6,15 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dlm.config.decoders import RULES, DecoderOptions
 from dlm.config.decoding import DecoderBlock
+from dlm.decoding.options import RULES, DecoderOptions
 from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.pipeline.locks import md5
 from dlm.pipeline.run import Run, guarded
 
 SAMPLES = 20
-TRAIN, VALID, EVAL = "data/train.parquet", "data/valid.parquet", "data/eval.parquet"
+TRAIN, VALID, EVAL = "data/training/train.parquet", "data/training/valid.parquet", "data/eval.parquet"
 # Of each stage: what a dataset is for -> files below build/.
 INPUTS = {
     "base": {"training": [TRAIN], "validation": [VALID]},
@@ -25,7 +25,8 @@ INPUTS = {
     "select": {"validation": [VALID]},
     "decode": {"evaluation": [EVAL]},
     "evaluate": {"evaluation": [EVAL, "answers/{cell}.jsonl"]},
-    "ablation": {"evaluation": [EVAL]},
+    "decode_ablation": {"evaluation": [EVAL]},
+    "ablation": {"evaluation": [EVAL, "ablation/{cell}.jsonl"]},
 }
 # An option, the value with which it is off, and the options that say nothing then.
 OFF = (

@@ -294,14 +294,17 @@ def write_prepared(
 ) -> dict[str, Any]:
     """Write what the prepare stage leaves, and return the statistics.
 
-    Splits, tokenizer and vocabulary are files of their own, so that training does not depend on the evaluation set.
+    What trainings read is a folder of its own, `training`, so that they do not depend on the evaluation set.
     """
     vocab = vocabulary(splits["train"], tokenizer)
     numbers = statistics(splits, tokenizer, counts, vocab["token_counts"])
-    for name, examples in splits.items():
-        write_examples(folder / f"{name}.parquet", examples)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    write_json(folder / "vocabulary.json", vocab)
+    training = folder / "training"
+    training.mkdir()
+    for name in ("train", "valid"):
+        write_examples(training / f"{name}.parquet", splits[name])
+    tokenizer.save_pretrained(training / "tokenizer")
+    write_json(training / "vocabulary.json", vocab)
+    write_examples(folder / "eval.parquet", splits["eval"])
     write_json(folder / "stats.json", numbers)
     return numbers
 

@@ -95,12 +95,12 @@ def load_scorer(build: Path, path: str | None, reference: torch.nn.Module, eos_i
         UserError: as load_checkpoint.
     """
     if path is None:
-        rows = read_split(build / "data", "train", ["prompt_ids"])[:TRAINING_RESPONSES]
+        rows = read_split(build / "data/training", "train", ["prompt_ids"])[:TRAINING_RESPONSES]
         return Scorer(reference, eos_id, frame=shared_frame([row["prompt_ids"] for row in rows]))
     model, tokenizer = load_checkpoint(path, causal=True)
     tokenizer.backend_tokenizer.no_truncation()
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
-    rows = read_split(build / "data", "train", ["prompt"])[:TRAINING_RESPONSES]
+    rows = read_split(build / "data/training", "train", ["prompt"])[:TRAINING_RESPONSES]
     frame = shared_frame(encode(tokenizer, [row["prompt"] for row in rows]))
     return Scorer(model, tokenizer.eos_token_id or 0, tokenizer, frame)
 
