@@ -1,15 +1,11 @@
 """The library's interface to users: load a masked diffusion LM, generate text, fill gaps."""
 
-import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,56 +13,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from dlm.config.schema import require
 from dlm.data.records import Record
 from dlm.data.template import Template, load_template
-from dlm.data.tokenizer import before_eos, encode, end_of_turn, special_tokens
+from dlm.data.tokenizer import before_eos
 from dlm.data.tokenizer import decode as decode_text
-from dlm.decoding.arguments import check_switches, checked_decoder, index, listed, shown, turn, valid_text, whole
+from dlm.decoding.arguments import check_switches, checked_decoder, listed, turn, valid_text, whole
 from dlm.decoding.batches import in_batches
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.denoiser import Denoiser
-from dlm.decoding.loop import Decoded, Rows, Watch, decode, fill
+from dlm.decoding.ends import cut_at_eos, ends_of
+from dlm.decoding.loop import Decoded, Watch, decode, fill
 from dlm.decoding.noise import row_keys
 from dlm.decoding.options import DecoderOptions
+from dlm.decoding.reading import check_known, check_lengths, read_canvas, read_ids
+from dlm.decoding.results import Generation, Infilling, gap_texts
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
 from dlm.models.precision import use_bf16
-
-GAP = re.compile(r"\[MASK(?::(\d+))?\]")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Written(Decoded[Rows]):
-    """`loop.Decoded` in the order of what was given, and as texts; prints as one line."""
-
-    texts: list[str]
-
-    def __repr__(self) -> str:
-        rows, low, high = len(self.texts), int(self.nfe.min()), int(self.nfe.max())
-        head = f"{rows} text{'s' * (rows > 1)}, NFE {low}{f' to {high}' * (high > low)}"
-        return f"{type(self).__name__}({head}: {textwrap.shorten(self.texts[0], 60)!r})"
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Generation(Written[Tensor]):
-    """What `DiffusionLM.generate` returns.
-
-    Attributes:
-        texts: the answers, up to their first end (`DiffusionLM.ends`).
-        tokens: [batch, gen_length], EOS from the first end on.
-        commit_step: [batch, gen_length].
-    """
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Infilling(Written[list[Tensor]]):
-    """What `DiffusionLM.infill` returns.
-
-    Attributes:
-        texts: each canvas as text, its gaps filled.
-        gaps: the text of each gap of each canvas, from left to right.
-        tokens, commit_step: of each canvas [length].
-    """
-
-    gaps: list[list[str]]
 
 
 class DiffusionLM:
@@ -92,7 +53,7 @@ class DiffusionLM:
             raise UserError("the tokenizer needs a mask and an end-of-text token; add them and save it again")
         self.tokenizer = tokenizer
         self.template = template
-        self.ends = _ends(model, tokenizer)
+        self.ends = ends_of(model, tokenizer)
         self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision), compile=compile)
 
     def __repr__(self) -> str:
@@ -236,7 +197,8 @@ class DiffusionLM:
         ids = [self._ids(prompt, f"prompt {n}") for n, prompt in enumerate(listed(prompts, "prompts"))]
         chosen, where = checked_decoder(decoder, options)
         chosen.check_lengths(gen_length, steps, where)
-        self._check_ids(ids, "prompt", gen_length)
+        check_lengths(ids, "prompt", self.denoiser.max_length, gen_length)
+        check_known(ids, "prompt", self.denoiser)
         eos_id, keys = self.tokenizer.eos_token_id, row_keys(ids, whole("seed", seed))
 
         def run(batch: list[int]) -> Decoded[Tensor]:
@@ -291,7 +253,8 @@ class DiffusionLM:
         """
         given = listed(canvases, "canvases")
         ids = [self._canvas(canvas, f"canvas {n}") for n, canvas in enumerate(given)]
-        self._check_ids(ids, "canvas")
+        check_lengths(ids, "canvas", self.denoiser.max_length)
+        check_known(ids, "canvas", self.denoiser)
         mask_id = self.denoiser.mask_id
         for number, canvas in enumerate(ids):
             require(mask_id in canvas, f"canvas {number}", "a text with a gap such as [MASK:8]", given[number])
@@ -319,8 +282,7 @@ class DiffusionLM:
         rows = in_batches(ids, batch_size, run)
         tokens = [row[: len(canvas)] for row, canvas in zip(rows.tokens, ids, strict=True)]
         gaps = [
-            [self._added(row.tolist(), start, end) for start, end in _runs(canvas, mask_id)]
-            for row, canvas in zip(tokens, ids, strict=True)
+            gap_texts(self.tokenizer, canvas, row.tolist(), mask_id) for canvas, row in zip(ids, tokens, strict=True)
         ]
         return Infilling(
             texts=[decode_text(self.tokenizer, row.tolist()) for row in tokens],
@@ -332,74 +294,8 @@ class DiffusionLM:
             trace=rows.trace,
         )
 
-    def _added(self, ids: list[int], start: int, end: int) -> str:
-        """The text of ids[start:end] as it reads after the ids before it, with the space between them."""
-        before, both = (decode_text(self.tokenizer, ids[:stop]) for stop in (start, end))
-        # Where the border cuts a character in two, `before` is no prefix of `both`.
-        return both.removeprefix(before) if both.startswith(before) else decode_text(self.tokenizer, ids[start:end])
-
     def _ids(self, prompt: Any, where: str = "a prompt") -> list[int]:
-        if isinstance(prompt, str):
-            return encode(self.tokenizer, [valid_text(prompt, where)])[0]
-        requirement = f"{where} must be a text or a list of token ids"
-        ids = listed(prompt, where, requirement)
-        try:
-            return [index(i) for i in ids]
-        except TypeError:
-            raise UserError(f"{requirement}, got {shown(prompt)}") from None
+        return read_ids(self.tokenizer, prompt, where)
 
     def _canvas(self, canvas: Any, where: str = "a canvas") -> list[int]:
-        """A text's ids, its gaps as mask ids; ids as they are."""
-        if not isinstance(canvas, str):
-            return self._ids(canvas, where)
-        pieces = GAP.split(valid_text(canvas, where))  # text, length, text, length, ..., text
-        texts = [*encode(self.tokenizer, pieces[:1]), *encode(self.tokenizer, pieces[2::2], after=True)]
-        ids, most = texts[0], self.denoiser.max_length or 10**6
-        for length, text in zip(pieces[1::2], texts[1:], strict=True):
-            digits = (length or "1").lstrip("0")
-            require(bool(digits), f"{where}: a gap", "at least one token long", f"[MASK:{length}]")
-            if len(digits) > 7 or int(digits) > most:
-                raise UserError(f"{where}: a gap of {digits[:20]} tokens is too long; a canvas has at most {most}")
-            ids += [self.denoiser.mask_id] * int(digits) + text
-        return ids
-
-    def _check_ids(self, ids: list[list[int]], what: str, gen_length: int = 0) -> None:
-        if not ids:
-            raise UserError(f"no {'canvases' if what == 'canvas' else 'prompts'} were given; pass at least one")
-        limit, vocab = self.denoiser.max_length, self.denoiser.vocab_size
-        for number, row in enumerate(ids):
-            if limit is not None and len(row) + gen_length > limit:
-                length_text = f"{what} {number} has {len(row)} tokens"
-                if gen_length:
-                    raise UserError(
-                        f"{length_text}; with gen_length {gen_length} that exceeds the model's {limit} positions; "
-                        "shorten one of them"
-                    )
-                raise UserError(f"{length_text}, which exceeds the model's {limit} positions; shorten it")
-            if any(not 0 <= i < vocab for i in row):
-                raise UserError(f"{what} {number} has a token id outside the vocabulary of {vocab}")
-
-
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """EOS, the other special tokens at which the checkpoint's generation stops (one id, or a list), the end of turn."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
-    given = named if isinstance(named, list) else [named]
-    # A class's default id may be an ordinary word of this vocabulary, so only special tokens count.
-    others, turn = special_tokens(tokenizer).keys() & set(given), end_of_turn(tokenizer)
-    others |= set() if turn is None else {turn}
-    return [tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id, tokenizer.mask_token_id})]
-
-
-def _runs(ids: list[int], value: int) -> list[tuple[int, int]]:
-    """[start, end) of every unbroken run of `value`."""
-    starts = [i for i, x in enumerate(ids) if x == value and (i == 0 or ids[i - 1] != value)]
-    ends = [i + 1 for i, x in enumerate(ids) if x == value and (i + 1 == len(ids) or ids[i + 1] != value)]
-    return list(zip(starts, ends, strict=True))
-
-
-def cut_at_eos(
-    tokens: Int[Tensor, "batch length"], eos_id: int, ends: Sequence[int] = ()
-) -> Int[Tensor, "batch length"]:
-    """From a row's first end on (EOS, or one of `ends`) everything becomes EOS."""
-    ended = torch.isin(tokens, torch.tensor([eos_id, *ends])).cumsum(-1) > 0
-    return torch.where(ended, eos_id, tokens)
+        return read_canvas(self.tokenizer, self.denoiser, canvas, where)

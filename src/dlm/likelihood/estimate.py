@@ -19,10 +19,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from dlm.config.schema import require
-from dlm.data.tokenizer import encode, encode_answers
-from dlm.decoding.arguments import listed, valid_text, whole
+from dlm.data.tokenizer import encode_answers
+from dlm.decoding.arguments import listed, whole
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.noise import row_keys, uniforms
+from dlm.decoding.reading import check_known, read_ids
 from dlm.errors import UserError
 
 STRATA = 4  # of the number of masks in a replicate; each has a pair of draws
@@ -223,14 +224,6 @@ def _rows(lm: DiffusionLM, prompts: list[Any], answers: list[Any], end: list[int
 
 
 def _all_ids(lm: DiffusionLM, given: list[Any], what: str, *, after: bool = False) -> list[list[int]]:
-    rows = []
-    for number, one in enumerate(given):
-        where = f"{what} {number}"
-        if isinstance(one, str):
-            ids = encode(lm.tokenizer, [valid_text(one, where)], after=after)[0]
-        else:
-            ids = [whole(where, token, 0) for token in listed(one, where)]
-        known = all(token < lm.denoiser.vocab_size and token != lm.denoiser.mask_id for token in ids)
-        require(known, where, f"ids of tokens below {lm.denoiser.vocab_size}, and no mask", ids[:8])
-        rows.append(ids)
+    rows = [read_ids(lm.tokenizer, one, f"{what} {number}", after=after) for number, one in enumerate(given)]
+    check_known(rows, what, lm.denoiser, masks=False)
     return rows
