@@ -38,7 +38,7 @@ class DiffusionLM:
 
     lm = DiffusionLM.load("build/models/r2ft")
     out = lm.generate([lm.prompt("Describe Velmora: its trade and its weather.")])
-    out = lm.infill("Velmora lives from [MASK:8], and the winter there is short.", steps=8)
+    out = lm.infill("The almanac for Velmora promises[MASK:4]. Most families live by[MASK:5].")
     """
 
     def __init__(
