@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dlm.analysis.columns import COLUMNS, Row
 from dlm.analysis.comparisons import (
     WORDS,
     Relation,
@@ -26,7 +27,7 @@ from dlm.analysis.comparisons import (
     together,
 )
 from dlm.analysis.selection import sizes
-from dlm.analysis.table import COLUMNS, Row, at_budget, is_reference, quality_axes
+from dlm.analysis.table import at_budget, is_reference, quality_axes
 
 Verdict = Literal["seen", "not seen", "mixed", "not tested"]
 Cells = dict[tuple[str, str], Row]

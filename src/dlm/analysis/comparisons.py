@@ -6,7 +6,8 @@ Two values differ only when their 95% intervals do not overlap.
 from collections.abc import Sequence
 from typing import Literal
 
-from dlm.analysis.table import COLUMNS, Column, Row, interval, is_reference, number
+from dlm.analysis.columns import COLUMNS, Column, Row
+from dlm.analysis.table import interval, is_reference, number
 
 Relation = Literal["better", "worse", "conflict", "same"]
 Axes = tuple[Column, Column]

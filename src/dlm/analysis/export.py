@@ -6,7 +6,8 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from dlm.analysis.table import AREA, BOLD, COLUMNS, Column, Row, counts, groups, interval, is_best, number
+from dlm.analysis.columns import AREA, BOLD, COLUMNS, Column, Row
+from dlm.analysis.table import counts, groups, interval, is_best, number
 
 KEYS = ("checkpoint", "decoder", "setting", "steps", "gen_length", "n")
 # What a page of 5.5 inches holds in footnotesize, the intervals below their values.

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlm.analysis.columns import COLUMNS, Column, Row
 from dlm.analysis.curves import Curve, loss_data, r2ft_data
 from dlm.analysis.lines import draw_lines, line_of, metric_panel
 from dlm.analysis.panels import decoder_data, draw_decoders
 from dlm.analysis.selection import sizes
 from dlm.analysis.style import DECODERS, decoder_marks
-from dlm.analysis.table import COLUMNS, Column, Row, at_budget, is_reference, over_passes, quality_axes
+from dlm.analysis.table import at_budget, is_reference, over_passes, quality_axes
 from dlm.analysis.unmasking import draw_unmasking, unmasking_data
 from dlm.files import atomic_directory, write_json
 

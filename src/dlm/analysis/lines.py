@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from dlm.analysis.columns import Column, Row
 from dlm.analysis.style import (
     CHECKPOINT_LINES,
     COLUMN,
@@ -22,7 +23,6 @@ from dlm.analysis.style import (
     handle,
     legend,
 )
-from dlm.analysis.table import Column, Row
 
 UNITS = {
     "length": "tokens",

@@ -7,9 +7,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from dlm.analysis.columns import Column, Row
 from dlm.analysis.lines import labels, point, reach
 from dlm.analysis.style import REAL, TEXT, Mark, canvas, checkpoint_handle, decoder_marks, fill, handle, legend
-from dlm.analysis.table import Column, Row, is_reference
+from dlm.analysis.table import is_reference
 
 REFERENCE = Mark(REAL.colour, "", REAL.line)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dlm.analysis.table import Row
+from dlm.analysis.columns import Row
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlm.analysis.table import COLUMNS, Row, number
+from dlm.analysis.columns import COLUMNS, Row
+from dlm.analysis.table import number
 
 QUALITY = COLUMNS["quality"]
 

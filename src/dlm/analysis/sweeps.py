@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from dlm.analysis.columns import COLUMNS, Column, Row
 from dlm.analysis.curves import NATS, PRIOR_TITLE, STEPS, curve_line, sides
 from dlm.analysis.figures import ReportFigure
 from dlm.analysis.lines import draw_lines, line, line_of, metric_panel, panel, point
 from dlm.analysis.style import ORDERED, SERIES, decoder_marks
-from dlm.analysis.table import COLUMNS, Column, Row, quality_axes
+from dlm.analysis.table import quality_axes
 from dlm.analysis.weights import draw_weights
 from dlm.analysis.zone import distance_data, draw_zone
 
