@@ -85,7 +85,7 @@ def held_out(params: Params, build: Path, tokenizer: Any) -> Iterator[list[int]]
     base = params.base
     if base.held_out and base.text.endswith(".npy"):
         rows = read_rows(base.text, base.sequence_length, len(tokenizer))
-        yield from (row.tolist() for row in split_documents(rows, base.held_out)[1])
+        yield from (row.tolist() for row in split_documents(list(rows), base.held_out)[1])
     elif base.held_out:
         documents = split_documents(read_documents(base.text), base.held_out)[1]
         for start in range(0, len(documents), 1000):

@@ -39,7 +39,7 @@ def split_documents(documents: list[T], held_out: float) -> tuple[list[T], list[
     return documents[:cut], documents[cut:]
 
 
-def read_rows(path: Path | str, length: int, entries: int) -> list[Int[np.ndarray, " length"]]:
+def read_rows(path: Path | str, length: int, entries: int) -> Int[np.ndarray, "rows length"]:
     """Running text that is tokenised already (tools/pack.py): a NumPy file of ids [rows, length].
 
     Raises:
@@ -55,7 +55,7 @@ def read_rows(path: Path | str, length: int, entries: int) -> list[Int[np.ndarra
         raise UserError(
             f"{path}: must hold rows of base.sequence_length ({length}) ids below {entries}, got {ids.shape}"
         )
-    return list(ids.astype(np.int64))
+    return ids.astype(np.int64)
 
 
 def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast) -> list[list[dict[str, Any]]]:
@@ -81,9 +81,9 @@ def packed_text(base: BaseParams, data: Path, tokenizer: PreTrainedTokenizerFast
         train = pack(tokenizer, records["train"], length, needed)
     elif base.text.endswith(".npy"):
         rows = read_rows(base.text, length, len(tokenizer))
-        if any((row == tokenizer.mask_token_id).any() for row in rows):
+        if (rows == tokenizer.mask_token_id).any():
             raise UserError(f"{base.text}: must hold no mask ({tokenizer.mask_token_id}); pack it with this tokenizer")
-        train, valid = split_documents(rows, base.held_out)
+        train, valid = split_documents(list(rows), base.held_out)
         train, valid = train[:needed], valid[:MOST_VALID]
     else:
         documents, held_out = split_documents(read_documents(base.text), base.held_out)
