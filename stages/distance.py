@@ -66,7 +66,9 @@ def zone(lm: DiffusionLM, examples: list[dict[str, Any]], high_prior: frozenset[
     mass, shares, example = [], np.zeros((length, len(KINDS))), None
     for row in examples:
         probabilities = first_probabilities(lm, row["prompt_ids"], length)
-        kinds = token_kinds(probabilities.shape[1], row["prompt_ids"], high_prior, lm.tokenizer.eos_token_id)
+        kinds = token_kinds(
+            probabilities.shape[1], row["prompt_ids"], high_prior, [lm.tokenizer.eos_token_id, *lm.padding]
+        )
         best = candidates(probabilities, count)
         mass.append(masses(probabilities, kinds))
         shares += one_hot(kinds[best].ravel().tolist()).reshape(length, count, -1).mean(axis=1)

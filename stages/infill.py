@@ -52,7 +52,7 @@ def main() -> None:
 def cut(examples: list[dict[str, Any]], task: Task, judge: SlotJudge, lm: DiffusionLM, params: Params) -> list[Gap]:
     """The first `infill.prompts` gaps of a task."""
     length = params.data.canvas_length
-    made = (make_gap(row, json.loads(row["meta"]), task, judge, lm.tokenizer, length) for row in examples)
+    made = (make_gap(row, json.loads(row["meta"]), task, judge, lm.tokenizer, length, lm.padding) for row in examples)
     return list(itertools.islice((gap for gap in made if gap is not None), params.infill.prompts))
 
 

@@ -28,6 +28,7 @@ from dlm.decoding.loop import Decoded, Rows, Watch, decode, fill
 from dlm.decoding.noise import row_keys
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
+from dlm.models.interface import pad_cycle
 from dlm.models.precision import use_bf16
 
 GAP = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -72,8 +73,9 @@ class Infilling(Written[list[Tensor]]):
 class DiffusionLM:
     """A masked diffusion language model with its tokenizer.
 
-    `ends` are the ids that end an answer: EOS, what else the checkpoint's generation_config.json names, and what closes
-    the assistant's turn in its chat template.
+    `ends` are the ids that end an answer: EOS, what else the checkpoint's generation_config.json names, what closes
+    the assistant's turn in its chat template, and `padding`, the pad tokens that the model was trained to write behind
+    EOS (its config's pad_cycle_ids).
 
     lm = DiffusionLM.load("build/models/r2ft")
     out = lm.generate([lm.prompt("Describe Velmora: its trade and its weather.")])
@@ -92,6 +94,7 @@ class DiffusionLM:
             raise UserError("the tokenizer needs a mask and an end-of-text token; add them and save it again")
         self.tokenizer = tokenizer
         self.template = template
+        self.padding = pad_cycle(model)
         self.ends = _ends(model, tokenizer)
         self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision), compile=compile)
 
@@ -249,6 +252,7 @@ class DiffusionLM:
                 keys=keys[batch],
                 eos_id=eos_id,
                 ends=self.ends,
+                padding=self.padding,
                 trace=trace,
                 watch=watch,
             )
@@ -312,6 +316,7 @@ class DiffusionLM:
                 keys=keys[batch],
                 eos_id=self.tokenizer.eos_token_id,
                 ends=self.ends,
+                barred=self.padding,
                 trace=trace,
                 watch=watch,
             )
@@ -381,12 +386,13 @@ class DiffusionLM:
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """EOS, the other special tokens at which the checkpoint's generation stops (one id, or a list), the end of turn."""
+    """EOS, the other special tokens at which the checkpoint's generation stops (one id, or a list), the end of turn,
+    the pad tokens."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
     given = named if isinstance(named, list) else [named]
     # A class's default id may be an ordinary word of this vocabulary, so only special tokens count.
     others, turn = special_tokens(tokenizer).keys() & set(given), end_of_turn(tokenizer)
-    others |= set() if turn is None else {turn}
+    others |= {*([] if turn is None else [turn]), *pad_cycle(model)}
     return [tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id, tokenizer.mask_token_id})]
 
 

@@ -230,7 +230,8 @@ def _all_ids(lm: DiffusionLM, given: list[Any], what: str, *, after: bool = Fals
             ids = encode(lm.tokenizer, [valid_text(one, where)], after=after)[0]
         else:
             ids = [whole(where, token, 0) for token in listed(one, where)]
-        known = all(token < lm.denoiser.vocab_size and token != lm.denoiser.mask_id for token in ids)
-        require(known, where, f"ids of tokens below {lm.denoiser.vocab_size}, and no mask", ids[:8])
+        unfit = {lm.denoiser.mask_id, *lm.padding}
+        known = all(token < lm.denoiser.vocab_size and token not in unfit for token in ids)
+        require(known, where, f"ids of tokens below {lm.denoiser.vocab_size}, no mask and no padding", ids[:8])
         rows.append(ids)
     return rows
