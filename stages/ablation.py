@@ -11,7 +11,7 @@ from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress
+from dlm.pipeline.progress import progress, tell
 from dlm.pipeline.records import log_ablation, log_inputs
 from dlm.pipeline.tracking import stage_run
 
@@ -30,6 +30,8 @@ def main() -> None:
         run.decodes(weights)
         log_inputs(run, "ablation", build)
         lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
+        if lm.precision.why:
+            tell(f"ablation@{arguments.checkpoint}: {lm.precision}")
         rows, settings = [], params.ablation
         runs = ablation_runs(params, build)
         count = len(runs) * settings.prompts * len(settings.seeds)

@@ -20,6 +20,7 @@ from dlm.evaluation.distance import (
     written_kinds,
 )
 from dlm.files import read_json, read_jsonl, write_json
+from dlm.pipeline.progress import tell
 from dlm.pipeline.tracking import stage_run
 
 
@@ -31,6 +32,8 @@ def main() -> None:
     build, checkpoint = arguments.build, arguments.checkpoint
     with stage_run("distance", cell=checkpoint, params=tracked(params, "sweeps", "decode")) as run:
         lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
+        if lm.precision.why:
+            tell(f"distance@{checkpoint}: {lm.precision}")
         counts = read_json(build / "data" / "vocabulary.json")["token_counts"]
         high_prior = frozenset(most_frequent(counts, params.evaluate.high_prior_tokens).tolist())
         eos_id = lm.tokenizer.eos_token_id

@@ -15,6 +15,7 @@ from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, sc
 from dlm.evaluation.builtin.grammar import GRAMMAR, load_grammar
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import write_table
+from dlm.pipeline.progress import tell
 from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
@@ -36,6 +37,8 @@ def main() -> None:
     with stage_run("infill", params=tracked(params, "infill", "decode", "decoding")) as run:
         for checkpoint in CHECKPOINTS:
             lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
+            if lm.precision.why:
+                tell(f"infill@{checkpoint}: {lm.precision}")
             gaps = {task: cut(examples, task, judge, lm, params) for task in TASKS}
             for task, steps, decoder in itertools.product(TASKS, params.infill.steps, params.infill.decoders):
                 scores = fill(lm, gaps[task], params.decoder(decoder, eos_fill=False), steps, judge, params)

@@ -29,7 +29,7 @@ from dlm.decoding.noise import row_keys
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
 from dlm.models.interface import pad_cycle
-from dlm.models.precision import use_bf16
+from dlm.models.precision import check_precision, decide
 
 GAP = re.compile(r"\[MASK(?::(\d+))?\]")
 
@@ -96,7 +96,8 @@ class DiffusionLM:
         self.template = template
         self.padding = pad_cycle(model)
         self.ends = _ends(model, tokenizer)
-        self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision), compile=compile)
+        self.precision = decide(precision, model.config.hidden_size, model.device.type)
+        self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=self.precision.bf16, compile=compile)
 
     def __repr__(self) -> str:
         model, limit = self.denoiser.model, self.denoiser.max_length
@@ -119,19 +120,22 @@ class DiffusionLM:
     ) -> "DiffusionLM":
         """Load a checkpoint (folder or hub name; safetensors, no remote code) onto `device` (default: CUDA if any).
 
-        `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 on a GPU that has it):
-        faster, and equal up to rounding. So is `compile`: default (torch.compile), or cuda_graphs on a GPU; each new
-        shape of a batch costs the time to compile it. In bf16 weights that are saved in half precision stay in it.
+        `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 on a GPU that has it,
+        and for wide models on a CPU that has it: models.precision): faster, and equal up to rounding. So is `compile`:
+        default (torch.compile), or cuda_graphs on a GPU; each new shape of a batch costs the time to compile it. In
+        bf16 weights that are saved in half precision stay in it.
 
         `layout` and `tokenizer` are for published checkpoints that do not say what they are (load_checkpoint).
 
         Raises:
             UserError: nothing there, not a masked diffusion model, broken weights, or no means to compile.
         """
-        dtype = "auto" if use_bf16(precision) else torch.float32
+        check_precision(precision)
+        dtype = torch.float32 if precision == "fp32" else "auto"
         model, own_tokenizer = load_checkpoint(path, causal=False, layout=layout, tokenizer=tokenizer, dtype=dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        torch.nn.Module.to(model, device)
+        bf16 = decide(precision, model.config.hidden_size, torch.device(device).type).bf16
+        torch.nn.Module.to(model, device, None if bf16 else torch.float32)
         return cls(model, own_tokenizer, load_template(path), precision, compile)
 
     def prompt(self, instruction: str, input: str | None = None) -> list[int]:
