@@ -190,8 +190,8 @@ class Canvas:
         if self.options.kv_cache == "dual":
             fresh &= offset < phase.end
         positions = fresh.nonzero()[:, 1].view(len(rows), -1)  # as many in every row: the response is as long in each
-        tokens = self.tokens[rows].gather(1, positions)
-        hidden = self.denoiser.hidden_at(tokens, positions, rows_of(keys, place[rows]), self.not_padding[rows] & ~fresh)
+        kept = rows_of(keys, place[rows])
+        hidden = self.denoiser.hidden_at(self.tokens[rows], positions, kept, self.not_padding[rows])
         self.hidden[rows[:, None], positions] = hidden.to(self.hidden.dtype)
 
     @staticmethod
