@@ -10,10 +10,10 @@ Ratios are taken repeat by repeat; all repeats see the same rows and noise. Eval
 SFT puts its loss on padding too, as the SFT-only model does.
 
 Weights are random. Rows too: prompts of L/8 to L/4 tokens, answers of L/8 to L/2, negatives by params.yaml's numbers.
-The precision is the pipeline's `auto`: bfloat16 autocast over float32 weights on a GPU, float32 on a CPU. llada-8b is
-trained by adapters on a bfloat16 base, with gradient checkpointing unless told otherwise. With --compile the layers go
-through torch.compile in all four runs, and the loss in those of the trainers. The device is the Trainer's choice: a GPU
-if any.
+The precision is the pipeline's `auto`: bfloat16 autocast over float32 weights on a GPU, and on a CPU that has it for
+models from 256 wide on; else float32. llada-8b is trained by adapters on a bfloat16 base, with gradient checkpointing
+unless told otherwise. With --compile the layers go through torch.compile in all four runs, and the loss in those of the
+trainers. The device is the Trainer's choice: a GPU if any.
 
 Model FLOPs of a step (see `model_flops`) leave out norms, the softmax, the optimizer and what checkpointing computes
 again. MFU is their rate over that of square matrix products timed in the same repeat.
@@ -43,7 +43,7 @@ from common import (
     write,
 )
 from datasets import Dataset
-from subjects import MODELS, Subject, load_subject
+from subjects import MODELS, SHAPES, Subject, load_subject
 from torch import Tensor, nn
 from train_table import to_markdown
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
@@ -54,7 +54,7 @@ from dlm.config.schema import require
 from dlm.config.training import LoraParams, R2ftParams, TrainingParams
 from dlm.models.adapters import new_adapter, unwrapped
 from dlm.models.compiled import compile_layers
-from dlm.models.precision import use_bf16
+from dlm.models.precision import decide
 from dlm.negatives.corruption import NegativeRule, continuation
 from dlm.pipeline.hardware import hardware
 from dlm.training.collators import R2ftCollator, Row, SftCollator
@@ -117,7 +117,7 @@ class Bench:
         self.warm_up = warm_up
         self.subject, self.length, self.steps, self.folder = subject, length, steps, folder
         self.device = subject.model.device.type
-        self.bf16 = use_bf16("auto")
+        self.bf16 = decide("auto", subject.model.config.hidden_size, self.device).bf16
         lora = ADAPTED.get(subject.name)
         self.model: Any = fresh(subject.model) if subject.name == "builtin" else subject.model
         if lora is not None:
@@ -325,10 +325,10 @@ def main() -> None:
         require(getattr(arguments, name) >= 1, f"--{name.replace('_', '-')}", "at least 1", getattr(arguments, name))
     require(arguments.length >= SHORTEST, "--length", f"at least {SHORTEST}", arguments.length)
     torch.set_num_threads(arguments.threads)
-    device, bf16 = default_device(), use_bf16("auto")
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    device = default_device()
     # What adapters leave alone stays in the type that LLaDA is published in; what is trained is float32.
-    frozen = arguments.subject in ADAPTED and bf16
+    adapted = arguments.subject in ADAPTED
+    frozen = adapted and decide("auto", SHAPES[arguments.subject].hidden, device).bf16
     subject = load_subject(arguments.subject, device, "bfloat16" if frozen else "float32")
     most = subject.model.config.max_position_embeddings
     require(arguments.length <= most, "--length", f"at most {most}, the positions of {subject.name}", arguments.length)
@@ -343,6 +343,7 @@ def main() -> None:
             compile=arguments.compile,
             checkpointing=arguments.checkpointing,
         )
+        dtype = torch.bfloat16 if bench.bf16 else torch.float32
         seconds, rates = interleaved(bench, arguments.repeats, lambda: matmul_rate(device, dtype))
     result = summary(arguments, bench, seconds, rates, dtype)
     write(arguments.out, result, to_markdown(result))

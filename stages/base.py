@@ -7,12 +7,14 @@ import torch
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
+from dlm.data.padding import add_padding
 from dlm.data.splits import read_split
 from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
 from dlm.models.adapt import adapt
 from dlm.models.backbone import load_checkpoint, new_backbone
+from dlm.models.padding import give_padding
 from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
 from dlm.training.collators import PackedCollator, SftCollator
@@ -27,6 +29,7 @@ def main() -> None:
     out = arguments.build / "models" / "base"
     with stage_run("base", params=tracked(params, "seed", "model", "base")) as run:
         tokenizer = load_tokenizer(data / "tokenizer")
+        cycle = add_padding(tokenizer, params.tokenizer.pad_cycle)
         curve: list[dict[str, float]] = []
         if base.init in ("checkpoint", "continue", "adapt"):
             adapts = base.init == "adapt"
@@ -40,6 +43,7 @@ def main() -> None:
             )
             if adapts:
                 adapt(model, own_tokenizer, logits_shift=base.logits_shift)
+            add_padding(own_tokenizer, params.tokenizer.pad_cycle)
             if own_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise UserError(
                     f"params.yaml: base.checkpoint ({base.checkpoint}) has another tokenizer than the data; "
@@ -47,10 +51,11 @@ def main() -> None:
                 )
         else:
             model = new_backbone(params.model, tokenizer, params.seed, causal=False)
+        give_padding(model, tokenizer, cycle, params.seed)
         if base.init in ("pretrain", "continue", "adapt"):
             log_inputs(run, "base", arguments.build)
             if base.rows == "records":
-                collator: Any = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=1.0)
+                collator: Any = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=1.0, cycle=cycle)
                 train, valid = (read_split(data, split, ["prompt_ids", "answer_ids"]) for split in ("train", "valid"))
             else:
                 collator = PackedCollator()

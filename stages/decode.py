@@ -15,7 +15,7 @@ from dlm.decoding.budgets import chosen
 from dlm.decoding.lm import DiffusionLM
 from dlm.files import content_hash, write_json, write_jsonl
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress
+from dlm.pipeline.progress import progress, tell
 from dlm.pipeline.records import cell_params, log_inputs, log_samples
 from dlm.pipeline.tracking import stage_run
 
@@ -35,6 +35,8 @@ def main() -> None:
         run.decodes(weights)
         log_inputs(run, "decode", arguments.build)
         lm = DiffusionLM.load(weights, processes.device(), settings.precision, settings.compile)
+        if lm.precision.why:
+            tell(f"decode@{cell}: {lm.precision}")
         rows = read_split(arguments.build / "data", "eval", ["id", "prompt", "prompt_ids"])
         fingerprint = content_hash(weights)
         answers: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.files import write_jsonl
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress
+from dlm.pipeline.progress import progress, tell
 from dlm.pipeline.records import log_inputs
 from dlm.pipeline.tracking import stage_run
 
@@ -29,6 +29,8 @@ def main() -> None:
         run.decodes(weights)
         log_inputs(run, "decode_ablation", build)
         lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
+        if lm.precision.why:
+            tell(f"decode_ablation@{arguments.checkpoint}: {lm.precision}")
         settings = params.ablation
         prompts = read_split(build / "data", "eval", ["id", "prompt_ids"])[: settings.prompts]
         runs, lines = ablation_runs(params, build), []

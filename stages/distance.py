@@ -19,6 +19,7 @@ from dlm.evaluation.distance import (
     written_kinds,
 )
 from dlm.files import read_json, read_jsonl, write_json
+from dlm.pipeline.progress import tell
 from dlm.pipeline.tracking import stage_run
 
 
@@ -30,6 +31,8 @@ def main() -> None:
     build, checkpoint = arguments.build, arguments.checkpoint
     with stage_run("distance", cell=checkpoint, params=tracked(params, "sweeps", "decode")) as run:
         lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
+        if lm.precision.why:
+            tell(f"distance@{checkpoint}: {lm.precision}")
         counts = read_json(build / "data/training/vocabulary.json")["token_counts"]
         high_prior = frozenset(most_frequent(counts, params.evaluate.high_prior_tokens).tolist())
         eos_id = lm.tokenizer.eos_token_id
@@ -65,7 +68,9 @@ def zone(lm: DiffusionLM, examples: list[dict[str, Any]], high_prior: frozenset[
     mass, shares, example = [], np.zeros((length, len(KINDS))), None
     for row in examples:
         probabilities = first_probabilities(lm, row["prompt_ids"], length)
-        kinds = token_kinds(probabilities.shape[1], row["prompt_ids"], high_prior, lm.tokenizer.eos_token_id)
+        kinds = token_kinds(
+            probabilities.shape[1], row["prompt_ids"], high_prior, [lm.tokenizer.eos_token_id, *lm.padding]
+        )
         best = candidates(probabilities, count)
         mass.append(masses(probabilities, kinds))
         shares += one_hot(kinds[best].ravel().tolist()).reshape(length, count, -1).mean(axis=1)

@@ -15,6 +15,7 @@ from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, sc
 from dlm.evaluation.builtin.grammar import GRAMMAR, load_grammar
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import write_table
+from dlm.pipeline.progress import tell
 from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
@@ -36,6 +37,8 @@ def main() -> None:
     with stage_run("infill", params=tracked(params, "infill", "decode", "decoding")) as run:
         for checkpoint in CHECKPOINTS:
             lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
+            if lm.precision.why:
+                tell(f"infill@{checkpoint}: {lm.precision}")
             gaps = {task: cut(examples, task, judge, lm, params) for task in TASKS}
             for task, steps, decoder in itertools.product(TASKS, params.infill.steps, params.infill.decoders):
                 scores = fill(lm, gaps[task], params.decoder(decoder, eos_fill=False), steps, judge, params)
@@ -52,7 +55,7 @@ def main() -> None:
 def cut(examples: list[dict[str, Any]], task: Task, judge: SlotJudge, lm: DiffusionLM, params: Params) -> list[Gap]:
     """The first `infill.prompts` gaps of a task."""
     length = params.data.canvas_length
-    made = (make_gap(row, json.loads(row["meta"]), task, judge, lm.tokenizer, length) for row in examples)
+    made = (make_gap(row, json.loads(row["meta"]), task, judge, lm.tokenizer, length, lm.padding) for row in examples)
     return list(itertools.islice((gap for gap in made if gap is not None), params.infill.prompts))
 
 

@@ -1,11 +1,13 @@
 """The autoregressive reference: trained on the same data, its nucleus answers, and the training perplexities."""
 
+import copy
 import functools
 
 import torch
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
+from dlm.data.padding import add_padding
 from dlm.data.splits import read_split
 from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
@@ -32,11 +34,14 @@ def main() -> None:
     out = arguments.build / "models" / "reference"
     logged = tracked(params, "seed", "model", "base", "reference", "decode", "evaluate.scorer")
     with stage_run("reference", params=logged) as run:
-        tokenizer = load_tokenizer(data / "tokenizer")
+        tokenizer = saved = load_tokenizer(data / "tokenizer")
+        cycle = add_padding(tokenizer, params.tokenizer.pad_cycle)
         if settings.init == "checkpoint":
             model, own_tokenizer = load_checkpoint(
                 settings.checkpoint, causal=True, mask_token=params.tokenizer.mask_token
             )
+            saved = copy.deepcopy(own_tokenizer)  # without rows for pad tokens, which it never reads
+            add_padding(own_tokenizer, params.tokenizer.pad_cycle)
             if own_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise UserError(
                     f"params.yaml: reference.checkpoint ({settings.checkpoint}) has another tokenizer than the data; "
@@ -76,13 +81,14 @@ def main() -> None:
             batch_size=params.decode.batch_size,
             top_p=settings.top_p,
             temperature=settings.temperature,
+            never=cycle,
         )
         if not processes.is_main():
             return
         scorer = load_scorer(arguments.build, params.evaluate.scorer, model, tokenizer.eos_token_id)
         perplexities = training_perplexities(scorer, train)
         with atomic_directory(out) as folder:
-            save_checkpoint(folder, model, tokenizer)
+            save_checkpoint(folder, model, saved)
             write_curve(folder, curve)
             write_json(folder / "training_perplexities.json", perplexities)
             write_jsonl(folder / "answers.jsonl", answers)

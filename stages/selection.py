@@ -16,7 +16,7 @@ from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress
+from dlm.pipeline.progress import progress, tell
 from dlm.pipeline.records import log_inputs
 from dlm.pipeline.tracking import stage_run
 
@@ -57,6 +57,8 @@ def measure_all(
         for checkpoint in checkpoints:
             weights = build / "models" / checkpoint
             lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
+            if lm.precision.why:
+                tell(f"select@{name}: {lm.precision}")
             for steps, candidate in settings:
                 options = params.decoder(name, **candidate)
                 summary = measure(

@@ -14,7 +14,7 @@ from dlm.evaluation.preferences import baseline_of
 from dlm.evaluation.setting import measure
 from dlm.files import read_jsonl, write_json
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress
+from dlm.pipeline.progress import progress, tell
 from dlm.pipeline.tracking import stage_run
 
 Setting = tuple[dict[str, Any], DecoderOptions, int]
@@ -35,6 +35,8 @@ def main() -> None:
         lm = DiffusionLM.load(
             build / "models" / checkpoint, processes.device(), params.decode.precision, params.decode.compile
         )
+        if lm.precision.why:
+            tell(f"settings@{checkpoint}: {lm.precision}")
         rows, count = [], len(runs) * sweeps.prompts * len(sweeps.seeds)
         with progress(f"settings@{checkpoint}", count, "answers") as advance:
             for head, options, steps in runs:

@@ -11,7 +11,9 @@ from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
 from dlm.data.template import Template
+from dlm.models.adapters import unwrapped
 from dlm.models.backbone import load_trainable
+from dlm.models.interface import pad_cycle
 from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
 from dlm.training.collators import SftCollator
@@ -34,7 +36,8 @@ def main() -> None:
     with stage_run("sft", cell=arguments.variant, params=tracked(params, "seed", "sft")) as run:
         log_inputs(run, "sft", arguments.build)
         model, tokenizer = load_trainable(arguments.build / "models" / "base", params.sft.lora, params.seed)
-        collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=padding)
+        cycle = pad_cycle(unwrapped(model))
+        collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=padding, cycle=cycle)
         model, curve = fit(
             arguments.variant,
             functools.partial(

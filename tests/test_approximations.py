@@ -231,10 +231,12 @@ def test_dropout_counts_from_the_nearest_open_mask_on_either_side() -> None:
 
 
 class Spy(Denoiser):
-    """Notes every whole pass (canvas, valid, states) and the number of tokens that every other pass computes."""
+    """Notes every whole pass (canvas, valid, states) and the number of positions that every other pass is asked for."""
 
-    def __init__(self, layers: int) -> None:
-        super().__init__(tiny_model(3, layers=layers), MASK)
+    def __init__(self, layers: int, shift: int = 0) -> None:
+        model = tiny_model(3, layers=layers)
+        model.config.logits_shift = shift
+        super().__init__(model, MASK)
         self.whole: list[tuple[Tensor, Tensor, Tensor]] = []
         self.partial: list[int] = []
 
@@ -243,9 +245,9 @@ class Spy(Denoiser):
         self.whole.append((canvas.clone(), not_padding.clone(), hidden.clone()))
         return hidden, keys
 
-    def hidden_at(self, tokens: Tensor, positions: Tensor, keys: KeysValues, cached: Tensor) -> Tensor:
-        self.partial.append(tokens.shape[1])
-        return super().hidden_at(tokens, positions, keys, cached)
+    def hidden_at(self, canvas: Tensor, positions: Tensor, keys: KeysValues, not_padding: Tensor) -> Tensor:
+        self.partial.append(positions.shape[1])
+        return super().hidden_at(canvas, positions, keys, not_padding)
 
 
 KEPT = [
@@ -258,22 +260,28 @@ KEPT = [
 ]
 
 
+@pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("kv_cache", ["prefix", "dual"])
 @pytest.mark.parametrize(("rule", "options"), KEPT, ids=[rule + "-" * len(options) for rule, options in KEPT])
-def test_kept_keys_are_exact_for_one_layer(rule: str, options: dict[str, Any], kv_cache: str) -> None:
-    """A first layer's keys and values depend on the token and its place alone, and only the block's tokens change."""
-    spy = Spy(1)
+def test_kept_keys_are_exact_for_one_layer(rule: str, options: dict[str, Any], kv_cache: str, shift: int) -> None:
+    """A first layer's keys and values depend on the token and its place alone, and only the block's tokens change.
+
+    Shifted, the block's first token is predicted at the position before it, in the empty prompt's row at itself.
+    """
+    spy, prompts = Spy(1, shift), [*PROMPTS, []]
     blocks = {"rule": rule, "variant": "restrict", "block_length": 4, **options}
-    assert same(run(spy, "semi_ar", 12, 12, **blocks, kv_cache=kv_cache), run(spy, "semi_ar", 12, 12, **blocks))
+    found = run(spy, "semi_ar", 12, 12, prompts, **blocks, kv_cache=kv_cache)
+    assert same(found, run(spy, "semi_ar", 12, 12, prompts, **blocks))
     assert len(spy.whole) >= 3 and len(spy.partial) >= 3
     assert set(spy.partial) == ({4} if kv_cache == "dual" else {12, 8, 4})
 
 
+@pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("kv_cache", ["prefix", "dual"])
 @torch.inference_mode()
-def test_the_first_pass_of_a_block_is_a_full_pass(kv_cache: str) -> None:
+def test_the_first_pass_of_a_block_is_a_full_pass(kv_cache: str, shift: int) -> None:
     """Three blocks, three whole passes; with two layers the others are approximations, and it shows."""
-    spy = Spy(2)
+    spy = Spy(2, shift)
     blocks = {"rule": "low_confidence", "variant": "restrict", "block_length": 4}
     found = run(spy, "semi_ar", 12, 12, **blocks, kv_cache=kv_cache)
     assert len(spy.whole) == 3 and len(spy.partial) == 9
@@ -291,19 +299,20 @@ def test_the_first_pass_of_a_block_is_a_full_pass(kv_cache: str) -> None:
     assert torch.equal(found.tokens[:, :4][first], exact.tokens[:, :4][first])
 
 
+@pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.inference_mode()
-def test_fresh_positions_against_fresh_keys_are_a_full_pass(attention: str) -> None:
+def test_fresh_positions_against_fresh_keys_are_a_full_pass(attention: str, shift: int) -> None:
     """With nothing stale, the kept keys give what the whole canvas gives, padding and positions included."""
     model = tiny_model(3)
+    model.config.logits_shift = shift
     model.set_attn_implementation(attention)
     denoiser = Denoiser(model, MASK)
     canvas = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     not_padding = torch.tensor([[True] * 9, [True] * 6 + [False] * 3])
     whole, keys = denoiser.hidden_with_keys(canvas, not_padding)
-    positions = torch.tensor([[3, 4, 5], [2, 3, 4]])
-    cached = not_padding.scatter(1, positions, False)
-    found = denoiser.hidden_at(canvas.gather(1, positions), positions, keys, cached)
+    positions = torch.tensor([[3, 4, 5], [0, 1, 2]])
+    found = denoiser.hidden_at(canvas, positions, keys, not_padding)
     torch.testing.assert_close(found, whole.gather(1, positions[..., None].expand_as(found)), atol=1e-5, rtol=1e-4)
 
 

@@ -20,7 +20,7 @@ from train import ADAPTED, OBJECTIVES, RUNS, WARM_UP, Bench, Canvases, floor_los
 from dlm.config.training import LoraParams
 from dlm.errors import UserError
 from dlm.models.adapters import new_adapter, unwrapped
-from dlm.models.precision import use_bf16
+from dlm.models.precision import decide
 
 ROOT = Path(__file__).parents[1]
 TINY = Shape(2, 32, 2, 48, 90, 64, 89, 88)
@@ -125,7 +125,9 @@ def test_the_floor_shows_the_model_what_the_trainer_does(name: str, objective: s
 def test_the_floor_computes_as_the_trainer_does(tmp_path: Path) -> None:
     """Checkpointing in training, the precision that the Trainer takes, and adapters on the paper's parts."""
     made = bench("llada-8b", tmp_path)
-    assert made.bf16 == use_bf16("auto") and unwrapped(made.model).is_activation_checkpointing
+    assert (
+        made.bf16 == decide("auto", TINY.hidden, made.device).bf16 and unwrapped(made.model).is_activation_checkpointing
+    )
     trained = {key.split(".")[-4] for key, value in made.model.named_parameters() if value.requires_grad}
     assert trained == {"q_proj", "k_proj", "v_proj"} and ADAPTED["llada-8b"].rank == 64
 

@@ -321,11 +321,17 @@ def test_an_autoregressive_model_without_a_mask(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "model", causal=False)
 
 
-def test_dream_has_no_kv_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_cache", ["prefix", "dual"])
+def test_dream_keeps_keys_too(tmp_path: Path, kv_cache: str) -> None:
+    """A step a block: every pass is a block's first, so that nothing is kept and the tokens are the exact decoder's."""
     published.dream(tmp_path / "model")
     lm = DiffusionLM.load(tmp_path / "model")
-    with pytest.raises(UserError, match="kv_cache goes with Llama-like"):
-        lm.generate([[5]], "semi_ar", steps=4, gen_length=8, block_length=4, variant="restrict", kv_cache="prefix")
+    given = {"gen_length": 8, "block_length": 4, "variant": "restrict", "rule": "low_confidence"}
+    exact, once = (
+        lm.generate([[5], [6, 7]], "semi_ar", steps=2, **given, **more) for more in ({}, {"kv_cache": kv_cache})
+    )
+    assert torch.equal(exact.tokens, once.tokens)
+    assert lm.generate([[5], [6, 7]], "semi_ar", steps=8, kv_cache=kv_cache, **given).tokens.shape == (2, 8)
 
 
 def test_llada_template(tmp_path: Path) -> None:

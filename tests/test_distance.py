@@ -22,7 +22,7 @@ FREQUENT = frozenset({2, 3})
 
 def test_kinds_by_hand() -> None:
     """0 ends, 2 and 3 are frequent (3 in the context too), 4 is repeated."""
-    assert token_kinds(6, [3, 4, 0], FREQUENT, eos_id=0).tolist() == [END, OTHER, PRIOR, PRIOR, REPEATED, OTHER]
+    assert token_kinds(6, [3, 4, 0], FREQUENT, ends=[0]).tolist() == [END, OTHER, PRIOR, PRIOR, REPEATED, OTHER]
 
 
 def test_written_kinds_see_what_stands_before() -> None:
@@ -32,7 +32,7 @@ def test_written_kinds_see_what_stands_before() -> None:
 
 def test_masses_and_candidates() -> None:
     probabilities = np.array([[0.1, 0.2, 0.3, 0.1, 0.1, 0.2], [0.0, 0.0, 0.0, 0.0, 0.9, 0.1]])
-    kinds = token_kinds(6, [3, 4, 0], FREQUENT, eos_id=0)
+    kinds = token_kinds(6, [3, 4, 0], FREQUENT, ends=[0])
     assert masses(probabilities, kinds) == pytest.approx(np.array([[0.1, 0.4, 0.1, 0.4], [0.0, 0.0, 0.9, 0.1]]))
     assert candidates(probabilities, 3).tolist() == [[2, 1, 5], [4, 5, 0]]
 

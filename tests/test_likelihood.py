@@ -121,7 +121,7 @@ def test_perplexity_of_running_text(lm: DiffusionLM) -> None:
         ((["a", "b"], ["c"]), "2 prompts and 1 answers: give an answer for each prompt"),
         (([], []), "no prompts were given"),
         ((["a"], [""]), "answer 0 must be at least a token"),
-        ((["a"], [[1]]), "answer 0 must be without masks, got"),
+        ((["a"], [[1]]), "answer 0 must be without masks and padding, got"),
         ((["a"], [[5] * 70]), "prompt and answer 0 must be at most 64 tokens, got 71"),
         ((["a"], ["b"], {"samples": 20}), "samples must be a multiple of 8 from 16, got 20"),
         ((["a"], ["b"], {"order": "right"}), "order must be any or left_to_right, got 'right'"),

@@ -145,7 +145,7 @@ GOOD: list[dict[str, Any]] = [
     {"base.rows": "text", "base.text": "a.txt", "base.records_share": 1, "reference.init": "random"},
     {"base.rows": "text", "base.text": "rows.npy", "base.records_share": 0.3, "base.held_out": 0.1},
     {"sft.padding_weight": 0, "sft.loss_average": "example", "sft.training.minutes": 0.5, "r2ft.training.minutes": 0},
-    {"tokenizer.mask_token": "<|reserved|>"},
+    {"tokenizer.mask_token": "<|reserved|>", "tokenizer.pad_cycle": 7},
     {"decoding": {}, "report.decoders": [], "infill.decoders": [], "sweeps.rejection.decoders": []},
 ]
 
@@ -253,6 +253,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"base.init": "adapt", "base.anneal_steps": -1}, "params.yaml: base.anneal_steps ", "-1", "at least 0"),
     ({"base.records_share": -0.5}, "params.yaml: base.records_share ", "-0.5", "between 0 and 1"),
     ({"base.logits_shift": 2}, "params.yaml: base.logits_shift ", "2", "one of 0, 1"),
+    ({"tokenizer.pad_cycle": -1}, "params.yaml: tokenizer.pad_cycle ", "-1", "at least 0"),
     # What cannot go together.
     ({"base.anneal_steps": 5}, "params.yaml: base.anneal_steps ", "5", "0 unless adapted"),
     ({"base.records_share": 0.1}, "params.yaml: base.records_share ", "0.1", "0 where the rows are the training"),

@@ -815,3 +815,25 @@ def test_compiled_training_is_the_same_up_to_rounding(monkeypatch: pytest.Monkey
         assert len(curves[0]) == len(curves[1]) > 2
         for plain, compiled in zip(*curves, strict=True):
             assert plain == pytest.approx(compiled, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="no C++ compiler")
+def test_compiled_adaptation_in_bf16_is_the_same_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU: logits shifted by one, attention that becomes full step by step, another number of positions a step."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # torch cannot trace its checks
+    collator = SftCollator(LENGTH, EOS, padding=1.0)
+    make = functools.partial(DiffusionTrainer, mask_id=MASK, data_collator=collator, anneal_steps=6)
+    curves = []
+    for on in (False, True):
+        model = tiny_model(1)
+        model.config.logits_shift = 1
+        curves.append(fit("base", make, model, TRAIN, VALID, replace(TRAINING, compile=on, precision="bf16"), 7)[1])
+    assert len(curves[0]) == len(curves[1]) > 2
+    for plain, compiled in zip(*curves, strict=True):
+        assert plain["eval_loss"] == pytest.approx(compiled["eval_loss"], rel=2e-2)
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match=r"compile: a CPU needs a C\+\+ compiler \(g\+\+ or clang\+\+\); install one"):
+        sft(tiny_model(), replace(TRAINING, compile=True))

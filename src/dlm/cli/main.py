@@ -239,7 +239,10 @@ def _add_running(parser: Parser) -> None:
     running.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at once (default: 32)")
     running.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is any)")
     running.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16"], default="fp32", help="(default: fp32; auto: bf16 on a GPU)"
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="fp32",
+        help="(default: fp32; auto: bf16 if it pays)",
     )
     _add_layout(running)
     running.add_argument(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dlm.config.schema import AtLeast, Count, Share, dotted, require
+from dlm.config.schema import AtLeast, Count, Natural, Share, dotted, require
 from dlm.errors import UserError
 
 
@@ -156,12 +156,14 @@ class TokenizerParams:
 
     Attributes:
         mask_token: an entry of a given tokenizer that becomes its mask; null for its own, or else a new one.
+        pad_cycle: how many pad tokens fill a training canvas in turn behind the answer's EOS; 0 for EOS in their place.
     """
 
     source: Literal["train", "given"]
     vocab_size: Annotated[int, AtLeast(260)]
     path: str
     mask_token: str | None = None
+    pad_cycle: Natural = 0
 
     def check(self, where: str) -> None:
         given = self.source == "given" or self.mask_token is None

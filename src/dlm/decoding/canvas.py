@@ -49,6 +49,8 @@ class Canvas:
         options: DecoderOptions,
         *,
         ends: Sequence[int] = (),
+        padding: Sequence[int] = (),
+        barred: Sequence[int] = (),
         tracing: bool = False,
     ) -> None:
         device = denoiser.device
@@ -56,7 +58,10 @@ class Canvas:
         size = (len(rows), max(self.lengths))
         place, lengths = torch.arange(size[1]), torch.tensor(self.lengths)
         self.denoiser, self.options, self.eos_id = denoiser, options, eos_id
-        self.ends = torch.tensor([eos_id, *ends], device=device)
+        self.ends = torch.tensor([eos_id, *ends, *padding], device=device)
+        self.padding = torch.tensor(list(padding), dtype=torch.long, device=device)
+        never = [eos_id, *padding] if options.eos == "never" else []
+        self.barred = torch.tensor([*barred, *never], dtype=torch.long, device=device)
         self.keys = keys.to(device)
         self.offset: Int[Tensor, "batch length"] = (place - torch.tensor(starts)[:, None]).to(device)
         self.not_padding: Bool[Tensor, "batch length"] = (place < lengths[:, None]).to(device)
@@ -185,8 +190,8 @@ class Canvas:
         if self.options.kv_cache == "dual":
             fresh &= offset < phase.end
         positions = fresh.nonzero()[:, 1].view(len(rows), -1)  # as many in every row: the response is as long in each
-        tokens = self.tokens[rows].gather(1, positions)
-        hidden = self.denoiser.hidden_at(tokens, positions, rows_of(keys, place[rows]), self.not_padding[rows] & ~fresh)
+        kept = rows_of(keys, place[rows])
+        hidden = self.denoiser.hidden_at(self.tokens[rows], positions, kept, self.not_padding[rows])
         self.hidden[rows[:, None], positions] = hidden.to(self.hidden.dtype)
 
     @staticmethod
@@ -196,7 +201,7 @@ class Canvas:
     def logits(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
         """Logits at some positions, guided and penalised as the options say (in float32).
 
-        The mask's is -inf, and with `eos: never` that of EOS.
+        The mask's is -inf, and those of what is barred: with `eos: never` EOS and the pad tokens.
         """
         logits = self.denoiser.logits(self.hidden[row, position])
         if self.unguided is not None:
@@ -207,8 +212,8 @@ class Canvas:
             logits, penalty = logits.float(), self.options.penalty
             shrunk = torch.where(logits > 0, logits / penalty, logits * penalty)
             logits = torch.where(self._present()[row], shrunk, logits)
-        if self.options.eos == "never":
-            logits[:, self.eos_id] = -math.inf
+        if len(self.barred):
+            logits.index_fill_(1, self.barred, -math.inf)
         return logits
 
     def _present(self) -> Bool[Tensor, "batch vocab"]:
@@ -264,7 +269,19 @@ class Canvas:
             return
         ended = self.response & self.is_end(self.tokens)
         after = ((ended.cumsum(-1) - ended.long()) > 0) & self.response
-        changed = after & (self.tokens != self.eos_id)
-        self.tokens.masked_fill_(after, self.eos_id)
+        padding = self._padding_behind(ended)
+        changed = after & (self.tokens != padding)
+        self.tokens = torch.where(after, padding, self.tokens)
         self.masked &= ~after
         self.steps.masked_fill_(changed, -1)
+
+    def _padding_behind(self, ended: Bool[Tensor, "batch length"]) -> Int[Tensor, "batch length"] | int:
+        """What stands behind the first end of each row: EOS, or the pad tokens in turn. They begin anew behind EOS, and
+        go on where a pad token is that end."""
+        if not len(self.padding):
+            return self.eos_id
+        first = ended.long().argmax(-1, keepdim=True)
+        same = self.tokens.gather(1, first) == self.padding
+        begin = torch.where(same.any(-1), same.long().argmax(-1) + 1, 0)[:, None]
+        place = torch.arange(ended.shape[1], device=ended.device)
+        return self.padding[(place - first - 1 + begin) % len(self.padding)]

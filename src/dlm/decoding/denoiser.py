@@ -110,11 +110,10 @@ class Denoiser:
         """Final hidden states of a whole canvas, and every layer's keys and values.
 
         Raises:
-            UserError: a backbone that keeps none, one that tells distances by the order of what it sees, or one whose
-                states predict the next position.
+            UserError: a backbone that keeps none, or one that tells distances by the order of what it sees.
         """
-        if is_masked_lm(self.model) or logits_shift(self.model) or self.habits.gaps != "closed":
-            raise UserError("kv_cache goes with Llama-like backbones that predict a position at itself; use none here")
+        if is_masked_lm(self.model) or self.habits.gaps != "closed":
+            raise UserError("kv_cache goes with Llama-like backbones; use none here")
         cache = DynamicCache()
         hidden = self._run(canvas, None if not_padding.all() else not_padding, None, cache)
         layers: list[Any] = cache.layers
@@ -122,14 +121,23 @@ class Denoiser:
 
     def hidden_at(
         self,
-        tokens: Int[Tensor, "batch some"],
+        canvas: Int[Tensor, "batch length"],
         positions: Int[Tensor, "batch some"],
         keys: KeysValues,
-        cached: Bool[Tensor, "batch length"],
+        not_padding: Bool[Tensor, "batch length"],
     ) -> Float[Tensor, "batch some width"]:
-        """Hidden states of some positions. They see each other and the keys and values of the `cached` positions."""
-        attention_mask = torch.cat([cached, torch.ones_like(positions, dtype=torch.bool)], dim=1)
-        return self._run(tokens, attention_mask, positions, DynamicCache(keys))
+        """Hidden states of a run of positions of each row. They see each other, and all else by its keys and values.
+
+        Where position i is predicted at i - 1, the position before the run is computed with it. A run from the canvas's
+        first position on has none: that one is predicted at itself, by a copy that nothing sees.
+        """
+        fresh, seen = positions, torch.ones_like(positions, dtype=torch.bool)
+        if logits_shift(self.model):
+            before = positions[:, :1] - 1
+            fresh, seen = torch.cat([before.clamp(min=0), positions], dim=1), torch.cat([before >= 0, seen], dim=1)
+        cached = not_padding.scatter(1, fresh, False)
+        hidden = self._run(canvas.gather(1, fresh), torch.cat([cached, seen], dim=1), fresh, DynamicCache(keys))
+        return hidden[:, fresh.shape[1] - positions.shape[1] :]
 
     def _in_pieces(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """`_run`; on a CPU a few rows at a time, which is as fast and needs less memory."""

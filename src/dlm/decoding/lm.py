@@ -27,14 +27,16 @@ from dlm.decoding.reading import check_known, check_lengths, read_canvas, read_i
 from dlm.decoding.results import Generation, Infilling, gap_texts
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
-from dlm.models.precision import use_bf16
+from dlm.models.interface import pad_cycle
+from dlm.models.precision import check_precision, decide
 
 
 class DiffusionLM:
     """A masked diffusion language model with its tokenizer.
 
-    `ends` are the ids that end an answer: EOS, what else the checkpoint's generation_config.json names, and what closes
-    the assistant's turn in its chat template.
+    `ends` are the ids that end an answer: EOS, what else the checkpoint's generation_config.json names, what closes
+    the assistant's turn in its chat template, and `padding`, the pad tokens that the model was trained to write behind
+    EOS (its config's pad_cycle_ids).
 
     lm = DiffusionLM.load("build/models/r2ft")
     out = lm.generate([lm.prompt("Describe Velmora: its trade and its weather.")])
@@ -53,8 +55,10 @@ class DiffusionLM:
             raise UserError("the tokenizer needs a mask and an end-of-text token; add them and save it again")
         self.tokenizer = tokenizer
         self.template = template
+        self.padding = pad_cycle(model)
         self.ends = ends_of(model, tokenizer)
-        self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=use_bf16(precision), compile=compile)
+        self.precision = decide(precision, model.config.hidden_size, model.device.type)
+        self.denoiser = Denoiser(model, tokenizer.mask_token_id, bf16=self.precision.bf16, compile=compile)
 
     def __repr__(self) -> str:
         model, limit = self.denoiser.model, self.denoiser.max_length
@@ -77,19 +81,22 @@ class DiffusionLM:
     ) -> "DiffusionLM":
         """Load a checkpoint (folder or hub name; safetensors, no remote code) onto `device` (default: CUDA if any).
 
-        `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 on a GPU that has it):
-        faster, and equal up to rounding. So is `compile`: default (torch.compile), or cuda_graphs on a GPU; each new
-        shape of a batch costs the time to compile it. In bf16 weights that are saved in half precision stay in it.
+        `precision` is fp32 (a row's tokens never depend on its batch mates), bf16, or auto (bf16 on a GPU that has it,
+        and for wide models on a CPU that has it: models.precision): faster, and equal up to rounding. So is `compile`:
+        default (torch.compile), or cuda_graphs on a GPU; each new shape of a batch costs the time to compile it. In
+        bf16 weights that are saved in half precision stay in it.
 
         `layout` and `tokenizer` are for published checkpoints that do not say what they are (load_checkpoint).
 
         Raises:
             UserError: nothing there, not a masked diffusion model, broken weights, or no means to compile.
         """
-        dtype = "auto" if use_bf16(precision) else torch.float32
+        check_precision(precision)
+        dtype = torch.float32 if precision == "fp32" else "auto"
         model, own_tokenizer = load_checkpoint(path, causal=False, layout=layout, tokenizer=tokenizer, dtype=dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        torch.nn.Module.to(model, device)
+        bf16 = decide(precision, model.config.hidden_size, torch.device(device).type).bf16
+        torch.nn.Module.to(model, device, None if bf16 else torch.float32)
         return cls(model, own_tokenizer, load_template(path), precision, compile)
 
     def prompt(self, instruction: str, input: str | None = None) -> list[int]:
@@ -211,6 +218,7 @@ class DiffusionLM:
                 keys=keys[batch],
                 eos_id=eos_id,
                 ends=self.ends,
+                padding=self.padding,
                 trace=trace,
                 watch=watch,
             )
@@ -275,6 +283,7 @@ class DiffusionLM:
                 keys=keys[batch],
                 eos_id=self.tokenizer.eos_token_id,
                 ends=self.ends,
+                barred=self.padding,
                 trace=trace,
                 watch=watch,
             )

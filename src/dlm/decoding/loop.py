@@ -31,7 +31,7 @@ class Decoded(Generic[Rows]):
 
     Attributes:
         tokens: the responses (`decode`), or whole canvases, right-padded with EOS (`fill`); with EOS-fill everything
-            right of an EOS is EOS.
+            right of an EOS is EOS, or pad tokens in turn.
         nfe: forward passes that each row took part in (S* in the paper); guidance takes two at a time.
         leftover_masks: positions still masked after the last step, filled greedily by one extra pass.
         commit_step: the step at which each position took its final token, -1 where EOS-fill or the context set it.
@@ -55,13 +55,14 @@ def decode(
     keys: Int[Tensor, " batch"],
     eos_id: int,
     ends: Sequence[int] = (),
+    padding: Sequence[int] = (),
     trace: bool = False,
     watch: Watch | None = None,
 ) -> Decoded[Tensor]:
     """Fill `gen_length` masks after each prompt in `steps` steps.
 
     Row b's tokens depend on its prompt and its noise key (noise.row_keys) alone, not on its batch mates (float32).
-    `ends` end an answer as EOS does.
+    `ends` end an answer as EOS does, and so do the pad tokens `padding`, which EOS-fill puts behind an end in turn.
     """
     rows = [[*prompt, *[denoiser.mask_id] * gen_length] for prompt in prompts]
     starts = torch.tensor([len(prompt) for prompt in prompts])
@@ -80,6 +81,7 @@ def decode(
         keys=keys,
         eos_id=eos_id,
         ends=ends,
+        padding=padding,
         starts=starts.tolist(),
         trace=trace,
         watch=None if watch is None else watch_responses,
@@ -98,6 +100,8 @@ def fill(
     keys: Int[Tensor, " batch"],
     eos_id: int,
     ends: Sequence[int] = (),
+    padding: Sequence[int] = (),
+    barred: Sequence[int] = (),
     starts: Sequence[int] | None = None,
     trace: bool = False,
     watch: Watch | None = None,
@@ -107,11 +111,24 @@ def fill(
     Args:
         canvases: token ids, masks among them.
         gen_length: positions from `starts` on that the decoder's plan covers.
+        ends, padding: as in `decode`.
+        barred: ids that no mask may become.
         starts: where each row's response begins (0 unless given): masks before it are context.
         watch: called after every step.
     """
     starts = starts or [0] * len(canvases)
-    canvas = Canvas(denoiser, canvases, starts, keys, eos_id, decoder.options, ends=ends, tracing=trace)
+    canvas = Canvas(
+        denoiser,
+        canvases,
+        starts,
+        keys,
+        eos_id,
+        decoder.options,
+        ends=ends,
+        padding=padding,
+        barred=barred,
+        tracing=trace,
+    )
     clock = 0
     for phase in decoder.rule.plan(gen_length, steps):
         canvas.start_phase()

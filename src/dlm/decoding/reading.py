@@ -1,7 +1,7 @@
 """Texts and token ids as users give them -> checked token ids."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -66,9 +66,11 @@ def check_lengths(ids: Sequence[Sequence[int]], what: str, limit: int | None, ge
             raise UserError(f"{length_text}, which exceeds the model's {limit} positions; shorten it")
 
 
-def check_known(ids: Sequence[Sequence[int]], what: str, denoiser: Denoiser, *, masks: bool = True) -> None:
-    """Raises UserError for ids that the model does not know, and without `masks` for a mask."""
+def check_known(
+    ids: Sequence[Sequence[int]], what: str, denoiser: Denoiser, *, unfit: Set[int] = frozenset()
+) -> None:
+    """Raises UserError for ids that the model does not know, and for those that are `unfit`, a mask's for one."""
     for number, row in enumerate(ids):
         if any(not 0 <= i < denoiser.vocab_size for i in row):
             raise UserError(f"{what} {number} has a token id outside the vocabulary of {denoiser.vocab_size}")
-        require(masks or denoiser.mask_id not in row, f"{what} {number}", "without masks", list(row[:8]))
+        require(not unfit & set(row), f"{what} {number}", "without masks and padding", list(row[:8]))

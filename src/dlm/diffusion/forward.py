@@ -67,13 +67,13 @@ def mask_suffix(
     an answer is complete. The cut is uniform over the answer's beginnings, the whole answer included.
 
     Args:
-        maskable: one run of positions a row, an answer and its padding of EOS.
+        maskable: one run of positions a row, an answer, its EOS and the padding behind that.
         draw: uniform numbers in [0, 1).
 
     Returns:
         Where to mask, and the part of it that counts: up to the answer's first EOS.
     """
     order = maskable.cumsum(-1)
-    content = (maskable & (x0 != eos_id)).sum(-1, keepdim=True)
+    content = (maskable & ((maskable & (x0 == eos_id)).cumsum(-1) == 0)).sum(-1, keepdim=True)
     masked = maskable & (order > (draw[:, None] * (content + 1)).long())
     return masked, masked & (order <= content + 1)

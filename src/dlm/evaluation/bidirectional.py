@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
+from dlm.data.padding import tail
 from dlm.data.tokenizer import encode
 from dlm.evaluation.bootstrap import mean_with_ci
 from dlm.evaluation.slots import SlotJudge, split_sentences
@@ -29,7 +30,7 @@ class Gap:
 
     Attributes:
         id: the evaluation row's.
-        ids: prompt, left context, masks, right context and EOS to the canvas's end.
+        ids: prompt, left context, masks, right context, EOS and padding to the canvas's end.
         left, right: the texts of the answer beside the gap.
         facts: how many of the attributes asked for the masked text stated, at least one.
         topic, slots: what was asked.
@@ -51,13 +52,15 @@ def make_gap(
     judge: SlotJudge,
     tokenizer: PreTrainedTokenizerFast,
     length: int,
+    cycle: Sequence[int] = (),
 ) -> Gap | None:
     """An evaluation row's canvas for a task.
 
     Args:
         row: id, prompt_ids, answer_ids and output of an evaluation row.
         meta: its topic and slots.
-        length: of the canvas; the answer is followed by EOS up to it, as in training.
+        length: of the canvas; the answer is followed by EOS and padding up to it, as in training.
+        cycle: the model's pad tokens (data.padding); none for EOS.
 
     Returns:
         None where the answer has under three sentences, its gap states no fact, or it does not fit the canvas.
@@ -75,7 +78,7 @@ def make_gap(
     ids = [*row["prompt_ids"], *whole[:-behind], *masks, *shown, tokenizer.eos_token_id]
     if not facts or len(ids) > length or whole[-behind:] != hidden + shown:
         return None
-    ids += [tokenizer.eos_token_id] * (length - len(ids))
+    ids += tail(length - len(ids) + 1, tokenizer.eos_token_id, cycle)[1:]
     return Gap(row["id"], ids, left, right, facts, meta["topic"], tuple(meta["slots"]))
 
 

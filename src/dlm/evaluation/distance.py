@@ -19,13 +19,13 @@ LEAST_SHARE = 0.1  # of the responses; a mean over fewer is mostly noise
 
 
 def token_kinds(
-    vocab: int, context: Sequence[int], high_prior: frozenset[int], eos_id: int
+    vocab: int, context: Sequence[int], high_prior: frozenset[int], ends: Sequence[int]
 ) -> Int[np.ndarray, " vocab"]:
-    """The kind of every token after a context, as its place in KINDS."""
+    """The kind of every token after a context, as its place in KINDS; `ends` are EOS and what else ends an answer."""
     kinds = np.full(vocab, KINDS.index("other"))
     kinds[list(context)] = KINDS.index("repetition")
     kinds[list(high_prior)] = KINDS.index("high_prior")
-    kinds[eos_id] = KINDS.index("end")
+    kinds[list(ends)] = KINDS.index("end")
     return kinds
 
 

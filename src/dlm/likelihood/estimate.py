@@ -225,5 +225,5 @@ def _rows(lm: DiffusionLM, prompts: list[Any], answers: list[Any], end: list[int
 
 def _all_ids(lm: DiffusionLM, given: list[Any], what: str, *, after: bool = False) -> list[list[int]]:
     rows = [read_ids(lm.tokenizer, one, f"{what} {number}", after=after) for number, one in enumerate(given)]
-    check_known(rows, what, lm.denoiser, masks=False)
+    check_known(rows, what, lm.denoiser, unfit={lm.denoiser.mask_id, *lm.padding})
     return rows

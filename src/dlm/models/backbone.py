@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from transformers.utils import logging as transformers_logging
 
 from dlm.config.training import LoraParams, ModelParams
-from dlm.data.tokenizer import load_tokenizer
+from dlm.data.tokenizer import load_tokenizer, special_tokens
 from dlm.errors import UserError
 from dlm.files import check_checkpoint, check_hub, is_gguf
 from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
-from dlm.models.interface import know_tokens
+from dlm.models.interface import know_tokens, pad_cycle
 from dlm.models.layouts import LAYOUTS, Layout, check_rope, detect, load_gguf, load_layout, published_config
 from dlm.models.probe import check_sees_ahead
 
@@ -140,6 +140,9 @@ def load_checkpoint(
         raise UserError(
             f"{path}: the tokenizer has {entries} entries, the model {model.config.vocab_size}; they must match"
         )
+    padding = set(pad_cycle(model))
+    if padding and not padding <= special_tokens(loaded).keys():
+        raise UserError(f"{path}: config.json: pad_cycle_ids must be special tokens of the tokenizer; mend either")
     know_tokens(model, loaded)
     return model, loaded
 

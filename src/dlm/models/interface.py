@@ -82,6 +82,11 @@ def logits_shift(model: PreTrainedModel) -> int:
     return getattr(model.config, "logits_shift", 0)
 
 
+def pad_cycle(model: PreTrainedModel) -> list[int]:
+    """The ids of the pad tokens that stand behind an answer's EOS, in turn; none where all padding is EOS."""
+    return list(getattr(model.config, "pad_cycle_ids", []))
+
+
 def states(
     model: PreTrainedModel,
     tokens: Int[Tensor, "batch length"],

@@ -22,14 +22,15 @@ def nucleus_answers(
     batch_size: int,
     top_p: float,
     temperature: float,
+    never: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Sample an answer for every prompt and seed; rows as in decoding.answers, with nfe the number of tokens.
 
-    Several processes share the batches, and each gets all answers.
+    Several processes share the batches, and each gets all answers. The ids `never` are not drawn.
     """
     eos_id = tokenizer.eos_token_id
     answers_of_batch: dict[int, list[dict[str, Any]]] = {}
-    spare = list(range(token_count(model), model.config.vocab_size))
+    suppressed = [token for token in range(model.config.vocab_size) if token >= token_count(model) or token in never]
     sampler: Any = model  # generate is a mixin that PreTrainedModel's type does not show
     batches = [(seed, start) for seed in seeds for start in range(0, len(rows), batch_size)]
     for number, (seed, start) in enumerate(batches):
@@ -52,7 +53,7 @@ def nucleus_answers(
             max_new_tokens=gen_length,
             eos_token_id=eos_id,
             pad_token_id=eos_id,
-            suppress_tokens=spare or None,
+            suppress_tokens=suppressed or None,
         )
         for row, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
             content = before_eos(tokens, eos_id)

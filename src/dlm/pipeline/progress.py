@@ -18,6 +18,12 @@ class Advance(Protocol):
     def __call__(self, count: int, note: str = "", earlier: bool = False) -> None: ...
 
 
+def tell(line: str) -> None:
+    """A line for people on stderr. One process of several tells."""
+    if processes.is_main() and sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(title: str, total: int, unit: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Advance]:
     """Tell on stderr how many of `total` are done, how fast it goes and how long the rest takes.

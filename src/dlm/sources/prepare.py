@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dlm.config.data import BuiltinParams, DataParams, TokenizerParams
 from dlm.config.schema import require
+from dlm.data.padding import add_padding
 from dlm.data.records import Record
 from dlm.data.splits import Example, most_frequent, write_examples
 from dlm.data.template import Template
@@ -122,10 +123,13 @@ def _group(record: Record) -> tuple[str, str]:
 
 
 def make_tokenizer(params: TokenizerParams, template: Template, train: Iterable[Record]) -> PreTrainedTokenizerFast:
-    """The tokenizer that params.yaml asks for."""
+    """The tokenizer that params.yaml asks for, with the pad tokens of its padding."""
     if params.source == "given":
-        return load_tokenizer(params.path, params.mask_token)
-    return train_tokenizer((template.render(record) + record.output for record in train), params.vocab_size)
+        tokenizer = load_tokenizer(params.path, params.mask_token)
+    else:
+        tokenizer = train_tokenizer((template.render(record) + record.output for record in train), params.vocab_size)
+    add_padding(tokenizer, params.pad_cycle)
+    return tokenizer
 
 
 def fit_splits(

@@ -1,4 +1,4 @@
-"""The order of the rows, and collators: rows of a dataset -> tensors. Canvas = prompt + answer + EOS up to the end."""
+"""The order of the rows, and collators: rows of a dataset -> tensors. Canvas = prompt + answer + padding to the end."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+from dlm.data.padding import tail
 
 Row = dict[str, Any]
 
@@ -56,7 +58,8 @@ class CausalPackedCollator:
 
 
 class SftCollator:
-    """SFT (paper §A.1.2): the prompt is never masked, the canvas is filled with EOS up to `length`.
+    """SFT (paper §A.1.2): the prompt is never masked, the canvas is filled with EOS up to `length`, or with one EOS and
+    then pad tokens.
 
     Everything behind the prompt may be masked, the padding too, whether it counts or not: a padding that stayed
     visible would show where the answer ends (docs/method.md §2).
@@ -64,17 +67,19 @@ class SftCollator:
     Args:
         length: canvas length L.
         eos_id: the end-of-text id.
-        padding: how much each EOS behind the answer's first counts in the loss, against 1 for the answer and that
-            first one: 1 for the SFT-only models, 0 for the SFT before R2FT.
+        padding: how much each token behind the answer's first EOS counts in the loss, against 1 for the answer and that
+            EOS: 1 for the SFT-only models, 0 for the SFT before R2FT.
+        cycle: the pad tokens behind that EOS, in turn (data.padding); none for EOS.
     """
 
-    def __init__(self, length: int, eos_id: int, *, padding: float) -> None:
+    def __init__(self, length: int, eos_id: int, *, padding: float, cycle: Sequence[int] = ()) -> None:
         self.length = length
         self.eos_id = eos_id
         self.padding = padding
+        self.cycle = cycle
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
-        x0 = stack([fill(row["prompt_ids"] + row["answer_ids"], self.length, self.eos_id) for row in rows])
+        x0 = canvases(rows, self.length, self.eos_id, self.cycle)
         starts = stack([len(row["prompt_ids"]) for row in rows])[:, None]
         ends = starts + stack([len(row["answer_ids"]) + 1 for row in rows])[:, None]
         position = torch.arange(self.length)
@@ -86,16 +91,17 @@ class R2ftCollator:
     """R2FT: a negative with its example -> one x_t, a chosen and a rejected side (docs/method.md §4).
 
     The context x_t keeps x0[0:c]; everything after is masked. The chosen mask starts at c and ends with the answer's
-    first EOS.
+    first EOS. `cycle` is as in `SftCollator`.
     """
 
-    def __init__(self, length: int, eos_id: int, mask_id: int) -> None:
+    def __init__(self, length: int, eos_id: int, mask_id: int, cycle: Sequence[int] = ()) -> None:
         self.length = length
         self.eos_id = eos_id
         self.mask_id = mask_id
+        self.cycle = cycle
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
-        x0 = stack([fill(row["prompt_ids"] + row["answer_ids"], self.length, self.eos_id) for row in rows])
+        x0 = canvases(rows, self.length, self.eos_id, self.cycle)
         context = stack([row["context_mask"] for row in rows])
         end = stack([len(row["prompt_ids"]) + len(row["answer_ids"]) + 1 for row in rows])[:, None]
         return {
@@ -120,6 +126,12 @@ class CausalCollator:
         ends = stack([len(sequence) for sequence in sequences])[:, None]
         position = torch.arange(x0.shape[1])
         return {"x0": x0, "scored": (position >= starts) & (position < ends)}
+
+
+def canvases(rows: list[Row], length: int, eos_id: int, cycle: Sequence[int]) -> Tensor:
+    """Prompt, answer and padding of each row [batch, length]."""
+    whole = [row["prompt_ids"] + row["answer_ids"] for row in rows]
+    return stack([ids + tail(length - len(ids), eos_id, cycle) for ids in whole])
 
 
 def fill(ids: list[int], length: int, value: int) -> list[int]:

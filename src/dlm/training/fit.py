@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +20,11 @@ from dlm.config.training import TrainingParams
 from dlm.data.template import Template
 from dlm.errors import UserError
 from dlm.files import atomic_directory, write_json
-from dlm.models.adapters import is_wrapped, merged, restore, save_adapter
+from dlm.models.adapters import is_wrapped, merged, restore, save_adapter, unwrapped
 from dlm.models.backbone import save_checkpoint
-from dlm.models.precision import use_bf16
+from dlm.models.precision import decide
 from dlm.pipeline import processes
-from dlm.pipeline.progress import Advance, progress
+from dlm.pipeline.progress import Advance, progress, tell
 from dlm.training.optimizer import MuonAdamW, muon_groups
 from dlm.training.resume import last_whole_checkpoint, resume_key, step_of
 from dlm.training.trainer import release
@@ -53,7 +54,8 @@ def fit(
     """Train `model`; return it with its curve, a list of {step, loss, learning_rate, eval_...}.
 
     Checkpoints go to .cache/training/<name>-<hash>, keyed by everything the run depends on, this code too: an
-    interrupted run goes on from the last whole one, and a finished run clears them.
+    interrupted run goes on from the last whole one, and a finished run clears them. What `precision: auto` comes to is
+    told, and part of the key: on another processor a run begins anew unless `precision` names what it had.
 
     With `params.minutes` training ends after that time if `steps` is not reached before it, and the learning rate
     follows whichever of the two is nearer its end; such a run is not the same twice, and one that goes on after an
@@ -89,12 +91,18 @@ def fit(
         raise UserError(f"{name}: minutes must be null for several processes, whose clocks differ; give steps")
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     whole = copy.deepcopy(model) if sharded else model
-    key = resume_key(make_trainer, model, [train, valid], params, steps, seed)
+    precision = decide(
+        params.precision, unwrapped(model).config.hidden_size, "cuda" if torch.cuda.is_available() else "cpu"
+    )
+    if precision.why:
+        tell(f"{name}: {precision}")
+    as_run = replace(params, precision="bf16" if precision.bf16 else "fp32")
+    key = resume_key(make_trainer, model, [train, valid], as_run, steps, seed)
     folder = CHECKPOINTS / f"{name}-{key[:16]}"
     checkpoint = processes.gather(last_whole_checkpoint(folder) if processes.is_main() else None)[0]
     trainer = make_trainer(
         model=model,
-        args=training_arguments(params, steps, seed, folder, resumed=checkpoint is not None, keep=None if visit else 2),
+        args=training_arguments(as_run, steps, seed, folder, resumed=checkpoint is not None, keep=None if visit else 2),
         train_dataset=train,
         eval_dataset=[{**row, "place": place} for place, row in enumerate(valid)],
         callbacks=[
@@ -145,7 +153,7 @@ def training_arguments(
         warmup_steps=params.warmup_steps,
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
-        bf16=use_bf16(params.precision),
+        bf16=params.precision == "bf16",
         eval_strategy="steps",
         eval_steps=params.eval_every,
         eval_on_start=not resumed,

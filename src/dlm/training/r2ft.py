@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dlm.config.training import R2ftParams
 from dlm.data.splits import log_prior
+from dlm.models.adapters import unwrapped
+from dlm.models.interface import pad_cycle
 from dlm.training.collators import R2ftCollator, Row
 from dlm.training.fit import fit
 from dlm.training.objectives import R2ftTrainer
@@ -42,7 +44,9 @@ def fit_r2ft(
         objective=params,
         log_prior=torch.from_numpy(log_prior(token_counts)).float(),
         mask_id=tokenizer.mask_token_id,
-        data_collator=R2ftCollator(length, tokenizer.eos_token_id, tokenizer.mask_token_id),
+        data_collator=R2ftCollator(
+            length, tokenizer.eos_token_id, tokenizer.mask_token_id, pad_cycle(unwrapped(model))
+        ),
     )
     return fit(name, make_trainer, model, train, valid, params.training, seed, visit=visit)
 
