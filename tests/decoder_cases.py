@@ -168,6 +168,24 @@ DECODERS: dict[str, Decoder] = {
         invariant=({"top_k": 5, "reach": 4},),
         draws={"top_k": [1, 3], "reach": [0, 2, 99]},
     ),
+    "klass": Decoder(
+        compared=(
+            ({"threshold": 0.2, "kl_threshold": 0.5, "history": 1}, 10, 10),
+            ({"threshold": 0.2, "kl_threshold": 2.0, "history": 2}, 10, 10),
+            ({"threshold": 0.0, "kl_threshold": 1.0, "history": 1, "cfg_scale": 1.0}, 10, 4),
+            ({"threshold": 0.1, "kl_threshold": 99.0, "history": 3, "eos": "last"}, 10, 10),
+            ({"threshold": 0.2, "kl_threshold": 1.0, "history": 1, "penalty": 2.0}, 10, 10),
+            ({"threshold": 0.1, "kl_threshold": 2.0, "history": 1, "block_length": 5, "variant": "stride"}, 10, 8),
+            ({"threshold": 0.1, "kl_threshold": 2.0, "history": 1, "block_length": 5, "variant": "restrict"}, 10, 8),
+        ),
+        apart=(
+            ({"threshold": 0.1, "kl_threshold": 0.2, "history": 1}, {"threshold": 0.5}),
+            ({"threshold": 0.1, "kl_threshold": 0.2, "history": 1}, {"kl_threshold": 5.0}),
+            ({"threshold": 0.1, "kl_threshold": 5.0, "history": 1}, {"history": 3}),
+        ),
+        invariant=({"threshold": 0.1, "kl_threshold": 1.0, "history": 1},),
+        draws={"threshold": [0.0, 0.3], "kl_threshold": [0.1, 1.0, 99.0], "history": [1, 2]},
+    ),
     "conv": Decoder(
         compared=(
             *(

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,6 +49,15 @@ class Now:
     must: set[int]
     step: int
     total: int
+    past: list["Seen"] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass showed of one row: the canvas, and every position's logits, guided and not yet penalised."""
+
+    canvas: list[int]
+    logits: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -88,12 +97,18 @@ class Task:
 
     def probabilities(self, network: Network, canvas: list[int], context: set[int]) -> list[list[float]]:
         """LLaDA's guidance, CTRL's penalty, LLaDA's ban on EOS, softmax."""
-        logits = network(canvas)
-        w, penalty = self.option("cfg_scale", 0.0), self.option("penalty", 1.0)
+        return self.penalised(self.guided(network, canvas, context), canvas)
+
+    def guided(self, network: Network, canvas: list[int], context: set[int]) -> list[list[float]]:
+        logits, w = network(canvas), self.option("cfg_scale", 0.0)
         if w:
             without = network([self.mask_id if i in context else token for i, token in enumerate(canvas)])
             pairs = [list(zip(a, b, strict=True)) for a, b in zip(logits, without, strict=True)]
             logits = [[u + (w + 1) * (c - u) if c > -math.inf else c for c, u in row] for row in pairs]
+        return logits
+
+    def penalised(self, logits: list[list[float]], canvas: list[int]) -> list[list[float]]:
+        logits, penalty = [list(row) for row in logits], self.option("penalty", 1.0)
         for token in set(canvas) - {self.mask_id}:
             for row in logits if penalty != 1 else []:
                 row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
@@ -203,10 +218,22 @@ class Task:
     def chosen(self, now: Now, score: dict[int, float], tokens: dict[int, int]) -> list[int]:
         """The positions that a ranking rule commits, given what ranks each and its token; ties to the left."""
         late = self.late(now, tokens)
+        if self.rule == "klass":
+            ready = [i for i in score if i not in late and score[i] > self.options["threshold"] and self.rests(now, i)]
+            others = sorted(set(score) - set(ready), key=lambda i: (i in late, -score[i], i))
+            return ready + others[: max(self.quota(now) - len(ready), 0)]
         order = sorted(score, key=lambda i: (i in late, -score[i], i))
         able = len(order) - len(late)
         passing = DECODERS[self.rule].passing(self.options, [score[i] for i in order[:able]])
         return order[: max(self.quota(now), passing)]
+
+    def rests(self, now: Now, i: int) -> bool:
+        """KLASS: KL(p_t || p_{t-1}) of each of the last passes, all of which saw a mask here."""
+        last = now.past[-self.options["history"] - 1 :]
+        if len(last) <= self.options["history"] or any(seen.canvas[i] != self.mask_id for seen in last):
+            return False
+        pairs = itertools.pairwise(self.penalised([seen.logits[i]], now.canvas)[0] for seen in last)
+        return all(divergence(p, before) < self.options["kl_threshold"] for before, p in pairs)
 
     def lost(self, now: Now, committed: list[int], sure: dict[int, float]) -> dict[int, float]:
         """ReMDM: how probable it is for each committed position to be masked again; `sure`: p when it was committed."""
@@ -252,6 +279,7 @@ def slow_fill(network: Network, start: list[int], first: int, task: Task, key: T
     response = {i for i in range(first, len(start)) if start[i] == task.mask_id}
     context = set(range(len(start))) - response
     sure: dict[int, float] = {}
+    past: list[Seen] = []
     nfe = nfe_uncached = clock = 0
     changed = True
     each = 2 if task.option("cfg_scale") else 1
@@ -275,7 +303,11 @@ def slow_fill(network: Network, start: list[int], first: int, task: Task, key: T
             if kept := task.revocable(now, span, first, response):
                 lost = [i for i, chance in task.lost(now, kept, sure).items() if noise(REVOKE, i) < chance]
             if here:
-                now = Now(list(canvas), task.probabilities(network, canvas, context), here, must, step, span.total)
+                logits = task.guided(network, canvas, context)
+                p = task.penalised(logits, canvas)
+                if changed:
+                    past.append(Seen(list(canvas), logits))
+                now = Now(list(canvas), p, here, must, step, span.total, past)
                 nfe, nfe_uncached = nfe + each * changed, nfe_uncached + each
                 new = decide(task, now, noise)
                 sure |= {i: now.p[i][token] for i, token in new.items()}
@@ -338,6 +370,10 @@ def settle(canvas: list[int], stamp: list[int], task: Task, first: int) -> State
     task.fill_eos(filled, first)
     when = [-1 if a != b else w for a, b, w in zip(canvas[first:], filled[first:], stamp, strict=True)]
     return tuple(filled), tuple(when)
+
+
+def divergence(p: list[float], q: list[float]) -> float:
+    return sum(p_j * math.log(p_j / q_j) for p_j, q_j in zip(p, q, strict=True) if p_j > 0)
 
 
 def softmax(logits: list[float]) -> list[float]:

@@ -324,7 +324,7 @@ def test_the_cache_saves_passes() -> None:
     assert job.run().nfe.item() <= 4 < job.run(cache=False).nfe.item() <= 14
 
 
-ONE_AT_A_TIME = ("low_confidence", "threshold", "factor", "first_hitting")
+ONE_AT_A_TIME = ("low_confidence", "threshold", "factor", "first_hitting", "klass")
 
 
 @quick

@@ -168,6 +168,22 @@ class FactorOptions(DecoderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KlassOptions(DecoderOptions):
+    """Every sure position whose distribution has come to rest, at least the schedule's number (KLASS).
+
+    Attributes:
+        threshold: the probability above which a position may commit (0.9 in the authors' function; 0.6 in their script
+            for LLaDA on GSM8K).
+        kl_threshold: how many nats the distribution may have moved by, at most, from one pass to the next.
+        history: over how many passes in a row.
+    """
+
+    threshold: Share = 0.9
+    kl_threshold: Positive = 0.01
+    history: Count = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class FirstHittingOptions(DecoderOptions):
     """One position a step, chosen at random, sampled from the whole vocabulary (Zheng et al.; bd3lms).
 
@@ -234,6 +250,7 @@ RULES: dict[str, type[DecoderOptions]] = {
     "first_hitting": FirstHittingOptions,
     "remdm": RemdmOptions,
     "sliding_annealing": SlidingAnnealingOptions,
+    "klass": KlassOptions,
 }
 
 

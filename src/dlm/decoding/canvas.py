@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlm.config.decoders import DecoderOptions
 from dlm.decoding.denoiser import Denoiser, KeysValues, rows_of
+from dlm.decoding.history import History, Lookback, Past
 from dlm.decoding.noise import DROP, uniforms
 from dlm.decoding.plans import Phase
 
@@ -50,6 +51,7 @@ class Canvas:
         *,
         ends: Sequence[int] = (),
         tracing: bool = False,
+        lookback: Lookback | None = None,
     ) -> None:
         device = denoiser.device
         self.lengths = [len(row) for row in rows]
@@ -76,6 +78,7 @@ class Canvas:
         self.hidden: Float[Tensor, "batch length width"] = torch.zeros(*size, denoiser.width, device=device)
         # Hidden states without the context, for guidance.
         self.unguided = torch.zeros_like(self.hidden) if options.cfg_scale else None
+        self.history = None if lookback is None else History(lookback, self.hidden, self.unguided)
         self.events: list[tuple[Tensor, ...]] | None = [] if tracing else None
         self.phases = 0
         self._block: tuple[KeysValues, Tensor] | None = None  # key-value cache, and each row's place in it
@@ -149,13 +152,14 @@ class Canvas:
         lengths = {self.lengths[b] for b in chosen}
         length = max(lengths)
         attention_mask = self.not_padding[rows, :length] if len(lengths) > 1 else None
-        if kept is not None:
-            kept = kept[rows, :length]
+        if self.history is not None:
+            seen = self.masked & self._computed(phase, kept)
+            self.history.push(rows, self.dirty[rows], (self.hidden, self.unguided), seen)
 
         def hidden(tokens: Tensor) -> Tensor:
             if kept is None:
                 return self.denoiser.hidden(tokens, attention_mask)
-            return self.denoiser.hidden_of_kept(tokens, kept)
+            return self.denoiser.hidden_of_kept(tokens, kept[rows, :length])
 
         if self.options.kv_cache != "none":
             self._refresh_block(rows, phase)
@@ -193,14 +197,34 @@ class Canvas:
     def _store(states: Tensor, rows: Tensor, hidden: Tensor) -> None:
         states[rows, : hidden.shape[1]] = hidden.to(states.dtype)
 
-    def logits(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
-        """Logits at some positions, guided and penalised as the options say (in float32).
+    def _computed(self, phase: Phase, kept: Bool[Tensor, "batch length"] | None) -> Bool[Tensor, "batch length"]:
+        """The positions that a pass computes: all, or what `suffix` or a key-value cache leaves of them."""
+        computed = self.not_padding if kept is None else kept
+        if self._block is None:
+            return computed
+        fresh = computed & (self.offset >= phase.start)
+        return fresh & (self.offset < phase.end) if self.options.kv_cache == "dual" else fresh
+
+    def past(self, row: Tensor, position: Tensor) -> Past | None:
+        """What earlier passes left at some positions, for a rule that looks back."""
+        if self.history is None:
+            return None
+        seen = self.history.seen_in_a_row(row, position)
+        return Past(seen, lambda ago, chosen: self.logits(row[chosen], position[chosen], ago))
+
+    def logits(self, row: Tensor, position: Tensor, ago: int = 0) -> Float[Tensor, "n vocab"]:
+        """Logits at some positions, guided and penalised as the options say (in float32); those of a pass `ago` passes
+        before the newest where there is a history.
 
         The mask's is -inf, and with `eos: never` that of EOS.
         """
-        logits = self.denoiser.logits(self.hidden[row, position])
-        if self.unguided is not None:
-            logits, without = logits.float(), self.denoiser.logits(self.unguided[row, position]).float()
+        hidden, unguided = self.hidden, self.unguided
+        if ago and self.history is not None:
+            hidden = self.history.hidden[ago - 1]
+            unguided = None if self.history.unguided is None else self.history.unguided[ago - 1]
+        logits = self.denoiser.logits(hidden[row, position])
+        if unguided is not None:
+            logits, without = logits.float(), self.denoiser.logits(unguided[row, position]).float()
             logits = without + (self.options.cfg_scale + 1) * (logits - without)
             logits[:, self.denoiser.mask_id] = -math.inf
         if self.options.penalty != 1:

@@ -126,6 +126,11 @@ def factor(bound: float) -> Commit:
     return rule
 
 
+def and_the_surest(open_: Open, score: Tensor, passing: Bool[Tensor, " n"], rates: Rates) -> Bool[Tensor, " n"]:
+    """The passing positions, and where they are fewer than the schedule's number the highest others up to it."""
+    return passing | (_rank(open_, score.masked_fill(passing, math.inf)) < _quota(open_, rates))
+
+
 def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
     """How many the schedule commits of each position's row: ceil(masks left / steps left), or a share."""
     if rates.share is not None:

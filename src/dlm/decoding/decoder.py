@@ -10,14 +10,16 @@ from dlm.config.decoders import (
     DecoderOptions,
     FactorOptions,
     FirstHittingOptions,
+    KlassOptions,
     LowConfidenceOptions,
     RemdmOptions,
     SlidingAnnealingOptions,
     ThresholdOptions,
     TopKOptions,
 )
-from dlm.decoding import commit, plans, propose, schedules, windows
+from dlm.decoding import commit, klass, plans, propose, schedules, windows
 from dlm.decoding.commit import Commit, Revoke
+from dlm.decoding.history import Lookback
 from dlm.decoding.plans import Plan
 from dlm.decoding.propose import Propose
 from dlm.decoding.schedules import Schedule
@@ -34,6 +36,7 @@ class Rule:
         schedule: how much is committed, and masked again, at each step.
         revoke: how probable it is for each committed token to be masked again, None for never.
         plan: (gen_length, steps) -> phases.
+        lookback: what of earlier passes it reads (history.py), None for nothing.
     """
 
     propose: Propose
@@ -41,6 +44,7 @@ class Rule:
     schedule: Schedule = schedules.log_linear
     revoke: Revoke | None = None
     plan: Plan = plans.whole
+    lookback: Lookback | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ def _low_confidence(options: LowConfidenceOptions) -> Rule:
     return Rule(propose.single(options.confidence, options.temperature, options.tempered), chosen, schedule)
 
 
+def _klass(options: KlassOptions) -> Rule:
+    offer = klass.propose(options.threshold, options.kl_threshold, options.history)
+    return Rule(offer, klass.commit(options.threshold), lookback=Lookback(passes=options.history))
+
+
 BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     CategoricalOptions: lambda options: Rule(propose.categorical, commit.ancestral),
     TopKOptions: lambda options: Rule(propose.top_k(options.top_k), commit.ancestral),
@@ -85,6 +94,7 @@ BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     SlidingAnnealingOptions: lambda options: Rule(
         propose.top_k(options.top_k), commit.ancestral, plan=partial(plans.sliding, reach=options.reach)
     ),
+    KlassOptions: _klass,
 }
 
 

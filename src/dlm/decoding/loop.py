@@ -111,7 +111,17 @@ def fill(
         watch: called after every step.
     """
     starts = starts or [0] * len(canvases)
-    canvas = Canvas(denoiser, canvases, starts, keys, eos_id, decoder.options, ends=ends, tracing=trace)
+    canvas = Canvas(
+        denoiser,
+        canvases,
+        starts,
+        keys,
+        eos_id,
+        decoder.options,
+        ends=ends,
+        tracing=trace,
+        lookback=decoder.rule.lookback,
+    )
     clock = 0
     for phase in decoder.rule.plan(gen_length, steps):
         canvas.start_phase()
@@ -185,6 +195,7 @@ def _source(canvas: Canvas, row: Tensor, position: Tensor, clock: int) -> Source
         device=row.device,
         logits=lambda chosen: canvas.logits(row[chosen], position[chosen]),
         uniforms=lambda chosen: uniforms(keys[chosen], clock, TOKEN, offset[chosen]),
+        past=canvas.past(row, position),
     )
 
 
