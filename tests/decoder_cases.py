@@ -186,6 +186,31 @@ DECODERS: dict[str, Decoder] = {
         invariant=({"threshold": 0.1, "kl_threshold": 1.0, "history": 1},),
         draws={"threshold": [0.0, 0.3], "kl_threshold": [0.1, 1.0, 99.0], "history": [1, 2]},
     ),
+    "credit": Decoder(
+        compared=(
+            ({"threshold": 0.5, "strength": 2.0, "power": 0.5, "decay": 0.8}, 10, 10),
+            ({"threshold": 0.4, "strength": 5.0, "power": 0.0, "decay": 1.0, "eos": "last"}, 10, 10),
+            ({"threshold": 0.9, "strength": 3.0, "power": 1.0, "decay": 0.0, "cfg_scale": 1.0}, 10, 4),
+            ({"threshold": 0.6, "strength": 4.0, "power": 0.2, "decay": 0.9, "penalty": 1.5}, 6, 14),
+            *(
+                (
+                    {"threshold": 0.6, "strength": 4.0, "power": 0.2, "decay": 0.9, "block_length": 5, "variant": cut},
+                    10,
+                    8,
+                )
+                for cut in ("stride", "restrict")
+            ),
+        ),
+        apart=(
+            ({"threshold": 0.6, "strength": 0.0}, {"strength": 4.0}),
+            ({"threshold": 0.8, "strength": 4.0, "power": 0.0}, {"power": 2.0}),
+            ({"threshold": 0.8, "strength": 4.0, "decay": 0.0}, {"decay": 1.0}),
+            ({"threshold": 0.6, "strength": 4.0}, {"threshold": 0.95}),
+        ),
+        invariant=({"threshold": 0.6, "strength": 4.0},),
+        draws={"threshold": [0.3, 0.9], "strength": [0.0, 0.7, 5.0], "power": [0.0, 0.2], "decay": [0.0, 0.8, 1.0]},
+        passing=above_threshold,
+    ),
     "conv": Decoder(
         compared=(
             *(

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Now:
     step: int
     total: int
     past: list["Seen"] = field(default_factory=list)
+    votes: dict[int, list["Vote"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class Seen:
 
     canvas: list[int]
     logits: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The likeliest token of a position at a pass, its probability then, and how many passes there had been."""
+
+    token: int
+    p: float
+    number: int
 
 
 @dataclass(frozen=True)
@@ -235,6 +245,17 @@ class Task:
         pairs = itertools.pairwise(self.penalised([seen.logits[i]], now.canvas)[0] for seen in last)
         return all(divergence(p, before) < self.options["kl_threshold"] for before, p in pairs)
 
+    def credited(self, now: Now, i: int) -> list[float]:
+        """CreditDecoding: softmax of the logits, up to a constant log p, with what the votes have gathered."""
+        last, credit = len(now.past), [0.0] * len(now.p[i])
+        if all(vote.number != last for vote in now.votes.setdefault(i, [])):
+            best = max(now.p[i])
+            now.votes[i].append(Vote(now.p[i].index(best), best, last))
+        for vote in now.votes[i]:
+            credit[vote.token] += vote.p ** self.options["power"] * self.options["decay"] ** (last - vote.number)
+        weights = [p * (1 + c) ** self.options["strength"] for p, c in zip(now.p[i], credit, strict=True)]
+        return [weight / sum(weights) for weight in weights]
+
     def lost(self, now: Now, committed: list[int], sure: dict[int, float]) -> dict[int, float]:
         """ReMDM: how probable it is for each committed position to be masked again; `sure`: p when it was committed."""
         sigma = self.rates(now.step, now.total)[2]
@@ -280,6 +301,7 @@ def slow_fill(network: Network, start: list[int], first: int, task: Task, key: T
     context = set(range(len(start))) - response
     sure: dict[int, float] = {}
     past: list[Seen] = []
+    votes: dict[int, list[Vote]] = {}
     nfe = nfe_uncached = clock = 0
     changed = True
     each = 2 if task.option("cfg_scale") else 1
@@ -307,7 +329,7 @@ def slow_fill(network: Network, start: list[int], first: int, task: Task, key: T
                 p = task.penalised(logits, canvas)
                 if changed:
                     past.append(Seen(list(canvas), logits))
-                now = Now(list(canvas), p, here, must, step, span.total, past)
+                now = Now(list(canvas), p, here, must, step, span.total, past, votes)
                 nfe, nfe_uncached = nfe + each * changed, nfe_uncached + each
                 new = decide(task, now, noise)
                 sure |= {i: now.p[i][token] for i, token in new.items()}
@@ -339,6 +361,8 @@ def decide(task: Task, now: Now, noise: Callable[[int, int], float]) -> dict[int
         return new
     able = task.able(now)
     temperature = 1.0 if task.rule == "first_hitting" else task.option("temperature", 0.0)
+    if task.rule == "credit":
+        now = replace(now, p=[task.credited(now, i) if i in able else p for i, p in enumerate(now.p)])
     if temperature:
         tokens = {i: drawn(tempered(now.p[i], temperature), noise(TOKEN, i)) for i in able}
     else:

@@ -27,6 +27,8 @@ LAST: list[Case] = [
     *(("factor", {"factor": bound}, 10, 4) for bound in (2.0, 99.0)),
     *(("top_k", {"top_k": k}, 10, steps) for k in (1, 5) for steps in (1, 4, 14)),
     ("remdm", CAP, 8, 12),
+    ("klass", {"threshold": 0.1, "kl_threshold": 9.0, "history": 1}, 10, 4),
+    ("credit", {"threshold": 0.4, "strength": 4.0, "power": 0.2, "decay": 0.8}, 10, 10),
     ("sliding_annealing", {"top_k": 5, "reach": 99}, 10, 5),
     ("conv", {"top_k": 5, "kernel_size": 5}, 10, 10),
     ("conv", {"rule": "low_confidence", "kernel_size": 7, "conv_mult": 0.2}, 10, 4),

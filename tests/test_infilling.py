@@ -33,6 +33,8 @@ DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("first_hitting", {}),
     ("remdm", {"top_k": 5, "schedule": "cap", "eta": 0.3}),
     ("remdm", {"top_k": 5, "schedule": "conf", "kernel_size": 5}),
+    ("klass", {"threshold": 0.1, "kl_threshold": 2.0, "history": 1}),
+    ("credit", {"threshold": 0.6, "strength": 4.0, "power": 0.2, "decay": 0.8, "kernel_size": 5}),
     ("repetition_penalty", {"top_k": 5, "penalty": 1.5}),
     ("conv", {"top_k": 5, "kernel_size": 5}),
     ("conv", {"rule": "low_confidence", "kernel_size": 3}),

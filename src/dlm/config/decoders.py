@@ -184,6 +184,23 @@ class KlassOptions(DecoderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CreditOptions(DecoderOptions):
+    """`threshold` over logits that favour the tokens which earlier passes preferred (CreditDecoding).
+
+    Attributes:
+        threshold: the probability, credit included, from which a position commits.
+        strength: the factor of log(1 + credit) that is added to the logits; 0 is `threshold`.
+        power: a pass gives its likeliest token its probability to this power; below 1 the unsure passes count for more.
+        decay: what is left of a credit after a pass.
+    """
+
+    threshold: Share = 0.9
+    strength: NonNegative = 0.7
+    power: NonNegative = 0.2
+    decay: Share = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
 class FirstHittingOptions(DecoderOptions):
     """One position a step, chosen at random, sampled from the whole vocabulary (Zheng et al.; bd3lms).
 
@@ -251,6 +268,7 @@ RULES: dict[str, type[DecoderOptions]] = {
     "remdm": RemdmOptions,
     "sliding_annealing": SlidingAnnealingOptions,
     "klass": KlassOptions,
+    "credit": CreditOptions,
 }
 
 

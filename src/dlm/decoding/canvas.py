@@ -210,7 +210,8 @@ class Canvas:
         if self.history is None:
             return None
         seen = self.history.seen_in_a_row(row, position)
-        return Past(seen, lambda ago, chosen: self.logits(row[chosen], position[chosen], ago))
+        votes = self.history.votes(row, position)
+        return Past(seen, lambda ago, chosen: self.logits(row[chosen], position[chosen], ago), votes)
 
     def logits(self, row: Tensor, position: Tensor, ago: int = 0) -> Float[Tensor, "n vocab"]:
         """Logits at some positions, guided and penalised as the options say (in float32); those of a pass `ago` passes

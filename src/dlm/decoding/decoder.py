@@ -7,6 +7,7 @@ from typing import Any
 
 from dlm.config.decoders import (
     CategoricalOptions,
+    CreditOptions,
     DecoderOptions,
     FactorOptions,
     FirstHittingOptions,
@@ -17,7 +18,7 @@ from dlm.config.decoders import (
     ThresholdOptions,
     TopKOptions,
 )
-from dlm.decoding import commit, klass, plans, propose, schedules, windows
+from dlm.decoding import commit, credit, klass, plans, propose, schedules, windows
 from dlm.decoding.commit import Commit, Revoke
 from dlm.decoding.history import Lookback
 from dlm.decoding.plans import Plan
@@ -83,6 +84,11 @@ def _klass(options: KlassOptions) -> Rule:
     return Rule(offer, klass.commit(options.threshold), lookback=Lookback(passes=options.history))
 
 
+def _credit(options: CreditOptions) -> Rule:
+    offer = credit.propose(options.strength, options.power, options.decay)
+    return Rule(offer, commit.threshold(options.threshold), lookback=Lookback(votes=True))
+
+
 BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     CategoricalOptions: lambda options: Rule(propose.categorical, commit.ancestral),
     TopKOptions: lambda options: Rule(propose.top_k(options.top_k), commit.ancestral),
@@ -95,6 +101,7 @@ BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
         propose.top_k(options.top_k), commit.ancestral, plan=partial(plans.sliding, reach=options.reach)
     ),
     KlassOptions: _klass,
+    CreditOptions: _credit,
 }
 
 

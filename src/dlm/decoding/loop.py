@@ -172,6 +172,8 @@ def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock:
     offset = canvas.offset[row, position]
     must = offset < phase.must
     candidates = decoder.rule.propose(_source(canvas, row, position, clock))
+    if canvas.history is not None and candidates.vote is not None:
+        canvas.history.vote(row, position, *candidates.vote)
     late = torch.zeros_like(must)
     if canvas.options.eos == "last" and candidates.best is not None:
         late = ends_last(row, canvas.is_end(candidates.best), ~must, rates, len(in_phase))

@@ -64,6 +64,8 @@ class Candidates:
         draw: True where a token is needed [n] -> (tokens [n], their log-probabilities [n]); other entries mean nothing.
         best: the token that each position would take, the likeliest of several; None where only a draw tells.
         stable: whether its distribution has come to rest (KLASS); None where no rule asks.
+        vote: the likeliest token of each position by the model alone, and its log-probability, for the history
+            (CreditDecoding); None where no rule asks.
     """
 
     log_mass: Float[Tensor, " n"]
@@ -71,6 +73,7 @@ class Candidates:
     draw: Draw
     best: Int[Tensor, " n"] | None = None
     stable: Bool[Tensor, " n"] | None = None
+    vote: tuple[Int[Tensor, " n"], Float[Tensor, " n"]] | None = None
 
 
 Propose = Callable[[Source], Candidates]
