@@ -12,6 +12,7 @@ Options = dict[str, Any]
 Case = tuple[str, Options, int, int]  # a decoder's name, its options, gen_length, steps
 
 LOOP = {"schedule": "loop", "eta": 0.1, "t_on": 0.6, "t_off": 0.2, "alpha_on": 0.7}
+WINO = {"threshold": 0.1, "verify_threshold": 0.9, "max_share": 0.7, "max_per_step": 20}
 CONFIDENCES = ("probability", "margin", "entropy", "random")
 GAINS = ("tanh", "linear", "sigmoid", "step")
 
@@ -210,6 +211,51 @@ DECODERS: dict[str, Decoder] = {
         invariant=({"threshold": 0.6, "strength": 4.0},),
         draws={"threshold": [0.3, 0.9], "strength": [0.0, 0.7, 5.0], "power": [0.0, 0.2], "decay": [0.0, 0.8, 1.0]},
         passing=above_threshold,
+    ),
+    "wino": Decoder(
+        compared=(
+            ({**WINO, "verify_threshold": 0.5}, 10, 10),
+            ({**WINO, "verify_threshold": 1.0}, 12, 8),
+            ({**WINO, "threshold": 0.0, "max_per_step": 3}, 12, 12),
+            ({**WINO, "verify_threshold": 0.6, "cfg_scale": 1.0, "penalty": 1.5}, 10, 10),
+            ({**WINO, "verify_threshold": 0.6, "eos": "last"}, 10, 10),
+            *(({**WINO, "block_length": 6, "variant": cut}, 12, 12) for cut in ("stride", "restrict")),
+        ),
+        apart=(
+            (WINO, {"threshold": 0.6}),
+            (WINO, {"verify_threshold": 0.0}),
+            ({**WINO, "threshold": 0.0}, {"max_per_step": 1}),
+            ({**WINO, "threshold": 0.0}, {"max_share": 1.0}),
+        ),
+        invariant=({**WINO, "verify_threshold": 0.6},),
+        draws={
+            "threshold": [0.0, 0.2],
+            "verify_threshold": [0.3, 0.9],
+            "max_share": [0.2, 0.7],
+            "max_per_step": [1, 3, 20],
+        },
+    ),
+    "p2": Decoder(
+        compared=(
+            ({"eta": 1.0, "temperature": 0.0}, 10, 10),
+            ({"eta": 1.0, "temperature": 0.7}, 10, 4),
+            ({"eta": 2.0, "temperature": 1.0}, 6, 14),
+            ({"eta": 0.0, "temperature": 0.0}, 10, 10),
+            ({"eta": 1.0, "temperature": 1.0, "planner": "random"}, 10, 10),
+            ({"eta": 1.5, "temperature": 0.0, "cfg_scale": 1.0, "penalty": 1.5}, 10, 10),
+            ({"eta": 1.5, "temperature": 0.0, "eos": "last"}, 10, 10),
+            *(
+                ({"eta": 1.5, "temperature": 0.0, "block_length": 5, "variant": cut}, 10, 10)
+                for cut in ("stride", "restrict")
+            ),
+        ),
+        apart=(
+            ({"temperature": 0.0}, {"eta": 0.0}),
+            ({"temperature": 0.0}, {"temperature": 1.0}),
+            ({"temperature": 0.0}, {"planner": "random"}),
+        ),
+        invariant=({}, {"eta": 2.0, "planner": "random"}),
+        draws={"eta": [0.0, 1.0, 3.0], "temperature": [0.0, 1.0], "planner": ["self", "random"]},
     ),
     "conv": Decoder(
         compared=(

@@ -258,6 +258,45 @@ class SlidingAnnealingOptions(TopKOptions):
         raise UserError(f"{where}: sliding_annealing goes from left to right and cannot fill gaps; conv can")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WinoOptions(DecoderOptions):
+    """Commits above a low bar, and takes back what a mask in its place finds improbable (WINO).
+
+    A pass runs over the canvas and as many masks again as the block has positions; it counts as one.
+
+    Attributes:
+        threshold: the probability above which a position commits.
+        verify_threshold: the probability below which a token is masked again.
+        max_share: at most this share of the masks commits at a step (5 at least), unless the schedule asks for more.
+        max_per_step: and at most so many.
+    """
+
+    threshold: Share = 0.6
+    verify_threshold: Share = 0.9
+    max_share: Share = 0.7
+    max_per_step: Count = 20
+
+    def check(self, where: str) -> None:
+        DecoderOptions.check(self, where)
+        for name, value, needed in (("suffix", self.suffix, "full"), ("kv_cache", self.kv_cache, "none")):
+            require(value == needed, dotted(where, name), f"{needed} for wino, whose pass has masks of its own", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class P2Options(DecoderOptions):
+    """Every step ranks all positions, masked or not, and masks the lowest again: path planning (P2).
+
+    Attributes:
+        planner: what ranks: self, log p of the candidate or of the token that stands there; or random.
+        eta: a factor of the log p of tokens; above 1 they go back more easily, at 0 never.
+        temperature: candidates are drawn from p^(1/temperature); 0 takes the best.
+    """
+
+    planner: Literal["self", "random"] = "self"
+    eta: NonNegative = 1.0
+    temperature: NonNegative = 1.0
+
+
 RULES: dict[str, type[DecoderOptions]] = {
     "categorical": CategoricalOptions,
     "top_k": TopKOptions,
@@ -269,6 +308,8 @@ RULES: dict[str, type[DecoderOptions]] = {
     "sliding_annealing": SlidingAnnealingOptions,
     "klass": KlassOptions,
     "credit": CreditOptions,
+    "wino": WinoOptions,
+    "p2": P2Options,
 }
 
 

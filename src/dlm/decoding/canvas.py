@@ -51,6 +51,7 @@ class Canvas:
         *,
         ends: Sequence[int] = (),
         tracing: bool = False,
+        shadow: bool = False,
         lookback: Lookback | None = None,
     ) -> None:
         device = denoiser.device
@@ -78,6 +79,9 @@ class Canvas:
         self.hidden: Float[Tensor, "batch length width"] = torch.zeros(*size, denoiser.width, device=device)
         # Hidden states without the context, for guidance.
         self.unguided = torch.zeros_like(self.hidden) if options.cfg_scale else None
+        # Hidden states of a mask in the place of each token, for a rule that judges tokens by them.
+        self.shadow = torch.zeros_like(self.hidden) if shadow else None
+        self.unguided_shadow = torch.zeros_like(self.hidden) if shadow and options.cfg_scale else None
         self.history = None if lookback is None else History(lookback, self.hidden, self.unguided)
         self.events: list[tuple[Tensor, ...]] | None = [] if tracing else None
         self.phases = 0
@@ -161,13 +165,17 @@ class Canvas:
                 return self.denoiser.hidden(tokens, attention_mask)
             return self.denoiser.hidden_of_kept(tokens, kept[rows, :length])
 
-        if self.options.kv_cache != "none":
-            self._refresh_block(rows, phase)
-        else:
-            self._store(self.hidden, rows, hidden(self.tokens[rows, :length]))
+        passes = [(self.tokens, self.hidden, self.shadow)]
         if self.unguided is not None:
-            without_context = self.tokens.masked_fill(self.context, self.denoiser.mask_id)[rows, :length]
-            self._store(self.unguided, rows, hidden(without_context))
+            without_context = self.tokens.masked_fill(self.context, self.denoiser.mask_id)
+            passes.append((without_context, self.unguided, self.unguided_shadow))
+        for tokens, states, shadow in passes:
+            if shadow is not None:
+                self._refresh_with_shadow(tokens, rows, length, phase, states, shadow)
+            elif self.options.kv_cache != "none":  # without guidance
+                self._refresh_block(rows, phase)
+            else:
+                self._store(states, rows, hidden(tokens[rows, :length]))
         self.nfe[rows] += 1 if self.unguided is None else 2
         self.dirty[rows] = False
 
@@ -192,6 +200,22 @@ class Canvas:
         tokens = self.tokens[rows].gather(1, positions)
         hidden = self.denoiser.hidden_at(tokens, positions, rows_of(keys, place[rows]), self.not_padding[rows] & ~fresh)
         self.hidden[rows[:, None], positions] = hidden.to(self.hidden.dtype)
+
+    def _refresh_with_shadow(
+        self, tokens: Tensor, rows: Tensor, length: int, phase: Phase, states: Tensor, shadow: Tensor
+    ) -> None:
+        """One pass over some rows and a shadow of the phase's response positions (WINO)."""
+        places = torch.arange(phase.start, phase.end, device=rows.device) - self.offset[rows, :1]
+        inside = (places >= 0) & (places < length)
+        places = places.clamp(0, length - 1)
+        inside &= self.response[rows[:, None], places]
+        given = tokens[rows, :length], self.not_padding[rows, :length], places, inside
+        hidden, behind = self.denoiser.hidden_with_shadow(*given)
+        self._store(states, rows, hidden)
+        # What is not inside goes to a column that is cut off again.
+        wide = torch.cat([shadow[rows], shadow.new_zeros(len(rows), 1, shadow.shape[2])], dim=1)
+        where = places.masked_fill(~inside, shadow.shape[1])
+        shadow[rows] = wide.scatter(1, where[..., None].expand_as(behind), behind.to(shadow.dtype))[:, :-1]
 
     @staticmethod
     def _store(states: Tensor, rows: Tensor, hidden: Tensor) -> None:
@@ -219,10 +243,19 @@ class Canvas:
 
         The mask's is -inf, and with `eos: never` that of EOS.
         """
-        hidden, unguided = self.hidden, self.unguided
         if ago and self.history is not None:
-            hidden = self.history.hidden[ago - 1]
             unguided = None if self.history.unguided is None else self.history.unguided[ago - 1]
+            return self._logits(row, position, self.history.hidden[ago - 1], unguided)
+        return self._logits(row, position, self.hidden, self.unguided)
+
+    def logits_of_tokens(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
+        """Logits at some committed positions: of a mask in the token's place where there is a shadow, else the token's
+        own."""
+        if self.shadow is None:
+            return self._logits(row, position, self.hidden, self.unguided)
+        return self._logits(row, position, self.shadow, self.unguided_shadow)
+
+    def _logits(self, row: Tensor, position: Tensor, hidden: Tensor, unguided: Tensor | None) -> Tensor:
         logits = self.denoiser.logits(hidden[row, position])
         if unguided is not None:
             logits, without = logits.float(), self.denoiser.logits(unguided[row, position]).float()

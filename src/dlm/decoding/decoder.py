@@ -13,16 +13,19 @@ from dlm.config.decoders import (
     FirstHittingOptions,
     KlassOptions,
     LowConfidenceOptions,
+    P2Options,
     RemdmOptions,
     SlidingAnnealingOptions,
     ThresholdOptions,
     TopKOptions,
+    WinoOptions,
 )
-from dlm.decoding import commit, credit, klass, plans, propose, schedules, windows
+from dlm.decoding import commit, credit, klass, plans, propose, revise, schedules, windows
 from dlm.decoding.commit import Commit, Revoke
 from dlm.decoding.history import Lookback
 from dlm.decoding.plans import Plan
 from dlm.decoding.propose import Propose
+from dlm.decoding.revise import Revise
 from dlm.decoding.schedules import Schedule
 from dlm.decoding.windows import Window
 
@@ -37,6 +40,8 @@ class Rule:
         schedule: how much is committed, and masked again, at each step.
         revoke: how probable it is for each committed token to be masked again, None for never.
         plan: (gen_length, steps) -> phases.
+        revise: decides in place of `commit` and `revoke`, from this pass, what commits and what is masked again.
+        shadow: whether `revise` judges each token by a mask in its place (Denoiser.hidden_with_shadow), not by itself.
         lookback: what of earlier passes it reads (history.py), None for nothing.
     """
 
@@ -45,6 +50,8 @@ class Rule:
     schedule: Schedule = schedules.log_linear
     revoke: Revoke | None = None
     plan: Plan = plans.whole
+    revise: Revise | None = None
+    shadow: bool = False
     lookback: Lookback | None = None
 
 
@@ -89,6 +96,18 @@ def _credit(options: CreditOptions) -> Rule:
     return Rule(offer, commit.threshold(options.threshold), lookback=Lookback(votes=True))
 
 
+def _wino(options: WinoOptions) -> Rule:
+    decide = revise.wino(options.threshold, options.verify_threshold, options.max_share, options.max_per_step)
+    return Rule(propose.greedy, commit.threshold(options.threshold), revise=decide, shadow=True)
+
+
+def _p2(options: P2Options) -> Rule:
+    decide = revise.p2(options.eta, at_random=options.planner == "random")
+    return Rule(
+        propose.single("probability", options.temperature), commit.fixed_count, schedules.overall, revise=decide
+    )
+
+
 BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     CategoricalOptions: lambda options: Rule(propose.categorical, commit.ancestral),
     TopKOptions: lambda options: Rule(propose.top_k(options.top_k), commit.ancestral),
@@ -102,6 +121,8 @@ BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     ),
     KlassOptions: _klass,
     CreditOptions: _credit,
+    WinoOptions: _wino,
+    P2Options: _p2,
 }
 
 
