@@ -406,9 +406,8 @@ def revise(
         by_chance = task.option("planner") == "random"
         new = {i: noise(COMMIT, i) if by_chance else now.p[i][tokens[i]] for i in able}
         old = {i: noise(REVOKE, i) if by_chance else now.p[i][now.canvas[i]] for i in standing}
-        score = {i: math.log(new[i] * window[i]) for i in able} | {
-            i: task.options["eta"] * math.log(old[i]) for i in old
-        }
+        score = {i: math.log(new[i] * window[i]) for i in able}
+        score |= {i: task.options["eta"] * math.log(p) for i, p in old.items()}
         every = len(now.here) + len(standing)
         kept = every - every * (now.total - now.step - 1) // now.total
         order = sorted(score, key=lambda i: (i in late, -score[i]))

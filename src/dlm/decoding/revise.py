@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dlm.decoding.commit import Open, Uniform, and_the_surest, ranks_of
@@ -27,7 +27,7 @@ class Standing:
     position: Int[Tensor, " m"]
     log_p: Float[Tensor, " m"]
     recent: Int[Tensor, " batch"]
-    uniform: Uniform
+    uniform: Float64[Tensor, " m"]
 
 
 Revised = tuple[Bool[Tensor, " n"], Bool[Tensor, " m"]]  # which open positions commit, which standing ones are masked

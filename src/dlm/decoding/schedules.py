@@ -40,7 +40,7 @@ def dream(step: int, steps: int) -> Rates:
 
 
 def overall(step: int, steps: int) -> Rates:
-    """P2's κ_t (arXiv 2502.03540), log-linear: tokens to masks as 1 - s to s, of all positions in place of the masks."""
+    """P2's κ_t (arXiv 2502.03540), log-linear: tokens to masks as 1 - s to s, of all positions, not of the masks."""
     return Rates(float(step + 1), float(steps - step - 1), steps - step)
 
 
