@@ -12,6 +12,7 @@ Options = dict[str, Any]
 Case = tuple[str, Options, int, int]  # a decoder's name, its options, gen_length, steps
 
 LOOP = {"schedule": "loop", "eta": 0.1, "t_on": 0.6, "t_off": 0.2, "alpha_on": 0.7}
+WINO = {"threshold": 0.1, "verify_threshold": 0.9, "max_share": 0.7, "max_per_step": 20}
 CONFIDENCES = ("probability", "margin", "entropy", "random")
 GAINS = ("tanh", "linear", "sigmoid", "step")
 
@@ -167,6 +168,94 @@ DECODERS: dict[str, Decoder] = {
         apart=(({"reach": 0}, {"reach": 3}),),
         invariant=({"top_k": 5, "reach": 4},),
         draws={"top_k": [1, 3], "reach": [0, 2, 99]},
+    ),
+    "klass": Decoder(
+        compared=(
+            ({"threshold": 0.2, "kl_threshold": 0.5, "history": 1}, 10, 10),
+            ({"threshold": 0.2, "kl_threshold": 2.0, "history": 2}, 10, 10),
+            ({"threshold": 0.0, "kl_threshold": 1.0, "history": 1, "cfg_scale": 1.0}, 10, 4),
+            ({"threshold": 0.1, "kl_threshold": 99.0, "history": 3, "eos": "last"}, 10, 10),
+            ({"threshold": 0.2, "kl_threshold": 1.0, "history": 1, "penalty": 2.0}, 10, 10),
+            ({"threshold": 0.1, "kl_threshold": 2.0, "history": 1, "block_length": 5, "variant": "stride"}, 10, 8),
+            ({"threshold": 0.1, "kl_threshold": 2.0, "history": 1, "block_length": 5, "variant": "restrict"}, 10, 8),
+        ),
+        apart=(
+            ({"threshold": 0.1, "kl_threshold": 0.2, "history": 1}, {"threshold": 0.5}),
+            ({"threshold": 0.1, "kl_threshold": 0.2, "history": 1}, {"kl_threshold": 5.0}),
+            ({"threshold": 0.1, "kl_threshold": 5.0, "history": 1}, {"history": 3}),
+        ),
+        invariant=({"threshold": 0.1, "kl_threshold": 1.0, "history": 1},),
+        draws={"threshold": [0.0, 0.3], "kl_threshold": [0.1, 1.0, 99.0], "history": [1, 2]},
+    ),
+    "credit": Decoder(
+        compared=(
+            ({"threshold": 0.5, "strength": 2.0, "power": 0.5, "decay": 0.8}, 10, 10),
+            ({"threshold": 0.4, "strength": 5.0, "power": 0.0, "decay": 1.0, "eos": "last"}, 10, 10),
+            ({"threshold": 0.9, "strength": 3.0, "power": 1.0, "decay": 0.0, "cfg_scale": 1.0}, 10, 4),
+            ({"threshold": 0.6, "strength": 4.0, "power": 0.2, "decay": 0.9, "penalty": 1.5}, 6, 14),
+            *(
+                (
+                    {"threshold": 0.6, "strength": 4.0, "power": 0.2, "decay": 0.9, "block_length": 5, "variant": cut},
+                    10,
+                    8,
+                )
+                for cut in ("stride", "restrict")
+            ),
+        ),
+        apart=(
+            ({"threshold": 0.6, "strength": 0.0}, {"strength": 4.0}),
+            ({"threshold": 0.8, "strength": 4.0, "power": 0.0}, {"power": 2.0}),
+            ({"threshold": 0.8, "strength": 4.0, "decay": 0.0}, {"decay": 1.0}),
+            ({"threshold": 0.6, "strength": 4.0}, {"threshold": 0.95}),
+        ),
+        invariant=({"threshold": 0.6, "strength": 4.0},),
+        draws={"threshold": [0.3, 0.9], "strength": [0.0, 0.7, 5.0], "power": [0.0, 0.2], "decay": [0.0, 0.8, 1.0]},
+        passing=above_threshold,
+    ),
+    "wino": Decoder(
+        compared=(
+            ({**WINO, "verify_threshold": 0.5}, 10, 10),
+            ({**WINO, "verify_threshold": 1.0}, 12, 8),
+            ({**WINO, "threshold": 0.0, "max_per_step": 3}, 12, 12),
+            ({**WINO, "verify_threshold": 0.6, "cfg_scale": 1.0, "penalty": 1.5}, 10, 10),
+            ({**WINO, "verify_threshold": 0.6, "eos": "last"}, 10, 10),
+            *(({**WINO, "block_length": 6, "variant": cut}, 12, 12) for cut in ("stride", "restrict")),
+        ),
+        apart=(
+            (WINO, {"threshold": 0.6}),
+            (WINO, {"verify_threshold": 0.0}),
+            ({**WINO, "threshold": 0.0}, {"max_per_step": 1}),
+            ({**WINO, "threshold": 0.0}, {"max_share": 1.0}),
+        ),
+        invariant=({**WINO, "verify_threshold": 0.6},),
+        draws={
+            "threshold": [0.0, 0.2],
+            "verify_threshold": [0.3, 0.9],
+            "max_share": [0.2, 0.7],
+            "max_per_step": [1, 3, 20],
+        },
+    ),
+    "p2": Decoder(
+        compared=(
+            ({"eta": 1.0, "temperature": 0.0}, 10, 10),
+            ({"eta": 1.0, "temperature": 0.7}, 10, 4),
+            ({"eta": 2.0, "temperature": 1.0}, 6, 14),
+            ({"eta": 0.0, "temperature": 0.0}, 10, 10),
+            ({"eta": 1.0, "temperature": 1.0, "planner": "random"}, 10, 10),
+            ({"eta": 1.5, "temperature": 0.0, "cfg_scale": 1.0, "penalty": 1.5}, 10, 10),
+            ({"eta": 1.5, "temperature": 0.0, "eos": "last"}, 10, 10),
+            *(
+                ({"eta": 1.5, "temperature": 0.0, "block_length": 5, "variant": cut}, 10, 10)
+                for cut in ("stride", "restrict")
+            ),
+        ),
+        apart=(
+            ({"temperature": 0.0}, {"eta": 0.0}),
+            ({"temperature": 0.0}, {"temperature": 1.0}),
+            ({"temperature": 0.0}, {"planner": "random"}),
+        ),
+        invariant=({}, {"eta": 2.0, "planner": "random"}),
+        draws={"eta": [0.0, 1.0, 3.0], "temperature": [0.0, 1.0], "planner": ["self", "random"]},
     ),
     "conv": Decoder(
         compared=(

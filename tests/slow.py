@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from dlm.decoding.options import decoder_options
 
 Network = Callable[[list[int]], list[list[float]]]  # a canvas -> logits of every position, the mask's -inf (SUBS)
 Candidates = list[tuple[int, float]]  # (token, weight)
+Noise = Callable[[int, int], float]
+Shadow = Callable[[list[int], list[int]], list[list[float]]]  # a canvas, places -> logits of a mask in each place
 State = tuple[tuple[int, ...], tuple[int, ...]]  # canvas, commit step of every position from the first response one on
 PROMPTS = [[5, 9, 70, 0, 31], [100, 101], list(range(200, 209))]
 
@@ -49,6 +52,25 @@ class Now:
     must: set[int]
     step: int
     total: int
+    past: list["Seen"] = field(default_factory=list)
+    votes: dict[int, list["Vote"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass showed of one row: the canvas, and every position's logits, guided and not yet penalised."""
+
+    canvas: list[int]
+    logits: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The likeliest token of a position at a pass, its probability then, and how many passes there had been."""
+
+    token: int
+    p: float
+    number: int
 
 
 @dataclass(frozen=True)
@@ -88,12 +110,18 @@ class Task:
 
     def probabilities(self, network: Network, canvas: list[int], context: set[int]) -> list[list[float]]:
         """LLaDA's guidance, CTRL's penalty, LLaDA's ban on EOS, softmax."""
-        logits = network(canvas)
-        w, penalty = self.option("cfg_scale", 0.0), self.option("penalty", 1.0)
+        return self.penalised(self.guided(network, canvas, context), canvas)
+
+    def guided(self, network: Network, canvas: list[int], context: set[int]) -> list[list[float]]:
+        logits, w = network(canvas), self.option("cfg_scale", 0.0)
         if w:
             without = network([self.mask_id if i in context else token for i, token in enumerate(canvas)])
             pairs = [list(zip(a, b, strict=True)) for a, b in zip(logits, without, strict=True)]
             logits = [[u + (w + 1) * (c - u) if c > -math.inf else c for c, u in row] for row in pairs]
+        return logits
+
+    def penalised(self, logits: list[list[float]], canvas: list[int]) -> list[list[float]]:
+        logits, penalty = [list(row) for row in logits], self.option("penalty", 1.0)
         for token in set(canvas) - {self.mask_id}:
             for row in logits if penalty != 1 else []:
                 row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
@@ -203,10 +231,33 @@ class Task:
     def chosen(self, now: Now, score: dict[int, float], tokens: dict[int, int]) -> list[int]:
         """The positions that a ranking rule commits, given what ranks each and its token; ties to the left."""
         late = self.late(now, tokens)
+        if self.rule == "klass":
+            ready = [i for i in score if i not in late and score[i] > self.options["threshold"] and self.rests(now, i)]
+            others = sorted(set(score) - set(ready), key=lambda i: (i in late, -score[i], i))
+            return ready + others[: max(self.quota(now) - len(ready), 0)]
         order = sorted(score, key=lambda i: (i in late, -score[i], i))
         able = len(order) - len(late)
         passing = DECODERS[self.rule].passing(self.options, [score[i] for i in order[:able]])
         return order[: max(self.quota(now), passing)]
+
+    def rests(self, now: Now, i: int) -> bool:
+        """KLASS: KL(p_t || p_{t-1}) of each of the last passes, all of which saw a mask here."""
+        last = now.past[-self.options["history"] - 1 :]
+        if len(last) <= self.options["history"] or any(seen.canvas[i] != self.mask_id for seen in last):
+            return False
+        pairs = itertools.pairwise(self.penalised([seen.logits[i]], now.canvas)[0] for seen in last)
+        return all(divergence(p, before) < self.options["kl_threshold"] for before, p in pairs)
+
+    def credited(self, now: Now, i: int) -> list[float]:
+        """CreditDecoding: softmax of the logits, up to a constant log p, with what the votes have gathered."""
+        last, credit = len(now.past), [0.0] * len(now.p[i])
+        if all(vote.number != last for vote in now.votes.setdefault(i, [])):
+            best = max(now.p[i])
+            now.votes[i].append(Vote(now.p[i].index(best), best, last))
+        for vote in now.votes[i]:
+            credit[vote.token] += vote.p ** self.options["power"] * self.options["decay"] ** (last - vote.number)
+        weights = [p * (1 + c) ** self.options["strength"] for p, c in zip(now.p[i], credit, strict=True)]
+        return [weight / sum(weights) for weight in weights]
 
     def lost(self, now: Now, committed: list[int], sure: dict[int, float]) -> dict[int, float]:
         """ReMDM: how probable it is for each committed position to be masked again; `sure`: p when it was committed."""
@@ -218,7 +269,7 @@ class Task:
 
     def revocable(self, now: Now, span: Span, first: int, response: set[int]) -> list[int]:
         """Response tokens of the span; with EOS-fill only what stands before the end."""
-        if self.rule != "remdm":
+        if self.rule not in ("remdm", "wino", "p2"):
             return []
         ended = self.option("eos_fill") and self.eos_id in now.canvas[first:]
         end = min(first + span.end, now.canvas.index(self.eos_id, first) if ended else len(now.canvas))
@@ -242,16 +293,20 @@ class Slow:
     nfe_uncached: int
 
 
-def slow_decode(network: Network, prompt: list[int], task: Task, key: Tensor) -> Slow:
-    return slow_fill(network, prompt + [task.mask_id] * task.gen_length, len(prompt), task, key)
+def slow_decode(network: Network, prompt: list[int], task: Task, key: Tensor, shadow: Shadow | None = None) -> Slow:
+    return slow_fill(network, prompt + [task.mask_id] * task.gen_length, len(prompt), task, key, shadow)
 
 
-def slow_fill(network: Network, start: list[int], first: int, task: Task, key: Tensor) -> Slow:
+def slow_fill(
+    network: Network, start: list[int], first: int, task: Task, key: Tensor, shadow: Shadow | None = None
+) -> Slow:
     """One row, step by step. Sampled decisions take the library's noise, so that they can be compared one by one."""
     canvas, stamp = list(start), [-1] * (len(start) - first)
     response = {i for i in range(first, len(start)) if start[i] == task.mask_id}
     context = set(range(len(start))) - response
     sure: dict[int, float] = {}
+    past: list[Seen] = []
+    votes: dict[int, list[Vote]] = {}
     nfe = nfe_uncached = clock = 0
     changed = True
     each = 2 if task.option("cfg_scale") else 1
@@ -272,12 +327,23 @@ def slow_fill(network: Network, start: list[int], first: int, task: Task, key: T
             must = {i for i in here if i - first < span.must}
             now = Now(list(canvas), [], here, must, step, span.total)
             lost = []
-            if kept := task.revocable(now, span, first, response):
+            kept = task.revocable(now, span, first, response)
+            if kept and task.rule == "remdm":
                 lost = [i for i, chance in task.lost(now, kept, sure).items() if noise(REVOKE, i) < chance]
             if here:
-                now = Now(list(canvas), task.probabilities(network, canvas, context), here, must, step, span.total)
+                logits = task.guided(network, canvas, context)
+                p = task.penalised(logits, canvas)
+                if changed:
+                    past.append(Seen(list(canvas), logits))
+                now = Now(list(canvas), p, here, must, step, span.total, past, votes)
                 nfe, nfe_uncached = nfe + each * changed, nfe_uncached + each
-                new = decide(task, now, noise)
+                if task.rule in ("wino", "p2"):
+                    recent = sum(when == clock - 1 for when in stamp) if clock else 0
+                    block = [i for i in range(first + span.start, first + span.end) if i in response]
+                    verify = partial(verified, task, shadow, canvas, context, block)
+                    new, lost = revise(task, now, kept, recent, verify, noise)
+                else:
+                    new = decide(task, now, noise)
                 sure |= {i: now.p[i][token] for i, token in new.items()}
                 changed = bool(new)
                 write(new, clock)
@@ -307,6 +373,8 @@ def decide(task: Task, now: Now, noise: Callable[[int, int], float]) -> dict[int
         return new
     able = task.able(now)
     temperature = 1.0 if task.rule == "first_hitting" else task.option("temperature", 0.0)
+    if task.rule == "credit":
+        now = replace(now, p=[task.credited(now, i) if i in able else p for i, p in enumerate(now.p)])
     if temperature:
         tokens = {i: drawn(tempered(now.p[i], temperature), noise(TOKEN, i)) for i in able}
     else:
@@ -319,6 +387,50 @@ def decide(task: Task, now: Now, noise: Callable[[int, int], float]) -> dict[int
         ranks, window = DECODERS[task.rule].ranks, {i: task.window(now.canvas, i) for i in able}
         score = {i: ranks(task.options, i, task.confidence(now.p[i], tokens[i])) * window[i] for i in able}
     return {i: tokens[i] for i in task.chosen(now, score, tokens)}
+
+
+def revise(
+    task: Task, now: Now, standing: list[int], recent: int, verify: Callable[[], dict[int, float]], noise: Noise
+) -> tuple[dict[int, int], list[int]]:
+    """What a step of WINO or P2 commits, and what it masks again. A row that cannot commit is left as it is."""
+    able = task.able(now)
+    if not able:
+        return {}, []
+    temperature = task.option("temperature", 0.0)
+    if temperature:
+        tokens = {i: drawn(tempered(now.p[i], temperature), noise(TOKEN, i)) for i in able}
+    else:
+        tokens = {i: now.p[i].index(max(now.p[i])) for i in able}
+    late, window = task.late(now, tokens), {i: task.window(now.canvas, i) for i in able}
+    if task.rule == "p2":
+        by_chance = task.option("planner") == "random"
+        new = {i: noise(COMMIT, i) if by_chance else now.p[i][tokens[i]] for i in able}
+        old = {i: noise(REVOKE, i) if by_chance else now.p[i][now.canvas[i]] for i in standing}
+        score = {i: math.log(new[i] * window[i]) for i in able}
+        score |= {i: task.options["eta"] * math.log(p) for i, p in old.items()}
+        every = len(now.here) + len(standing)
+        kept = every - every * (now.total - now.step - 1) // now.total
+        order = sorted(score, key=lambda i: (i in late, -score[i]))
+        return {i: tokens[i] for i in order[:kept] if i in tokens}, [i for i in order[kept:] if i not in tokens]
+    score = {i: now.p[i][tokens[i]] * window[i] for i in able}
+    order = sorted(score, key=lambda i: (i in late, -score[i], i))
+    most = min(max(int(len(now.here) * task.options["max_share"]), 5), task.options["max_per_step"])
+    wide = [i for i in order[:most] if i not in late and score[i] > task.options["threshold"]]
+    chosen = order[: max(len(wide), math.ceil(len(now.here) / (now.total - now.step)))]
+    if len(chosen) < 2 or now.step == now.total - 1:
+        return {i: tokens[i] for i in chosen}, []
+    sure = verify()
+    doubtful = sorted(standing, key=lambda i: sure[i])[: max(recent - 1, 0)]
+    return {i: tokens[i] for i in chosen}, [i for i in doubtful if sure[i] < task.options["verify_threshold"]]
+
+
+def verified(
+    task: Task, shadow: Shadow | None, canvas: list[int], context: set[int], block: list[int]
+) -> dict[int, float]:
+    """The probability that a mask in the place of each token of the block gives it, by the shadow of WINO."""
+    assert shadow is not None
+    logits = task.penalised(task.guided(lambda shown: shadow(shown, block), canvas, context), canvas)
+    return {i: p[canvas[i]] for i, p in zip(block, logits, strict=True)}
 
 
 def tempered(p: list[float], temperature: float) -> Candidates:
@@ -338,6 +450,10 @@ def settle(canvas: list[int], stamp: list[int], task: Task, first: int) -> State
     task.fill_eos(filled, first)
     when = [-1 if a != b else w for a, b, w in zip(canvas[first:], filled[first:], stamp, strict=True)]
     return tuple(filled), tuple(when)
+
+
+def divergence(p: list[float], q: list[float]) -> float:
+    return sum(p_j * math.log(p_j / q_j) for p_j, q_j in zip(p, q, strict=True) if p_j > 0)
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -374,6 +490,26 @@ def network_of_model(denoiser: Denoiser) -> Network:
     return network
 
 
+def shadow_of_model(denoiser: Denoiser) -> Shadow:
+    """WINO's pass over one row: the canvas, then a mask for each place, which sees all but the token of that place."""
+
+    @torch.inference_mode()
+    def shadow(canvas: list[int], places: list[int]) -> list[list[float]]:
+        length, some = len(canvas), len(places)
+        sees = torch.zeros(length + some, length + some).bool()
+        sees[:, :length] = True
+        sees[length:, length:] = True
+        for place, i in enumerate(places):
+            sees[length + place, i] = False
+        ids = torch.tensor([canvas + [denoiser.mask_id] * some])
+        positions = torch.tensor([[*range(length), *places]])
+        logits = denoiser.model(input_ids=ids, attention_mask=sees[None, None], position_ids=positions).logits[0]
+        logits[:, denoiser.mask_id] = -math.inf
+        return logits[length:].tolist()
+
+    return shadow
+
+
 def fast_decode(denoiser: Denoiser, prompts: list[list[int]], task: Task, **more: Any) -> Decoded:
     options = decoder_options(task.name, {**task.options, **more}, task.name)
     return decode(
@@ -393,7 +529,7 @@ def assert_token_for_token(denoiser: Denoiser, prompts: list[list[int]], task: T
     found, uncached = fast_decode(denoiser, prompts, task), fast_decode(denoiser, prompts, task, cache=False)
     network = network_of_model(denoiser)
     for row, prompt in enumerate(prompts):
-        slow = slow_decode(network, prompt, task, keys[row])
+        slow = slow_decode(network, prompt, task, keys[row], shadow_of_model(denoiser))
         assert found.tokens[row].tolist() == slow.tokens
         assert found.commit_step[row].tolist() == slow.commit_step
         assert found.leftover_masks[row] == slow.leftover

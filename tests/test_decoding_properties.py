@@ -18,6 +18,7 @@ from dlm.decoding.plans import Phase
 
 VOCAB, EOS, MASK = 7, 0, 1
 SLIDING = ("sliding_annealing",)  # a window of its own: neither kernel nor blocks
+REVISING = ("remdm", "wino", "p2")
 DRAWN_LATE = ("categorical", "first_hitting")  # whether a token is EOS is not known before it commits
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -109,8 +110,8 @@ def jobs(
         return {key: draw(st.sampled_from(values)) for key, values in choices.items()}
 
     name = draw(st.sampled_from(names))
-    fit = [rule for rule in rules if (revising or rule != "remdm") and not (name in PRESETS and rule in SLIDING)]
-    if not revising and name == "remdm":
+    fit = [rule for rule in rules if (revising or rule not in REVISING) and not (name in PRESETS and rule in SLIDING)]
+    if not revising and name in REVISING:
         name = "top_k"
     rule = draw(st.sampled_from(fit)) if name in PRESETS else name
     options = one_of(COMMON) | one_of(CASES[rule].draws)
@@ -129,7 +130,7 @@ def jobs(
         blocks = draw(st.integers(1, 3))
         gen_length, steps = blocks * options["block_length"], blocks * draw(st.integers(1, 5))
         narrow |= options["variant"] == "restrict"
-    if narrow and approximate:
+    if narrow and approximate and rule != "wino":
         options |= one_of({"suffix": ["full", "none", "dropout"], "suffix_window": [1, 4], "suffix_scale": [1.0, 9.0]})
     return Job(name, options, gen_length, steps, draw(prompt_lists(most_rows=rows)), draw(st.integers(0, 999)))
 
@@ -271,7 +272,7 @@ def test_fixed_counts(job: Job) -> None:
 
 
 @quick
-@given(jobs(names=("threshold", "factor")))
+@given(jobs(names=("threshold", "factor", "klass", "credit")))
 def test_a_threshold_commits_no_fewer_than_the_schedule(job: Job) -> None:
     """As many passes as low_confidence at most, and never a mask left."""
     job = job.having(eos_fill=False, kernel_size=None, block_length=None)
@@ -324,7 +325,7 @@ def test_the_cache_saves_passes() -> None:
     assert job.run().nfe.item() <= 4 < job.run(cache=False).nfe.item() <= 14
 
 
-ONE_AT_A_TIME = ("low_confidence", "threshold", "factor", "first_hitting")
+ONE_AT_A_TIME = ("low_confidence", "threshold", "factor", "first_hitting", "klass", "credit")
 
 
 @quick

@@ -27,6 +27,10 @@ LAST: list[Case] = [
     *(("factor", {"factor": bound}, 10, 4) for bound in (2.0, 99.0)),
     *(("top_k", {"top_k": k}, 10, steps) for k in (1, 5) for steps in (1, 4, 14)),
     ("remdm", CAP, 8, 12),
+    ("klass", {"threshold": 0.1, "kl_threshold": 9.0, "history": 1}, 10, 4),
+    ("wino", {"threshold": 0.0, "verify_threshold": 0.6, "max_share": 0.7, "max_per_step": 2}, 10, 10),
+    ("p2", {"eta": 1.5, "temperature": 0.7}, 10, 4),
+    ("credit", {"threshold": 0.4, "strength": 4.0, "power": 0.2, "decay": 0.8}, 10, 10),
     ("sliding_annealing", {"top_k": 5, "reach": 99}, 10, 5),
     ("conv", {"top_k": 5, "kernel_size": 5}, 10, 10),
     ("conv", {"rule": "low_confidence", "kernel_size": 7, "conv_mult": 0.2}, 10, 4),
@@ -41,6 +45,8 @@ NEVER: list[Case] = [
     ("low_confidence", {"temperature": 0.7, "confidence": "entropy"}, 10, 4),
     ("first_hitting", {}, 10, 10),
     ("remdm", {**CAP, "penalty": 1.5}, 8, 12),
+    ("p2", {"eta": 2.0, "temperature": 1.0, "penalty": 1.5}, 8, 12),
+    ("klass", {"threshold": 0.1, "kl_threshold": 9.0, "history": 1}, 10, 10),
     ("conv", {"rule": "threshold", "threshold": 0.2, "kernel_size": 3, "penalty": 1.5, "cfg_scale": 1.0}, 10, 4),
 ]
 CASES = [

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from slow import PROMPTS, Task, network_of_model, slow_fill
+from slow import PROMPTS, Task, network_of_model, shadow_of_model, slow_fill
 from test_tokenizer import metaspace
 from tiny import SHAPE, tiny_lm
 
@@ -33,6 +33,11 @@ DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("first_hitting", {}),
     ("remdm", {"top_k": 5, "schedule": "cap", "eta": 0.3}),
     ("remdm", {"top_k": 5, "schedule": "conf", "kernel_size": 5}),
+    ("klass", {"threshold": 0.1, "kl_threshold": 2.0, "history": 1}),
+    ("credit", {"threshold": 0.6, "strength": 4.0, "power": 0.2, "decay": 0.8, "kernel_size": 5}),
+    ("wino", {"threshold": 0.1, "verify_threshold": 0.6, "max_share": 0.7, "max_per_step": 20}),
+    ("p2", {"eta": 1.5, "temperature": 0.7}),
+    ("conv", {"rule": "p2", "kernel_size": 5, "eta": 1.0, "temperature": 0.0}),
     ("repetition_penalty", {"top_k": 5, "penalty": 1.5}),
     ("conv", {"top_k": 5, "kernel_size": 5}),
     ("conv", {"rule": "low_confidence", "kernel_size": 3}),
@@ -70,7 +75,7 @@ def test_token_for_token(lm: DiffusionLM, name: str, options: dict[str, Any]) ->
     out = lm.infill(canvases, name, steps=6, seed=11, **options)
     network = network_of_model(lm.denoiser)
     for row, (canvas, key) in enumerate(zip(canvases, row_keys(canvases, 11), strict=True)):
-        slow = slow_fill(network, canvas, 0, task, key)
+        slow = slow_fill(network, canvas, 0, task, key, shadow_of_model(lm.denoiser))
         assert out.tokens[row].tolist() == slow.tokens
         assert out.commit_step[row].tolist() == slow.commit_step
         assert (out.leftover_masks[row], out.nfe[row]) == (slow.leftover, slow.nfe)

@@ -217,6 +217,16 @@ def test_a_tokenizer_written_in_python(tmp_path: Path) -> None:
         DiffusionLM.load(tmp_path / "model")
 
 
+def test_masked_lms_have_no_shadow(tmp_path: Path) -> None:
+    """Their positions cannot each see others; the other rule that takes tokens back goes with all."""
+    write("Bert", tmp_path / "model")
+    lm = DiffusionLM.load(tmp_path / "model")
+    with pytest.raises(UserError, match="wino goes with Llama-like") as caught:
+        lm.generate([[5]], "wino", steps=4, gen_length=8)
+    assert "\n" not in str(caught.value)
+    assert lm.generate([[5]], "p2", steps=4, gen_length=8).tokens.shape == (1, 8)
+
+
 def test_masked_lms_have_no_kv_cache(tmp_path: Path) -> None:
     write("Bert", tmp_path / "model")
     with pytest.raises(UserError, match="kv_cache goes with Llama-like"):

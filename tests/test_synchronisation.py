@@ -51,13 +51,13 @@ def waits(lm: DiffusionLM, monkeypatch: pytest.MonkeyPatch, prompts: list[Any], 
 )
 def test_one_wait_a_step(monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]) -> None:
     """Rows of one length: how much there is to compute. Draws from the whole vocabulary also ask where they are needed,
-    ReMDM what it may mask again, and what it does.
+    KLASS which positions are sure, rules that revise what they may mask again, and what they do.
 
     A block's end asks what is masked again (stride), and a dozen questions stand outside of the loop.
     """
     lm = tiny_lm(2)
     rules = {name, options.get("rule")}
-    allowed = 3 if "remdm" in rules else 2 if rules & {"categorical", "first_hitting"} else 1
+    allowed = 3 if rules & {"remdm", "wino", "p2"} else 2 if rules & {"categorical", "first_hitting", "klass"} else 1
     blocks = 12 // options["block_length"] if "block_length" in options else 1
     setting = {"decoder": name, "cache": False, **options}
     prompts = [[5, 9, 70], [100, 4, 8]]

@@ -74,6 +74,11 @@ class TableDenoiser(Denoiser):
     def hidden_of_kept(self, canvas: Tensor, kept: Tensor) -> Tensor:
         return self.hidden(canvas, kept)
 
+    def hidden_with_shadow(self, canvas: Tensor, not_padding: Tensor, places: Tensor, _: Tensor) -> tuple:
+        """What would stand in a place depends on its neighbours alone, so a token hides nothing there."""
+        hidden = self.hidden(canvas, not_padding)
+        return hidden, hidden.gather(1, places[..., None].expand(-1, -1, self.width))
+
     def hidden(self, canvas: Tensor, kept: Tensor | None) -> Tensor:
         hidden = torch.zeros(*canvas.shape, self.width)
         kept = torch.ones_like(canvas, dtype=torch.bool) if kept is None else kept
@@ -112,6 +117,11 @@ class Recorder(Denoiser):
         self.canvases.append(canvas.clone())
         self.kept.append(torch.ones_like(canvas, dtype=torch.bool) if kept is None else kept.clone())
         return self.inner.hidden(canvas, kept)
+
+    def hidden_with_shadow(self, canvas: Tensor, not_padding: Tensor, places: Tensor, inside: Tensor) -> tuple:
+        self.canvases.append(canvas.clone())
+        self.kept.append(not_padding.clone())
+        return self.inner.hidden_with_shadow(canvas, not_padding, places, inside)
 
     def hidden_of_kept(self, canvas: Tensor, kept: Tensor) -> Tensor:
         self.canvases.append(canvas.clone())

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.denoiser import Denoiser, KeysValues, rows_of
+from dlm.decoding.history import History, Lookback, Past
 from dlm.decoding.noise import DROP, uniforms
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.plans import Phase
@@ -52,6 +53,8 @@ class Canvas:
         padding: Sequence[int] = (),
         barred: Sequence[int] = (),
         tracing: bool = False,
+        shadow: bool = False,
+        lookback: Lookback | None = None,
     ) -> None:
         device = denoiser.device
         self.lengths = [len(row) for row in rows]
@@ -81,6 +84,10 @@ class Canvas:
         self.hidden: Float[Tensor, "batch length width"] = torch.zeros(*size, denoiser.width, device=device)
         # Hidden states without the context, for guidance.
         self.unguided = torch.zeros_like(self.hidden) if options.cfg_scale else None
+        # Hidden states of a mask in the place of each token, for a rule that judges tokens by them.
+        self.shadow = torch.zeros_like(self.hidden) if shadow else None
+        self.unguided_shadow = torch.zeros_like(self.hidden) if shadow and options.cfg_scale else None
+        self.history = None if lookback is None else History(lookback, self.hidden, self.unguided)
         self.events: list[tuple[Tensor, ...]] | None = [] if tracing else None
         self.phases = 0
         self._block: tuple[KeysValues, Tensor] | None = None  # key-value cache, and each row's place in it
@@ -154,21 +161,26 @@ class Canvas:
         lengths = {self.lengths[b] for b in chosen}
         length = max(lengths)
         attention_mask = self.not_padding[rows, :length] if len(lengths) > 1 else None
-        if kept is not None:
-            kept = kept[rows, :length]
+        if self.history is not None:
+            seen = self.masked & self._computed(phase, kept)
+            self.history.push(rows, self.dirty[rows], (self.hidden, self.unguided), seen)
 
         def hidden(tokens: Tensor) -> Tensor:
             if kept is None:
                 return self.denoiser.hidden(tokens, attention_mask)
-            return self.denoiser.hidden_of_kept(tokens, kept)
+            return self.denoiser.hidden_of_kept(tokens, kept[rows, :length])
 
-        if self.options.kv_cache != "none":
-            self._refresh_block(rows, phase)
-        else:
-            self._store(self.hidden, rows, hidden(self.tokens[rows, :length]))
+        passes = [(self.tokens, self.hidden, self.shadow)]
         if self.unguided is not None:
-            without_context = self.tokens.masked_fill(self.context, self.denoiser.mask_id)[rows, :length]
-            self._store(self.unguided, rows, hidden(without_context))
+            without_context = self.tokens.masked_fill(self.context, self.denoiser.mask_id)
+            passes.append((without_context, self.unguided, self.unguided_shadow))
+        for tokens, states, shadow in passes:
+            if shadow is not None:
+                self._refresh_with_shadow(tokens, rows, length, phase, states, shadow)
+            elif self.options.kv_cache != "none":  # without guidance
+                self._refresh_block(rows, phase)
+            else:
+                self._store(states, rows, hidden(tokens[rows, :length]))
         self.nfe[rows] += 1 if self.unguided is None else 2
         self.dirty[rows] = False
 
@@ -194,18 +206,64 @@ class Canvas:
         hidden = self.denoiser.hidden_at(self.tokens[rows], positions, kept, self.not_padding[rows])
         self.hidden[rows[:, None], positions] = hidden.to(self.hidden.dtype)
 
+    def _refresh_with_shadow(
+        self, tokens: Tensor, rows: Tensor, length: int, phase: Phase, states: Tensor, shadow: Tensor
+    ) -> None:
+        """One pass over some rows and a shadow of the phase's response positions (WINO)."""
+        places = torch.arange(phase.start, phase.end, device=rows.device) - self.offset[rows, :1]
+        inside = (places >= 0) & (places < length)
+        places = places.clamp(0, length - 1)
+        inside &= self.response[rows[:, None], places]
+        given = tokens[rows, :length], self.not_padding[rows, :length], places, inside
+        hidden, behind = self.denoiser.hidden_with_shadow(*given)
+        self._store(states, rows, hidden)
+        # What is not inside goes to a column that is cut off again.
+        wide = torch.cat([shadow[rows], shadow.new_zeros(len(rows), 1, shadow.shape[2])], dim=1)
+        where = places.masked_fill(~inside, shadow.shape[1])
+        shadow[rows] = wide.scatter(1, where[..., None].expand_as(behind), behind.to(shadow.dtype))[:, :-1]
+
     @staticmethod
     def _store(states: Tensor, rows: Tensor, hidden: Tensor) -> None:
         states[rows, : hidden.shape[1]] = hidden.to(states.dtype)
 
-    def logits(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
-        """Logits at some positions, guided and penalised as the options say (in float32).
+    def _computed(self, phase: Phase, kept: Bool[Tensor, "batch length"] | None) -> Bool[Tensor, "batch length"]:
+        """The positions that a pass computes: all, or what `suffix` or a key-value cache leaves of them."""
+        computed = self.not_padding if kept is None else kept
+        if self._block is None:
+            return computed
+        fresh = computed & (self.offset >= phase.start)
+        return fresh & (self.offset < phase.end) if self.options.kv_cache == "dual" else fresh
+
+    def past(self, row: Tensor, position: Tensor) -> Past | None:
+        """What earlier passes left at some positions, for a rule that looks back."""
+        if self.history is None:
+            return None
+        seen = self.history.seen_in_a_row(row, position)
+        votes = self.history.votes(row, position)
+        return Past(seen, lambda ago, chosen: self.logits(row[chosen], position[chosen], ago), votes)
+
+    def logits(self, row: Tensor, position: Tensor, ago: int = 0) -> Float[Tensor, "n vocab"]:
+        """Logits at some positions, guided and penalised as the options say (in float32); those of a pass `ago` passes
+        before the newest where there is a history.
 
         The mask's is -inf, and those of what is barred: with `eos: never` EOS and the pad tokens.
         """
-        logits = self.denoiser.logits(self.hidden[row, position])
-        if self.unguided is not None:
-            logits, without = logits.float(), self.denoiser.logits(self.unguided[row, position]).float()
+        if ago and self.history is not None:
+            unguided = None if self.history.unguided is None else self.history.unguided[ago - 1]
+            return self._logits(row, position, self.history.hidden[ago - 1], unguided)
+        return self._logits(row, position, self.hidden, self.unguided)
+
+    def logits_of_tokens(self, row: Tensor, position: Tensor) -> Float[Tensor, "n vocab"]:
+        """Logits at some committed positions: of a mask in the token's place where there is a shadow, else the token's
+        own."""
+        if self.shadow is None:
+            return self._logits(row, position, self.hidden, self.unguided)
+        return self._logits(row, position, self.shadow, self.unguided_shadow)
+
+    def _logits(self, row: Tensor, position: Tensor, hidden: Tensor, unguided: Tensor | None) -> Tensor:
+        logits = self.denoiser.logits(hidden[row, position])
+        if unguided is not None:
+            logits, without = logits.float(), self.denoiser.logits(unguided[row, position]).float()
             logits = without + (self.options.cfg_scale + 1) * (logits - without)
             logits[:, self.denoiser.mask_id] = -math.inf
         if self.options.penalty != 1:

@@ -126,6 +126,11 @@ def factor(bound: float) -> Commit:
     return rule
 
 
+def and_the_surest(open_: Open, score: Tensor, passing: Bool[Tensor, " n"], rates: Rates) -> Bool[Tensor, " n"]:
+    """The passing positions, and where they are fewer than the schedule's number the highest others up to it."""
+    return passing | (_rank(open_, score.masked_fill(passing, math.inf)) < _quota(open_, rates))
+
+
 def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
     """How many the schedule commits of each position's row: ceil(masks left / steps left), or a share."""
     if rates.share is not None:
@@ -135,13 +140,20 @@ def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
 
 def _rank(open_: Open, score: Tensor) -> Int[Tensor, " n"]:
     """Each position's place in its row by falling score, from 0; ties go to the left, late ones behind all others."""
+    return ranks_of(open_.batch, open_.row, score, open_.late)
+
+
+def ranks_of(
+    batch: int, row: Int[Tensor, " n"], score: Tensor, late: Bool[Tensor, " n"] | None = None
+) -> Int[Tensor, " n"]:
+    """Places in each row by falling score, from 0; ties as given, late ones behind all others."""
     # Stable sorts from the last key to the first: position (as given), score, row and late.
     order = torch.argsort(score, descending=True, stable=True)
-    order = order[torch.argsort((2 * open_.row + open_.late)[order], stable=True)]
-    counts = order.new_zeros(open_.batch).index_add_(0, open_.row, torch.ones_like(order))
+    order = order[torch.argsort((row if late is None else 2 * row + late)[order], stable=True)]
+    counts = order.new_zeros(batch).index_add_(0, row, torch.ones_like(order))
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - starts[open_.row[order]]
+    rank[order] = torch.arange(len(order), device=order.device) - starts[row[order]]
     return rank
 
 

@@ -5,21 +5,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from dlm.decoding import commit, plans, propose, schedules, windows
+from dlm.decoding import commit, credit, klass, plans, propose, revise, schedules, windows
 from dlm.decoding.commit import Commit, Revoke
+from dlm.decoding.history import Lookback
 from dlm.decoding.options import (
     CategoricalOptions,
+    CreditOptions,
     DecoderOptions,
     FactorOptions,
     FirstHittingOptions,
+    KlassOptions,
     LowConfidenceOptions,
+    P2Options,
     RemdmOptions,
     SlidingAnnealingOptions,
     ThresholdOptions,
     TopKOptions,
+    WinoOptions,
 )
 from dlm.decoding.plans import Plan
 from dlm.decoding.propose import Propose
+from dlm.decoding.revise import Revise
 from dlm.decoding.schedules import Schedule
 from dlm.decoding.windows import Window
 
@@ -34,6 +40,9 @@ class Rule:
         schedule: how much is committed, and masked again, at each step.
         revoke: how probable it is for each committed token to be masked again, None for never.
         plan: (gen_length, steps) -> phases.
+        revise: decides in place of `commit` and `revoke`, from this pass, what commits and what is masked again.
+        shadow: whether `revise` judges each token by a mask in its place (Denoiser.hidden_with_shadow), not by itself.
+        lookback: what of earlier passes it reads (history.py), None for nothing.
     """
 
     propose: Propose
@@ -41,6 +50,9 @@ class Rule:
     schedule: Schedule = schedules.log_linear
     revoke: Revoke | None = None
     plan: Plan = plans.whole
+    revise: Revise | None = None
+    shadow: bool = False
+    lookback: Lookback | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,28 @@ def _low_confidence(options: LowConfidenceOptions) -> Rule:
     return Rule(propose.single(options.confidence, options.temperature, options.tempered), chosen, schedule)
 
 
+def _klass(options: KlassOptions) -> Rule:
+    offer = klass.propose(options.threshold, options.kl_threshold, options.history)
+    return Rule(offer, klass.commit(options.threshold), lookback=Lookback(passes=options.history))
+
+
+def _credit(options: CreditOptions) -> Rule:
+    offer = credit.propose(options.strength, options.power, options.decay)
+    return Rule(offer, commit.threshold(options.threshold), lookback=Lookback(votes=True))
+
+
+def _wino(options: WinoOptions) -> Rule:
+    decide = revise.wino(options.threshold, options.verify_threshold, options.max_share, options.max_per_step)
+    return Rule(propose.greedy, commit.threshold(options.threshold), revise=decide, shadow=True)
+
+
+def _p2(options: P2Options) -> Rule:
+    decide = revise.p2(options.eta, at_random=options.planner == "random")
+    return Rule(
+        propose.single("probability", options.temperature), commit.fixed_count, schedules.overall, revise=decide
+    )
+
+
 BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     CategoricalOptions: lambda options: Rule(propose.categorical, commit.ancestral),
     TopKOptions: lambda options: Rule(propose.top_k(options.top_k), commit.ancestral),
@@ -85,6 +119,10 @@ BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     SlidingAnnealingOptions: lambda options: Rule(
         propose.top_k(options.top_k), commit.ancestral, plan=partial(plans.sliding, reach=options.reach)
     ),
+    KlassOptions: _klass,
+    CreditOptions: _credit,
+    WinoOptions: _wino,
+    P2Options: _p2,
 }
 
 

@@ -139,6 +139,32 @@ class Denoiser:
         hidden = self._run(canvas.gather(1, fresh), torch.cat([cached, seen], dim=1), fresh, DynamicCache(keys))
         return hidden[:, fresh.shape[1] - positions.shape[1] :]
 
+    def hidden_with_shadow(
+        self,
+        canvas: Int[Tensor, "batch length"],
+        not_padding: Bool[Tensor, "batch length"],
+        places: Int[Tensor, "batch some"],
+        inside: Bool[Tensor, "batch some"],
+    ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch some width"]]:
+        """One pass over the canvas and a shadow: masks in the `places`, of those `inside` (the others mean nothing).
+
+        The canvas does not see the shadow. A mask of the shadow sees all of the canvas but the token in its own place,
+        and all of the shadow (WINO, arXiv 2507.18578): its state says what would stand there.
+
+        Raises:
+            UserError: a backbone whose positions cannot each see others, or whose states predict the next position.
+        """
+        if is_masked_lm(self.model) or logits_shift(self.model) or self.habits.gaps != "closed":
+            raise UserError("wino goes with Llama-like backbones that predict a position at itself; p2 takes back, too")
+        batch, length = canvas.shape
+        others = torch.arange(length, device=canvas.device) != places[..., None]
+        sees_canvas = torch.cat([not_padding[:, None].expand(-1, length, -1), not_padding[:, None] & others], dim=1)
+        sees_shadow = torch.cat([torch.zeros_like(inside)[:, None].expand(-1, length, -1), _each(inside)], dim=1)
+        tokens = torch.cat([canvas, torch.full_like(places, self.mask_id)], dim=1)
+        positions = torch.cat([torch.arange(length, device=canvas.device).expand(batch, -1), places], dim=1)
+        states = self._in_pieces(tokens, torch.cat([sees_canvas, sees_shadow], dim=2), positions)
+        return states[:, :length], states[:, length:]
+
     def _in_pieces(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """`_run`; on a CPU a few rows at a time, which is as fast and needs less memory."""
         rows = len(tokens)
@@ -165,7 +191,8 @@ class Denoiser:
         self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None
     ) -> Tensor:
         with self._autocast():
-            if self._compiled is not None and cache is None:
+            pairs = attention_mask is not None and attention_mask.dim() == 3
+            if self._compiled is not None and cache is None and not pairs:
                 hidden = self._compiled(tokens, attention_mask, positions)
             else:
                 hidden = self._backbone(
@@ -183,6 +210,10 @@ class Denoiser:
             logits = self._head(hidden)
         logits[:, self.mask_id] = float("-inf")
         return logits
+
+
+def _each(inside: Bool[Tensor, "batch some"]) -> Bool[Tensor, "batch some some"]:
+    return inside[:, None].expand(-1, inside.shape[1], -1)
 
 
 def rows_of(keys: Sequence[tuple[Tensor, Tensor]], rows: Int[Tensor, " n"]) -> KeysValues:

@@ -19,6 +19,7 @@ from dlm.decoding.denoiser import Denoiser
 from dlm.decoding.noise import COMMIT, REVOKE, TOKEN, uniforms
 from dlm.decoding.plans import Phase
 from dlm.decoding.propose import Source, greedy
+from dlm.decoding.revise import Standing, log_p_of
 from dlm.decoding.schedules import Rates
 
 Watch = Callable[[int, Tensor], None]  # (step, tokens with the masks still there)
@@ -128,6 +129,8 @@ def fill(
         padding=padding,
         barred=barred,
         tracing=trace,
+        shadow=decoder.rule.shadow,
+        lookback=decoder.rule.lookback,
     )
     clock = 0
     for phase in decoder.rule.plan(gen_length, steps):
@@ -179,6 +182,8 @@ def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock:
     offset = canvas.offset[row, position]
     must = offset < phase.must
     candidates = decoder.rule.propose(_source(canvas, row, position, clock))
+    if canvas.history is not None and candidates.vote is not None:
+        canvas.history.vote(row, position, *candidates.vote)
     late = torch.zeros_like(must)
     if canvas.options.eos == "last" and candidates.best is not None:
         late = ends_last(row, canvas.is_end(candidates.best), ~must, rates, len(in_phase))
@@ -190,8 +195,17 @@ def _commit(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock:
         quota_base=(in_phase & (canvas.offset >= phase.must)).sum(-1),
         late=late,
     )
-    chosen = decoder.rule.commit(flat, candidates, rates, uniforms(canvas.keys[row], clock, COMMIT, offset)) | must
+    uniform = uniforms(canvas.keys[row], clock, COMMIT, offset)
+    if decoder.rule.revise is None:
+        chosen = decoder.rule.commit(flat, candidates, rates, uniform) | must
+        canvas.commit(row, position, chosen, *candidates.draw(chosen), clock)
+        return
+    standing = _standing(canvas, canvas.revocable(phase) & open_.any(-1, keepdim=True), clock)
+    chosen, lost = decoder.rule.revise(flat, candidates, standing, rates, uniform)
+    gone = lost.nonzero()[:, 0]
     canvas.commit(row, position, chosen, *candidates.draw(chosen), clock)
+    if len(gone):
+        canvas.revoke(standing.row[gone], standing.position[gone], clock)
 
 
 def _source(canvas: Canvas, row: Tensor, position: Tensor, clock: int) -> Source:
@@ -202,6 +216,23 @@ def _source(canvas: Canvas, row: Tensor, position: Tensor, clock: int) -> Source
         device=row.device,
         logits=lambda chosen: canvas.logits(row[chosen], position[chosen]),
         uniforms=lambda chosen: uniforms(keys[chosen], clock, TOKEN, offset[chosen]),
+        past=canvas.past(row, position),
+    )
+
+
+def _standing(canvas: Canvas, revocable: Tensor, clock: int) -> Standing:
+    """What the pass of this step says of the committed positions that may be masked again."""
+    row, position = revocable.nonzero(as_tuple=True)
+    source = replace(
+        _source(canvas, row, position, clock),
+        logits=lambda chosen: canvas.logits_of_tokens(row[chosen], position[chosen]),
+    )
+    return Standing(
+        row=row,
+        position=position,
+        log_p=log_p_of(source, canvas.tokens[row, position]),
+        recent=(canvas.response & (canvas.steps == clock - 1) & (clock > 0)).sum(-1),
+        uniform=uniforms(canvas.keys[row], clock, REVOKE, canvas.offset[row, position]),
     )
 
 

@@ -168,6 +168,39 @@ class FactorOptions(DecoderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KlassOptions(DecoderOptions):
+    """Every sure position whose distribution has come to rest, at least the schedule's number (KLASS).
+
+    Attributes:
+        threshold: the probability above which a position may commit (0.9 in the authors' function; 0.6 in their script
+            for LLaDA on GSM8K).
+        kl_threshold: how many nats the distribution may have moved by, at most, from one pass to the next.
+        history: over how many passes in a row.
+    """
+
+    threshold: Share = 0.9
+    kl_threshold: Positive = 0.01
+    history: Count = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreditOptions(DecoderOptions):
+    """`threshold` over logits that favour the tokens which earlier passes preferred (CreditDecoding).
+
+    Attributes:
+        threshold: the probability, credit included, from which a position commits.
+        strength: the factor of log(1 + credit) that is added to the logits; 0 is `threshold`.
+        power: a pass gives its likeliest token its probability to this power; below 1 the unsure passes count for more.
+        decay: what is left of a credit after a pass.
+    """
+
+    threshold: Share = 0.9
+    strength: NonNegative = 0.7
+    power: NonNegative = 0.2
+    decay: Share = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
 class FirstHittingOptions(DecoderOptions):
     """One position a step, chosen at random, sampled from the whole vocabulary (Zheng et al.; bd3lms).
 
@@ -225,6 +258,45 @@ class SlidingAnnealingOptions(TopKOptions):
         raise UserError(f"{where}: sliding_annealing goes from left to right and cannot fill gaps; conv can")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WinoOptions(DecoderOptions):
+    """Commits above a low bar, and takes back what a mask in its place finds improbable (WINO).
+
+    A pass runs over the canvas and as many masks again as the block has positions; it counts as one.
+
+    Attributes:
+        threshold: the probability above which a position commits.
+        verify_threshold: the probability below which a token is masked again.
+        max_share: at most this share of the masks commits at a step (5 at least), unless the schedule asks for more.
+        max_per_step: and at most so many.
+    """
+
+    threshold: Share = 0.6
+    verify_threshold: Share = 0.9
+    max_share: Share = 0.7
+    max_per_step: Count = 20
+
+    def check(self, where: str) -> None:
+        DecoderOptions.check(self, where)
+        for name, value, needed in (("suffix", self.suffix, "full"), ("kv_cache", self.kv_cache, "none")):
+            require(value == needed, dotted(where, name), f"{needed} for wino, whose pass has masks of its own", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class P2Options(DecoderOptions):
+    """Every step ranks all positions, masked or not, and masks the lowest again: path planning (P2).
+
+    Attributes:
+        planner: what ranks: self, log p of the candidate or of the token that stands there; or random.
+        eta: a factor of the log p of tokens; above 1 they go back more easily, at 0 never.
+        temperature: candidates are drawn from p^(1/temperature); 0 takes the best.
+    """
+
+    planner: Literal["self", "random"] = "self"
+    eta: NonNegative = 1.0
+    temperature: NonNegative = 1.0
+
+
 RULES: dict[str, type[DecoderOptions]] = {
     "categorical": CategoricalOptions,
     "top_k": TopKOptions,
@@ -234,6 +306,10 @@ RULES: dict[str, type[DecoderOptions]] = {
     "first_hitting": FirstHittingOptions,
     "remdm": RemdmOptions,
     "sliding_annealing": SlidingAnnealingOptions,
+    "klass": KlassOptions,
+    "credit": CreditOptions,
+    "wino": WinoOptions,
+    "p2": P2Options,
 }
 
 

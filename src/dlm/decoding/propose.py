@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from dlm.decoding.history import Past
 from dlm.decoding.options import Confidence
 
 try:
@@ -35,6 +36,7 @@ class Source:
     Attributes:
         logits: indices [m] into them -> logits [m, vocab] in the type of the head; the caller may overwrite them.
         uniforms: indices [m] -> the numbers in (0, 1) that the positions' token draws use, float64 [m].
+        past: what earlier passes left, for a rule that looks back (Rule.lookback); None for any other.
     """
 
     count: int
@@ -42,6 +44,7 @@ class Source:
     device: torch.device
     logits: Callable[[Indices], Float[Tensor, "m vocab"]]
     uniforms: Callable[[Indices], Float64[Tensor, " m"]]
+    past: Past | None = None
 
     def chunks(self, indices: Indices | None = None, bytes_each: int = 4) -> Iterator[Indices]:
         """`indices` (all positions unless given) in pieces whose logits fit CHUNK, at `bytes_each` a logit."""
@@ -60,12 +63,17 @@ class Candidates:
             otherwise.
         draw: True where a token is needed [n] -> (tokens [n], their log-probabilities [n]); other entries mean nothing.
         best: the token that each position would take, the likeliest of several; None where only a draw tells.
+        stable: whether its distribution has come to rest (KLASS); None where no rule asks.
+        vote: the likeliest token of each position by the model alone, and its log-probability, for the history
+            (CreditDecoding); None where no rule asks.
     """
 
     log_mass: Float[Tensor, " n"]
     log_confidence: Float[Tensor, " n"]
     draw: Draw
     best: Int[Tensor, " n"] | None = None
+    stable: Bool[Tensor, " n"] | None = None
+    vote: tuple[Int[Tensor, " n"], Float[Tensor, " n"]] | None = None
 
 
 Propose = Callable[[Source], Candidates]

@@ -39,6 +39,11 @@ def dream(step: int, steps: int) -> Rates:
     return replace(plain, share=float(1 - s / t) if plain.stay else 1.0)
 
 
+def overall(step: int, steps: int) -> Rates:
+    """P2's κ_t (arXiv 2502.03540), log-linear: tokens to masks as 1 - s to s, of all positions, not of the masks."""
+    return Rates(float(step + 1), float(steps - step - 1), steps - step)
+
+
 def remdm_cap(eta: float) -> Schedule:
     """ReMDM-cap (arXiv 2503.00307): σ_t = min(η, σ_max), σ_max = min(1, (1 - α_s) / α_t)."""
     return _strategy(lambda sigma_max: min(eta, sigma_max))

@@ -32,14 +32,15 @@ def backbone(model: PreTrainedModel) -> nn.Module:
 def inputs(
     model: PreTrainedModel,
     tokens: Int[Tensor, "batch length"],
-    attention_mask: Bool[Tensor, "batch seen"] | None = None,
+    attention_mask: Bool[Tensor, "batch seen"] | Bool[Tensor, "batch length seen"] | None = None,
     positions: Int[Tensor, "batch length"] | None = None,
     cache: DynamicCache | None = None,
 ) -> dict[str, Any]:
     """The arguments of `backbone(model)`.
 
     Args:
-        attention_mask: True for what the model sees, of the cached positions and of `tokens`; None for all.
+        attention_mask: True for what the model sees, of the cached positions and of `tokens`; None for all. With three
+            dimensions, of decoder-only classes, what each position (the second) sees.
         positions: places on the canvas; None for 0, 1, 2, ...
         cache: keys and values that are read and added to; decoder-only classes alone have one.
     """
@@ -47,6 +48,8 @@ def inputs(
         "input_ids": tokens,
         "attention_mask": None if attention_mask is None else attention_mask.long(),
     }
+    if attention_mask is not None and attention_mask.dim() == 3:
+        given["attention_mask"] = _pairwise(model, attention_mask)
     first = first_position(model)
     if positions is None and first:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -55,6 +58,13 @@ def inputs(
     if not is_masked_lm(model):
         given |= {"past_key_values": cache, "use_cache": cache is not None}
     return given
+
+
+def _pairwise(model: PreTrainedModel, sees: Bool[Tensor, "batch length seen"]) -> Tensor:
+    """A mask of pairs in the form that the model's attention takes: booleans, or what plain attention adds."""
+    if model.config._attn_implementation != "eager":
+        return sees[:, None]
+    return torch.zeros_like(sees, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)[:, None]
 
 
 def first_position(model: PreTrainedModel) -> int:
