@@ -4,6 +4,7 @@ The tests that read it: test_decoding_rules.py (token for token against slow.py)
 test_synchronisation.py and test_gpu.py (a row alone and in a batch), test_decoding_properties.py (drawn at random).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class Decoder:
             nothing.
         invariant: options with which a row's answer must not depend on its batch.
         draws: values of each option that the random tests take.
+        confidence: what the rule's confidence is where no option says: probability or entropy.
         ranks: slow: (options, position, confidence) -> what a rule that commits the surest positions ranks them by.
         by_hand: (options, the confidences of all of a row's masks from the first position on, steps left, the positions
             that a rule which ranks commits), worked out by hand.
@@ -45,6 +47,7 @@ class Decoder:
     invariant: tuple[Options, ...] = ()
     draws: dict[str, list[Any]] = field(default_factory=dict)
     by_hand: tuple[tuple[Options, list[float], int, list[int]], ...] = ()
+    confidence: str = "probability"
     ranks: Callable[[Options, int, float], float] = as_they_are
     passing: Callable[[Options, list[float]], int] = none_more
 
@@ -58,6 +61,13 @@ def within_factor(options: Options, scores: list[float]) -> int:
     while count < len(scores) and (count + 2) * (1 - scores[count]) < options["factor"]:
         count += 1
     return count
+
+
+def within_entropy(options: Options, scores: list[float]) -> int:
+    """The largest n whose entropies, -log of the scores, add up to at most gamma without their largest."""
+    entropies = [-math.log(score) for score in scores]
+    fits = [n for n in range(1, len(scores) + 1) if sum(entropies[:n]) - max(entropies[:n]) <= options["gamma"]]
+    return min(max(fits, default=0), options.get("max_per_step") or len(scores))
 
 
 DECODERS: dict[str, Decoder] = {
@@ -167,6 +177,26 @@ DECODERS: dict[str, Decoder] = {
         apart=(({"reach": 0}, {"reach": 3}),),
         invariant=({"top_k": 5, "reach": 4},),
         draws={"top_k": [1, 3], "reach": [0, 2, 99]},
+    ),
+    "entropy_bounded": Decoder(
+        compared=(
+            *(({"gamma": gamma}, 10, 10) for gamma in (3.0, 0.5, 9.0)),
+            ({"gamma": 5.0}, 10, 4),
+            ({"gamma": 9.0, "max_per_step": 2}, 10, 10),
+        ),
+        apart=(({"gamma": 0.5}, {"gamma": 9.0}), ({"gamma": 9.0}, {"max_per_step": 1})),
+        invariant=({"gamma": 4.0}, {"gamma": 9.0, "max_per_step": 3}),
+        draws={"gamma": [0.0, 0.7, 2.5], "max_per_step": [None, None, 2]},
+        confidence="entropy",
+        # -ln of .9 .6 .5: .105, .511, .693. Without its largest: of one 0, of two .105, of three .616.
+        by_hand=(
+            ({"gamma": 0.0}, [0.5, 0.6, 0.9], 3, [2]),
+            ({"gamma": 0.2}, [0.5, 0.6, 0.9], 3, [1, 2]),
+            ({"gamma": 0.62}, [0.5, 0.6, 0.9], 3, [0, 1, 2]),
+            ({"gamma": 0.62, "max_per_step": 2}, [0.5, 0.6, 0.9], 3, [1, 2]),
+            ({"gamma": 0.0, "max_per_step": 1}, [0.5, 0.6, 0.9], 2, [1, 2]),  # the schedule's two
+        ),
+        passing=within_entropy,
     ),
     "conv": Decoder(
         compared=(

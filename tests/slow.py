@@ -168,7 +168,7 @@ class Task:
         top = sorted(p, reverse=True)
         entropy = -sum(p_j * math.log(p_j) for p_j in p if p_j > 0)
         by = {"margin": top[0] - top[1], "entropy": math.exp(-entropy)}
-        return by.get(self.option("confidence", "probability"), p[token])
+        return by.get(self.option("confidence", DECODERS[self.rule].confidence), p[token])
 
     @property
     def in_drawn_order(self) -> bool:

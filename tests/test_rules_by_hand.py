@@ -201,6 +201,21 @@ def test_factor_is_strict() -> None:
     assert places(commit.factor(1.5001)(*given, log_linear(0, 2), torch.zeros(2).double())) == [0, 1]
 
 
+def test_entropy_bounded() -> None:
+    """Bound .6. Row 0, -ln of .9 .8 .6 .5: .105 .223 .511 .693. Before each: 0, .105, .329, .839: three.
+
+    Row 1, .4 .3: .916 1.204: 0, .916: one, as the schedule's ceil(2/4). Row 2, .95·1/2 and .7: .357, .744: two.
+    At most two a step: row 0's third waits. At bound 0 the first alone.
+    """
+    p = [0.6, 0.9, 0.5, 0.8, 0.4, 0.3, 0.95, 0.7]
+    given = opened(p, [0, 0, 0, 0, 1, 1, 2, 2], [1, 1, 1, 1, 1, 1, 0.5, 1])
+    none = torch.zeros(8).double()
+    assert places(commit.entropy_bounded(0.6)(*given, log_linear(0, 4), none)) == [0, 1, 3, 4, 6, 7]
+    assert places(commit.entropy_bounded(0.6, 2)(*given, log_linear(0, 4), none)) == [1, 3, 4, 6, 7]
+    assert places(commit.entropy_bounded(0.0)(*given, log_linear(0, 4), none)) == [1, 4, 7]
+    assert places(commit.entropy_bounded(0.0, 1)(*given, log_linear(3, 4), none)) == list(range(8))
+
+
 def test_at_random_follows_the_window() -> None:
     """One of two positions with s = 3 : 1 commits: the first in 3/4 of 4000 rows (4 standard deviations: 0.027)."""
     rows = [row for row in range(4000) for _ in range(2)]

@@ -225,6 +225,19 @@ class SlidingAnnealingOptions(TopKOptions):
         raise UserError(f"{where}: sliding_annealing goes from left to right and cannot fill gaps; conv can")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EntropyBoundedOptions(DecoderOptions):
+    """The positions of least entropy H whose sum of H, without the largest, stays within gamma (EB-Sampler).
+
+    Attributes:
+        gamma: the bound in nats; 0 commits one position a step, the larger it is, the more.
+        max_per_step: at most so many positions commit at a step, unless the schedule asks for more; None for no cap.
+    """
+
+    gamma: NonNegative = 0.1
+    max_per_step: Count | None = None
+
+
 RULES: dict[str, type[DecoderOptions]] = {
     "categorical": CategoricalOptions,
     "top_k": TopKOptions,
@@ -234,6 +247,7 @@ RULES: dict[str, type[DecoderOptions]] = {
     "first_hitting": FirstHittingOptions,
     "remdm": RemdmOptions,
     "sliding_annealing": SlidingAnnealingOptions,
+    "entropy_bounded": EntropyBoundedOptions,
 }
 
 

@@ -126,6 +126,44 @@ def factor(bound: float) -> Commit:
     return rule
 
 
+def entropy_bounded(gamma: float, most: int | None = None) -> Commit:
+    """Commit the largest prefix of a row, by rising entropy, with Σ H_(j) - max H_(j) <= gamma (EB-Sampler).
+
+    arXiv 2505.24857, Eq. 2: the sum without its largest term bounds what the positions tell about each other, which is
+    lost where they commit together. H is -log of the confidence exp(-H); a window takes log s_i from it, so that a
+    position it holds back counts as less certain. `most` positions at most, and at least the schedule's number, as in
+    `threshold`; its first is one that gamma never refuses.
+    """
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        score = candidates.log_confidence + open_.log_weight
+        rank, entropy = _rank(open_, score), (-score.double()).clamp(min=0)
+        passes = _sum_before(open_, rank, entropy) <= gamma
+        return _bounded(open_, rank, passes, most) | (rank < _quota(open_, rates))
+
+    return rule
+
+
+def _bounded(open_: Open, rank: Int[Tensor, " n"], passes: Bool[Tensor, " n"], most: int | None) -> Bool[Tensor, " n"]:
+    """What passes, late ones never, and of each row the first `most` alone."""
+    passes = passes & ~open_.late
+    return passes if most is None else passes & (rank < most)
+
+
+def _sum_before(open_: Open, rank: Int[Tensor, " n"], terms: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """For each position the sum of the terms, at least 0, that rank before its own in its row.
+
+    Added up as whole numbers of 2^-32: nothing is rounded on the way, whatever other rows there are in the batch.
+    """
+    counts = rank.new_zeros(open_.batch).index_add_(0, open_.row, torch.ones_like(rank))
+    starts = counts.cumsum(0) - counts
+    place = starts[open_.row] + rank
+    units = torch.empty_like(rank)
+    units[place] = (terms.clamp(max=2.0**12) * 2.0**32).long()
+    before = units.cumsum(0) - units
+    return (before[place] - before[starts[open_.row]]).double() / 2.0**32
+
+
 def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
     """How many the schedule commits of each position's row: ceil(masks left / steps left), or a share."""
     if rates.share is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from dlm.config.decoders import (
     CategoricalOptions,
     DecoderOptions,
+    EntropyBoundedOptions,
     FactorOptions,
     FirstHittingOptions,
     LowConfidenceOptions,
@@ -84,6 +85,9 @@ BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     RemdmOptions: _remdm,
     SlidingAnnealingOptions: lambda options: Rule(
         propose.top_k(options.top_k), commit.ancestral, plan=partial(plans.sliding, reach=options.reach)
+    ),
+    EntropyBoundedOptions: lambda options: Rule(
+        propose.single("entropy", 0.0), commit.entropy_bounded(options.gamma, options.max_per_step)
     ),
 }
 
