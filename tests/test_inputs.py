@@ -40,7 +40,7 @@ NAMES: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"base", "reference", "fluency"},
     ),
     "reference.checkpoint": ({}, {"reference"}),
-    "evaluate.scorer": ({}, {"reference", "select", "evaluate", "ablation", "settings", "r2ft_sweep"}),
+    "evaluate.scorer": ({}, {"reference", "select", "evaluate", "ablation", "settings", "rivals", "r2ft_sweep"}),
     "evaluate.judge.model": ({"evaluate": {"judge": {"kind": "local"}}}, {"evaluate", "settings"}),
     "evaluate.judge.difficulty": ({}, {"evaluate"}),
 }
@@ -61,6 +61,7 @@ OTHERS = [
     "r2ft.launcher",
     "decode.launcher",
     "infill.decoders",
+    "rivals.checkpoint",
     "sweeps.baseline",
     "sweeps.profiles",
     "sweeps.rejection.decoders",

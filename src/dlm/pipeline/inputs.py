@@ -52,6 +52,7 @@ def read_by(params: Params) -> dict[str, Named]:
         "ablation": {**scorer},
         "fluency": {"base.text": text if base.held_out else None},
         "settings": {**scorer, **judge},
+        "rivals": {**scorer},
         "r2ft_sweep": {**scorer},
     }
 
