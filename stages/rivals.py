@@ -6,7 +6,7 @@ from typing import Any
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.figures import write_figures
 from dlm.analysis.rivals import rival_figures, to_markdown
-from dlm.config.decoders import DecoderOptions
+from dlm.config.decoders import DecoderOptions, PcSamplerOptions, override
 from dlm.config.params import Params, tracked
 from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.area import answer_areas, mean_of_areas
@@ -62,8 +62,18 @@ def main() -> None:
 
 
 def settings(name: str, params: Params, build: Path) -> Curves:
-    """A decoder's settings, without and with the window."""
-    return {windowed: params.rivals.curve(name, windowed, params.decode.gen_length) for windowed in (False, True)}
+    """A decoder's settings, without and with the window. PC-Sampler's background is the training answers."""
+    counts = str(build / "data" / "vocabulary.json")
+    curves: Curves = {}
+    for windowed in (False, True):
+        points = params.rivals.curve(name, windowed, params.decode.gen_length)
+        curves[windowed] = [
+            (override(options, name, background=counts), steps)
+            if isinstance(options, PcSamplerOptions) and options.background is None
+            else (options, steps)
+            for options, steps in points
+        ]
+    return curves
 
 
 def measure_curves(

@@ -26,6 +26,8 @@ LAST: list[Case] = [
     *(("threshold", {"threshold": bar}, 10, 10) for bar in (0.0, 0.2, 0.5)),
     *(("factor", {"factor": bound}, 10, 4) for bound in (2.0, 99.0)),
     *(("entropy_bounded", {"gamma": gamma}, 10, 10) for gamma in (0.5, 9.0)),
+    ("frechet", {"margin": 0.0, "cfg_scale": 1.0}, 10, 10),
+    ("prophet", {"early": 0.4, "middle": 0.4, "late": 0.4}, 10, 10),
     *(("top_k", {"top_k": k}, 10, steps) for k in (1, 5) for steps in (1, 4, 14)),
     ("remdm", CAP, 8, 12),
     ("sliding_annealing", {"top_k": 5, "reach": 99}, 10, 5),
@@ -125,7 +127,7 @@ def test_never_is_never(job: Job) -> None:
 
 
 @quick
-@given(jobs(names=("low_confidence", "threshold", "factor", "entropy_bounded")))
+@given(jobs(names=("low_confidence", "threshold", "factor", "entropy_bounded", "frechet", "prophet")))
 def test_what_ends_waits_for_what_does_not(job: Job) -> None:
     """Where a step commits an EOS, each mask whose best token is another one commits, too."""
     job = job.having(eos="last", eos_fill=False, kernel_size=None, block_length=None, penalty=1.0, cfg_scale=0.0)

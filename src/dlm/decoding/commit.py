@@ -144,6 +144,53 @@ def entropy_bounded(gamma: float, most: int | None = None) -> Commit:
     return rule
 
 
+def frechet(margin: float, most: int | None = None) -> Commit:
+    """Commit the n most confident of a row, n the largest with L_n - U_n > margin (Fast-dLLM++, arXiv 2606.02955).
+
+    L_n = 1 - Σ_{j<=n} (1 - c_(j)) is the Fréchet bound: the n tokens are right together at least so probably, whatever
+    they depend on. U_n = 1 - c_(n) is the most that any other choice can have. c is confidence·s_i. With n equal
+    confidences this is `factor` with the bound 1 - margin; otherwise more commit. `most` and the schedule's number as
+    in `entropy_bounded`.
+    """
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        score = candidates.log_confidence + open_.log_weight
+        rank, doubt = _rank(open_, score), (1 - score.double().exp()).clamp(min=0)
+        passes = _sum_before(open_, rank, doubt) + 2 * doubt < 1 - margin
+        return _bounded(open_, rank, passes, most) | (rank < _quota(open_, rates))
+
+    return rule
+
+
+def left_first(decay: float) -> Commit:
+    """Commit as many as `fixed_count`, ranked by confidence·s_i·exp(-decay·i) (PC-Sampler, arXiv 2508.13021, Alg. 1).
+
+    There i counts from the prompt's end; counted from the canvas's first position the order is the same.
+    """
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        score = candidates.log_confidence.double() + open_.log_weight - decay * open_.position
+        return _rank(open_, score) < _quota(open_, rates)
+
+    return rule
+
+
+def prophet(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
+    """As `fixed_count`; but all of a row whose mean gap between the two best tokens reaches rates.gap (Prophet).
+
+    arXiv 2508.19982: the mean is over the answer's place, which its authors write into the prompt's format; here over
+    the row's open positions. Late ones wait.
+    """
+    assert candidates.gap is not None
+    row = open_.row
+    # Whole numbers of 2^-32, whose sum no other row rounds.
+    units = (candidates.gap.double().clamp(max=2.0**12) * 2.0**32).long()
+    total = torch.zeros_like(open_.quota_base).index_add_(0, row, units).double() / 2.0**32
+    count = torch.zeros_like(open_.quota_base).index_add_(0, row, torch.ones_like(row))
+    ends = total >= rates.gap * count
+    return (ends[row] & ~open_.late) | fixed_count(open_, candidates, rates, uniform)
+
+
 def _bounded(open_: Open, rank: Int[Tensor, " n"], passes: Bool[Tensor, " n"], most: int | None) -> Bool[Tensor, " n"]:
     """What passes, late ones never, and of each row the first `most` alone."""
     passes = passes & ~open_.late

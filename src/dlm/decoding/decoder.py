@@ -7,17 +7,22 @@ from typing import Any
 
 from dlm.config.decoders import (
     CategoricalOptions,
+    CertaintyPriorOptions,
     DecoderOptions,
     EntropyBoundedOptions,
     FactorOptions,
     FirstHittingOptions,
+    FrechetOptions,
     LowConfidenceOptions,
+    PcSamplerOptions,
+    ProphetOptions,
     RemdmOptions,
     SlidingAnnealingOptions,
     ThresholdOptions,
     TopKOptions,
 )
 from dlm.decoding import commit, plans, propose, schedules, windows
+from dlm.decoding.background import read_background
 from dlm.decoding.commit import Commit, Revoke
 from dlm.decoding.plans import Plan
 from dlm.decoding.propose import Propose
@@ -35,6 +40,7 @@ class Rule:
         schedule: how much is committed, and masked again, at each step.
         revoke: how probable it is for each committed token to be masked again, None for never.
         plan: (gen_length, steps) -> phases.
+        window: its own, to which Conv's is added.
     """
 
     propose: Propose
@@ -42,6 +48,7 @@ class Rule:
     schedule: Schedule = schedules.log_linear
     revoke: Revoke | None = None
     plan: Plan = plans.whole
+    window: Window = windows.flat
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,16 @@ BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     EntropyBoundedOptions: lambda options: Rule(
         propose.single("entropy", 0.0), commit.entropy_bounded(options.gamma, options.max_per_step)
     ),
+    FrechetOptions: lambda options: Rule(propose.greedy, commit.frechet(options.margin, options.max_per_step)),
+    PcSamplerOptions: lambda options: Rule(
+        propose.calibrated(read_background(options.background), options.clip), commit.left_first(options.decay)
+    ),
+    CertaintyPriorOptions: lambda options: Rule(
+        propose.greedy, commit.fixed_count, window=windows.certainty(options.sigma)
+    ),
+    ProphetOptions: lambda options: Rule(
+        propose.ahead, commit.prophet, schedules.prophet(options.early, options.middle, options.late)
+    ),
 }
 
 
@@ -98,7 +115,9 @@ def make_decoder(options: DecoderOptions) -> Decoder:
     if options.block_length is not None:
         cut = {"stride": plans.stride, "restrict": plans.restrict}[options.variant]
         rule = replace(rule, plan=partial(cut, block_length=options.block_length))
-    window: Window = windows.flat
+    window = rule.window
     if options.kernel_size is not None:
-        window = windows.conv(options.kernel_size, options.gain, options.conv_mult, options.kernel)
+        window = windows.both(
+            window, windows.conv(options.kernel_size, options.gain, options.conv_mult, options.kernel)
+        )
     return Decoder(rule, window, options)
