@@ -9,7 +9,7 @@ from dlm.analysis.style import SERIES, decoder_marks
 from dlm.analysis.table import COLUMNS, Row
 
 PASSES = "forward passes (log scale)"
-WINDOWS = {False: "without", True: "with Conv's window"}
+WINDOWS = {False: "without a window", True: "with Conv's window"}
 
 
 def rival_figures(rows: Sequence[Row]) -> list[ReportFigure]:
