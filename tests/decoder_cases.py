@@ -4,6 +4,7 @@ The tests that read it: test_decoding_rules.py (token for token against slow.py)
 test_synchronisation.py and test_gpu.py (a row alone and in a batch), test_decoding_properties.py (drawn at random).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,7 @@ class Decoder:
             nothing.
         invariant: options with which a row's answer must not depend on its batch.
         draws: values of each option that the random tests take.
+        confidence: what the rule's confidence is where no option says: probability or entropy.
         ranks: slow: (options, position, confidence) -> what a rule that commits the surest positions ranks them by.
         by_hand: (options, the confidences of all of a row's masks from the first position on, steps left, the positions
             that a rule which ranks commits), worked out by hand.
@@ -46,6 +48,7 @@ class Decoder:
     invariant: tuple[Options, ...] = ()
     draws: dict[str, list[Any]] = field(default_factory=dict)
     by_hand: tuple[tuple[Options, list[float], int, list[int]], ...] = ()
+    confidence: str = "probability"
     ranks: Callable[[Options, int, float], float] = as_they_are
     passing: Callable[[Options, list[float]], int] = none_more
 
@@ -59,6 +62,22 @@ def within_factor(options: Options, scores: list[float]) -> int:
     while count < len(scores) and (count + 2) * (1 - scores[count]) < options["factor"]:
         count += 1
     return count
+
+
+def within_entropy(options: Options, scores: list[float]) -> int:
+    """The largest n whose entropies, -log of the scores, add up to at most gamma without their largest."""
+    entropies = [-math.log(score) for score in scores]
+    fits = [n for n in range(1, len(scores) + 1) if sum(entropies[:n]) - max(entropies[:n]) <= options["gamma"]]
+    return min(max(fits, default=0), options.get("max_per_step") or len(scores))
+
+
+def within_frechet(options: Options, scores: list[float]) -> int:
+    """The largest n whose bound on all n being right exceeds what any other choice can have by the margin."""
+    count = 0
+    for n in range(1, len(scores) + 1):
+        if sum(scores[:n]) - (n - 1) - (1 - scores[n - 1]) > options["margin"]:
+            count = n
+    return min(count, options.get("max_per_step") or len(scores))
 
 
 DECODERS: dict[str, Decoder] = {
@@ -256,6 +275,75 @@ DECODERS: dict[str, Decoder] = {
         ),
         invariant=({}, {"eta": 2.0, "planner": "random"}),
         draws={"eta": [0.0, 1.0, 3.0], "temperature": [0.0, 1.0], "planner": ["self", "random"]},
+    ),
+    "entropy_bounded": Decoder(
+        compared=(
+            *(({"gamma": gamma}, 10, 10) for gamma in (3.0, 0.5, 9.0)),
+            ({"gamma": 5.0}, 10, 4),
+            ({"gamma": 9.0, "max_per_step": 2}, 10, 10),
+        ),
+        apart=(({"gamma": 0.5}, {"gamma": 9.0}), ({"gamma": 9.0}, {"max_per_step": 1})),
+        invariant=({"gamma": 4.0}, {"gamma": 9.0, "max_per_step": 3}),
+        draws={"gamma": [0.0, 0.7, 2.5], "max_per_step": [None, None, 2]},
+        confidence="entropy",
+        # -ln of .9 .6 .5: .105, .511, .693. Without its largest: of one 0, of two .105, of three .616.
+        by_hand=(
+            ({"gamma": 0.0}, [0.5, 0.6, 0.9], 3, [2]),
+            ({"gamma": 0.2}, [0.5, 0.6, 0.9], 3, [1, 2]),
+            ({"gamma": 0.62}, [0.5, 0.6, 0.9], 3, [0, 1, 2]),
+            ({"gamma": 0.62, "max_per_step": 2}, [0.5, 0.6, 0.9], 3, [1, 2]),
+            ({"gamma": 0.0, "max_per_step": 1}, [0.5, 0.6, 0.9], 2, [1, 2]),  # the schedule's two
+        ),
+        passing=within_entropy,
+    ),
+    "frechet": Decoder(
+        # Guidance makes the tiny model sure enough for some to pass.
+        compared=(
+            *(({"margin": margin, "cfg_scale": 1.0}, 10, 10) for margin in (0.0, 0.25)),
+            ({"margin": 0.0, "cfg_scale": 1.0, "max_per_step": 2}, 10, 10),
+            ({"margin": 0.25}, 10, 4),
+        ),
+        apart=(
+            ({"margin": 0.0, "cfg_scale": 1.0}, {"margin": 1.0}),
+            ({"margin": 0.0, "cfg_scale": 1.0}, {"max_per_step": 1}),
+        ),
+        invariant=({"margin": 0.0},),
+        draws={"margin": [0.0, 0.25, 1.0], "max_per_step": [None, None, 2]},
+        # 1 - c of .9 .6 .5: .1, .4, .5. Their sum with the last once more: .2, .9, 1.5.
+        by_hand=(
+            ({"margin": 0.25}, [0.5, 0.6, 0.9], 3, [2]),
+            ({"margin": 0.0}, [0.5, 0.6, 0.9], 3, [1, 2]),
+            ({"margin": 0.0, "max_per_step": 1}, [0.5, 0.6, 0.9], 3, [2]),
+            ({"margin": 1.0}, [0.5, 0.6, 0.9], 3, [2]),
+        ),
+        passing=within_frechet,
+    ),
+    "pc_sampler": Decoder(
+        compared=(({"decay": 0.3}, 10, 4), ({"decay": 0.0}, 10, 4), ({"decay": 0.05}, 6, 14)),
+        apart=(({"decay": 0.0}, {"decay": 0.3}),),
+        invariant=({"decay": 0.3},),
+        draws={"decay": [0.0, 0.25, 5.0]},
+        # Decay ln 2 halves each position: .5, .6/2 = .3, .9/4 = .225. Two steps left for three masks: two commit.
+        by_hand=(({"decay": math.log(2)}, [0.5, 0.6, 0.9], 2, [0, 1]), ({"decay": 0.0}, [0.5, 0.6, 0.9], 2, [1, 2])),
+        ranks=lambda options, i, confidence: confidence * math.exp(-options["decay"] * i),
+    ),
+    "certainty_prior": Decoder(
+        compared=(
+            *(({"sigma": sigma}, 10, 4) for sigma in (1.5, 0.4, 10.0)),
+            ({"sigma": 3.0, "cfg_scale": 1.0}, 6, 14),
+        ),
+        apart=(({"sigma": 10.0}, {"sigma": 0.7}), ({"sigma": 10.0}, {"kernel_size": 3})),
+        invariant=({"sigma": 2.0},),
+        draws={"sigma": [0.3, 1.0, 10.0]},
+    ),
+    "prophet": Decoder(
+        compared=(
+            *(({"early": bar, "middle": bar, "late": bar}, 10, 10) for bar in (0.4, 0.2, 0.8)),
+            ({"early": 7.5, "middle": 0.3, "late": 0.1}, 10, 7),
+        ),
+        apart=(({"early": 9.0, "middle": 9.0, "late": 9.0}, {"middle": 0.0}),),
+        invariant=({"early": 0.6, "middle": 0.4, "late": 0.2},),
+        draws={"early": [0.0, 1.0, 7.5], "middle": [0.5, 5.0], "late": [0.0, 0.7]},
     ),
     "conv": Decoder(
         compared=(

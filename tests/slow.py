@@ -1,10 +1,12 @@
 """A slow, obvious decoder: the published formulas in loops over one row (see enumeration.py for every possible run)."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,7 +135,7 @@ class Task:
         """s_i; 1 for all where it would be 0 for all, as nothing stands on the canvas."""
         kernel, mult = self.option("kernel_size"), self.option("conv_mult", 1.0)
         if kernel is None:
-            return 1.0
+            return self.certainty(canvas, i)
         reach = (kernel - 1) // 2
         u = 0.0
         for j in range(i - reach, i + reach + 1):
@@ -145,7 +147,16 @@ class Task:
             "sigmoid": 1 / (1 + math.exp(-mult * u)),
             "step": 1.0 if u > 0 else 0.0,
         }[self.option("gain", "tanh")]
-        return s or float(set(canvas) == {self.mask_id})
+        return (s or float(set(canvas) == {self.mask_id})) * self.certainty(canvas, i)
+
+    def certainty(self, canvas: list[int], i: int) -> float:
+        """d2Cache's prior: the Gaussian mass around i that lies left of the canvas or on a token."""
+        if self.rule != "certainty_prior":
+            return 1.0
+        far = 30 * math.ceil(self.options["sigma"])
+        mass = {j: math.exp(-((i - j) ** 2) / (2 * self.options["sigma"] ** 2)) for j in range(i - far, i + far + 1)}
+        known = [j for j in mass if j < 0 or (j < len(canvas) and canvas[j] != self.mask_id)]
+        return sum(mass[j] for j in known) / sum(mass.values())
 
     def rates(self, step: int, total: int) -> tuple[float, float, float]:
         """Weights of a mask to move and to stay from t to s, and σ. The last step moves all that is left."""
@@ -193,10 +204,14 @@ class Task:
         if self.option("tempered") and temperature:
             weights = [weight for _, weight in tempered(p, temperature)]
             p = [weight / sum(weights) for weight in weights]
+        if path := self.option("background"):
+            counts = json.loads(Path(path).read_text())["token_counts"]
+            frequency = (counts[token] + 1) / (sum(counts) + len(counts))
+            return min(self.option("clip"), -p[token] * math.log(frequency))
         top = sorted(p, reverse=True)
         entropy = -sum(p_j * math.log(p_j) for p_j in p if p_j > 0)
         by = {"margin": top[0] - top[1], "entropy": math.exp(-entropy)}
-        return by.get(self.option("confidence", "probability"), p[token])
+        return by.get(self.option("confidence", DECODERS[self.rule].confidence), p[token])
 
     @property
     def in_drawn_order(self) -> bool:
@@ -238,6 +253,8 @@ class Task:
         order = sorted(score, key=lambda i: (i in late, -score[i], i))
         able = len(order) - len(late)
         passing = DECODERS[self.rule].passing(self.options, [score[i] for i in order[:able]])
+        if self.rule == "prophet" and self.ahead(now, list(score)):
+            passing = able
         return order[: max(self.quota(now), passing)]
 
     def rests(self, now: Now, i: int) -> bool:
@@ -258,6 +275,13 @@ class Task:
             credit[vote.token] += vote.p ** self.options["power"] * self.options["decay"] ** (last - vote.number)
         weights = [p * (1 + c) ** self.options["strength"] for p, c in zip(now.p[i], credit, strict=True)]
         return [weight / sum(weights) for weight in weights]
+
+    def ahead(self, now: Now, able: list[int]) -> bool:
+        """Prophet: whether the mean log-ratio of the two best tokens has reached the stage's bar."""
+        tops = [sorted(now.p[i], reverse=True)[:2] for i in able]
+        done = (now.step + 1) / now.total
+        bar = self.options["early" if done < 0.33 else "middle" if done < 0.67 else "late"]
+        return bool(tops) and sum(math.log(first / second) for first, second in tops) / len(tops) >= bar
 
     def lost(self, now: Now, committed: list[int], sure: dict[int, float]) -> dict[int, float]:
         """ReMDM: how probable it is for each committed position to be masked again; `sure`: p when it was committed."""

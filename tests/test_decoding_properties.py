@@ -272,7 +272,7 @@ def test_fixed_counts(job: Job) -> None:
 
 
 @quick
-@given(jobs(names=("threshold", "factor", "klass", "credit")))
+@given(jobs(names=("threshold", "factor", "klass", "credit", "entropy_bounded", "frechet", "prophet")))
 def test_a_threshold_commits_no_fewer_than_the_schedule(job: Job) -> None:
     """As many passes as low_confidence at most, and never a mask left."""
     job = job.having(eos_fill=False, kernel_size=None, block_length=None)
@@ -325,7 +325,10 @@ def test_the_cache_saves_passes() -> None:
     assert job.run().nfe.item() <= 4 < job.run(cache=False).nfe.item() <= 14
 
 
-ONE_AT_A_TIME = ("low_confidence", "threshold", "factor", "first_hitting", "klass", "credit")
+ONE_AT_A_TIME = (
+    *("low_confidence", "threshold", "factor", "first_hitting", "klass", "credit"),
+    *("entropy_bounded", "frechet", "pc_sampler", "certainty_prior", "prophet"),
+)
 
 
 @quick

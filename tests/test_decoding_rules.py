@@ -1,5 +1,6 @@
 """Every rule and every option against the slow decoder, token for token, and against every run enumerated."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from slow import PROMPTS, Task, assert_token_for_token, case_id, fast_decode, ne
 from test_decoding import CASES as PLAIN
 from tiny import TableDenoiser, tiny_lm
 
-from dlm.decoding.options import DECODERS
+from dlm.decoding.decoder import make_decoder
+from dlm.decoding.options import DECODERS, decoder_options
+from dlm.errors import UserError
+from dlm.files import write_json
 
 CASES = [*COMPARED, *OVER_RULES]
 
@@ -52,6 +56,27 @@ def test_a_threshold_between_the_confidences_is_not_vacuous() -> None:
     assert passes("threshold", threshold=1.0) == passes("factor", factor=1e-6) == [10, 10, 10]
     assert any(1 < nfe < 10 for nfe in passes("factor", factor=1.5))
     assert passes("factor", factor=99.0) == [1, 1, 1]
+
+
+def test_the_background_of_pc_sampler(tmp_path: Path) -> None:
+    """Token for token, and it changes the answer; a file without counts is refused in a line."""
+    denoiser = tiny_lm(2, eos_scale=2.0).denoiser
+    path = tmp_path / "counts.json"
+    write_json(path, {"token_counts": [7 * i % 50 for i in range(denoiser.vocab_size)]})
+    options = {"decay": 0.05, "clip": 0.5, "background": str(path)}
+    for clip in (0.5, 10.0):
+        assert_token_for_token(
+            denoiser, PROMPTS, Task("pc_sampler", {**options, "clip": clip}, 10, 5, 0, denoiser.mask_id)
+        )
+    with_it, without = (
+        fast_decode(denoiser, PROMPTS, Task("pc_sampler", {**options, **change}, 10, 10, 0, denoiser.mask_id))
+        for change in ({}, {"background": None})
+    )
+    assert (with_it.commit_step != without.commit_step).any()
+    for found in ({}, {"token_counts": []}, {"token_counts": ["a"]}, [3]):
+        write_json(path, found)
+        with pytest.raises(UserError, match=r"counts.json: no token_counts; background must be a JSON file"):
+            make_decoder(decoder_options("pc_sampler", options, "pc_sampler"))
 
 
 def test_remdm_revises() -> None:

@@ -85,6 +85,7 @@ NOT_RUN = {
     "dvc repro evaluate@r2ft-nearest": "minutes; its name is checked against the changed dvc.yaml",
     "dvc repro sweeps/dvc.yaml:settings@sft": MINUTES,
     "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:fluency": MINUTES,
+    "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:rivals": MINUTES,
     "dvc repro sweeps/dvc.yaml:r2ft_sweep@short": MINUTES,
     "dvc exp run -S decoding.conv.kernel_size=65": "runs in first-run.md, up to SFT",
     "dvc exp run -S decoding.conv.rule=top_k -S decoding.conv.kernel_size=17": MINUTES,

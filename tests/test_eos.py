@@ -25,6 +25,9 @@ LAST: list[Case] = [
     ("low_confidence", {"temperature": 0.7, "confidence": "random"}, 6, 14),
     *(("threshold", {"threshold": bar}, 10, 10) for bar in (0.0, 0.2, 0.5)),
     *(("factor", {"factor": bound}, 10, 4) for bound in (2.0, 99.0)),
+    *(("entropy_bounded", {"gamma": gamma}, 10, 10) for gamma in (0.5, 9.0)),
+    ("frechet", {"margin": 0.0, "cfg_scale": 1.0}, 10, 10),
+    ("prophet", {"early": 0.4, "middle": 0.4, "late": 0.4}, 10, 10),
     *(("top_k", {"top_k": k}, 10, steps) for k in (1, 5) for steps in (1, 4, 14)),
     ("remdm", CAP, 8, 12),
     ("klass", {"threshold": 0.1, "kl_threshold": 9.0, "history": 1}, 10, 4),
@@ -130,7 +133,7 @@ def test_never_is_never(job: Job) -> None:
 
 
 @quick
-@given(jobs(names=("low_confidence", "threshold", "factor")))
+@given(jobs(names=("low_confidence", "threshold", "factor", "entropy_bounded", "frechet", "prophet")))
 def test_what_ends_waits_for_what_does_not(job: Job) -> None:
     """Where a step commits an EOS, each mask whose best token is another one commits, too."""
     job = job.having(eos="last", eos_fill=False, kernel_size=None, block_length=None, penalty=1.0, cfg_scale=0.0)
@@ -225,6 +228,9 @@ def test_late_positions_fill_the_number_and_no_more() -> None:
         (commit.factor(1.0), [3]),
         (commit.factor(2.0), [3]),
         (commit.factor(99.0), [1, 3]),
+        (commit.entropy_bounded(0.6), [3]),  # -ln .5 = .693 stands before the second
+        (commit.entropy_bounded(0.7), [1, 3]),
+        (commit.entropy_bounded(99.0), [1, 3]),
     ):
         assert places(rule(*given_, log_linear(0, 4), half)) == found
     # By chance, among the two that may: the larger number goes first; then the larger of the late ones.

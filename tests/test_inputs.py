@@ -61,6 +61,7 @@ OTHERS = [
     "r2ft.launcher",
     "decode.launcher",
     "infill.decoders",
+    "rivals.checkpoint",
     "sweeps.baseline",
     "sweeps.profiles",
     "sweeps.rejection.decoders",

@@ -12,7 +12,6 @@ from test_adapted_base import prepared
 from tiny import SENTENCES, TableDenoiser, tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from dlm.decoding.options import decoder_options
 from dlm.data.padding import add_padding, tail
 from dlm.data.tokenizer import decode as decode_text
 from dlm.data.tokenizer import encode, load_tokenizer, train_tokenizer
@@ -20,6 +19,7 @@ from dlm.decoding.decoder import make_decoder
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.loop import Decoded, decode, fill
 from dlm.decoding.noise import row_keys
+from dlm.decoding.options import decoder_options
 from dlm.diffusion.forward import mask_suffix
 from dlm.errors import UserError
 from dlm.files import read_json, read_jsonl

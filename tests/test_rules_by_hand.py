@@ -1,6 +1,7 @@
 """Schedules, commit rules, proposals, windows and plans: numbers worked out by hand."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from decoder_cases import BY_HAND
-from hypothesis import given
+from hypothesis import assume, given
 from torch import Tensor
 
 from dlm.decoding import commit, plans, propose, schedules, windows
@@ -201,6 +202,73 @@ def test_factor_is_strict() -> None:
     assert places(commit.factor(1.5001)(*given, log_linear(0, 2), torch.zeros(2).double())) == [0, 1]
 
 
+def test_entropy_bounded() -> None:
+    """Bound .6. Row 0, -ln of .9 .8 .6 .5: .105 .223 .511 .693. Before each: 0, .105, .329, .839: three.
+
+    Row 1, .4 .3: .916 1.204: 0, .916: one, as the schedule's ceil(2/4). Row 2, .95·1/2 and .7: .357, .744: two.
+    At most two a step: row 0's third waits. At bound 0 the first alone.
+    """
+    p = [0.6, 0.9, 0.5, 0.8, 0.4, 0.3, 0.95, 0.7]
+    given = opened(p, [0, 0, 0, 0, 1, 1, 2, 2], [1, 1, 1, 1, 1, 1, 0.5, 1])
+    none = torch.zeros(8).double()
+    assert places(commit.entropy_bounded(0.6)(*given, log_linear(0, 4), none)) == [0, 1, 3, 4, 6, 7]
+    assert places(commit.entropy_bounded(0.6, 2)(*given, log_linear(0, 4), none)) == [1, 3, 4, 6, 7]
+    assert places(commit.entropy_bounded(0.0)(*given, log_linear(0, 4), none)) == [1, 4, 7]
+    assert places(commit.entropy_bounded(0.0, 1)(*given, log_linear(3, 4), none)) == list(range(8))
+
+
+def test_frechet() -> None:
+    """Margin .2: below .8. Row 0, 1 - c of .95 .9 .8 .5: .05 .1 .2 .5; with the last once more .1 .25 .55 1.35: three.
+
+    `factor` with the same bound asks 2·.05 = .1, 3·.1 = .3, 4·.2 = .8: two. Row 1: 2·.4 = .8 is not below .8, so the
+    schedule's one. Row 2, .95·.9 and .9: .145, .1, in that order .2 and .245 + .145 = .39: two.
+    """
+    p = [0.8, 0.95, 0.5, 0.9, 0.6, 0.3, 0.95, 0.9]
+    given = opened(p, [0, 0, 0, 0, 1, 1, 2, 2], [1, 1, 1, 1, 1, 1, 0.9, 1])
+    none = torch.zeros(8).double()
+    assert places(commit.frechet(0.2)(*given, log_linear(0, 4), none)) == [0, 1, 3, 4, 6, 7]
+    assert places(commit.factor(0.7999)(*given, log_linear(0, 4), none)) == [1, 3, 4, 6, 7]
+    assert places(commit.frechet(0.2, 2)(*given, log_linear(0, 4), none)) == [1, 3, 4, 6, 7]
+
+
+@given(st.floats(0.05, 1.0), st.integers(1, 12), st.floats(0.0, 0.9))
+def test_frechet_of_equal_confidences_is_factor(confidence: float, count: int, margin: float) -> None:
+    """Its authors' special case: n(1 - c) + (1 - c) < 1 - margin. Where the two sides are not all but equal."""
+    sides = [(n + 1) * (1 - confidence) - (1 - margin) for n in range(1, count + 1)]
+    assume(all(abs(side) > 1e-4 for side in sides))
+    given_, none = opened([confidence] * count, [0] * count), torch.zeros(count).double()
+    found = [
+        places(rule(*given_, log_linear(0, 99), none)) for rule in (commit.frechet(margin), commit.factor(1 - margin))
+    ]
+    assert found[0] == found[1]
+
+
+def test_prophet() -> None:
+    """Bar 2. Row 0: gaps 1 3, mean 2: all. Row 1: 1 2 2.5, mean 5.5/3: the surest, ceil(3/4). Row 2: 9, late: none."""
+    open_, candidates = opened([0.5, 0.6, 0.2, 0.9, 0.3, 0.4, 0.8], [0, 0, 1, 1, 1, 2, 2], late=[0, 0, 0, 0, 0, 1, 0])
+    given = open_, replace(candidates, gap=torch.tensor([1.0, 3.0, 1.0, 2.0, 2.5, 9.0, 9.0]))
+    rates = schedules.prophet(7.5, 5.0, 2.0)(3, 4)
+    rates = replace(rates, steps_left=4)
+    assert places(commit.prophet(*given, rates, torch.zeros(7).double())) == [0, 1, 3, 6]
+
+
+def test_the_stages_of_prophet() -> None:
+    """Of 100 steps, the 32nd is the last early one, the 66th the last in the middle; the rest as without."""
+    bars = [schedules.prophet(3.0, 2.0, 1.0)(step, 100).gap for step in range(100)]
+    assert (bars.count(3.0), bars.count(2.0), bars.count(1.0)) == (32, 34, 34) and sorted(bars, reverse=True) == bars
+    assert [replace(schedules.prophet(3.0, 2.0, 1.0)(step, 7), gap=math.inf) for step in range(7)] == [
+        log_linear(step, 7) for step in range(7)
+    ]
+
+
+def test_left_first() -> None:
+    """Decay ln 2 and windows 1 1 1/2: .5, .6/2 = .3, .9/4·1/2: two of three with two steps left."""
+    given, none = opened([0.5, 0.6, 0.9], [0] * 3, [1, 1, 0.5]), torch.zeros(3).double()
+    assert places(commit.left_first(math.log(2))(*given, log_linear(0, 2), none)) == [0, 1]
+    assert places(commit.left_first(0.0)(*given, log_linear(0, 2), none)) == [0, 1]  # .5 .6 .45
+    assert places(commit.left_first(0.0)(*given, log_linear(0, 3), none)) == [1]
+
+
 def test_at_random_follows_the_window() -> None:
     """One of two positions with s = 3 : 1 commits: the first in 3/4 of 4000 rows (4 standard deviations: 0.027)."""
     rows = [row for row in range(4000) for _ in range(2)]
@@ -273,6 +341,27 @@ def test_a_temperature_draws_and_ranks_by_the_plain_probability() -> None:
         assert log_p.exp().tolist() == pytest.approx([0.25 if token else 0.5 for token in tokens])
 
 
+def test_calibrated() -> None:
+    """p = 1/2 of token 0 and 3/4 of token 1, which are 1/8 and 1/2 of a corpus; clip 1: .5·ln 8 = 1.04, cut to 1;
+    .75·ln 2 = .52. With clip 10: .104 and .052. A token beyond the counts is as rare as the rarest: 1/8."""
+    background = torch.tensor([1 / 8, 1 / 2, 3 / 8, 1 / 8]).log()  # the last: of ids beyond
+    logits = torch.tensor([[0.5, 0.2, 0.2, 0.0, 0.1], [0.0, 0.75, 0.25, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1, 0.6]]).log()
+    for clip, expected in ((1.0, [1.0, 0.75 * math.log(2), 1.0]), (10.0, [0.05 * math.log(8), 0.075 * math.log(2)])):
+        candidates = propose.calibrated(background, clip)(source(logits, [0.5] * 3))
+        assert candidates.log_confidence.exp().tolist()[: len(expected)] == pytest.approx(expected)
+        tokens, log_p = candidates.draw(torch.ones(3, dtype=torch.bool))
+        assert tokens.tolist() == [0, 1, 4] and log_p.exp().tolist() == pytest.approx([0.5, 0.75, 0.6])
+    bare = propose.calibrated(None, 10.0)(source(logits, [0.5] * 3))
+    assert bare.log_confidence.exp().tolist() == pytest.approx([0.5, 0.75, 0.6])
+
+
+def test_how_far_the_best_is_ahead() -> None:
+    """Logits 3 1 0 and 2 2 2: gaps 2 and 0."""
+    candidates = propose.ahead(source(torch.tensor([[3.0, 1.0, 0.0], [2.0, 2.0, 2.0]]), [0.5, 0.5]))
+    assert candidates.gap is not None
+    assert candidates.gap.tolist() == pytest.approx([2.0, 0.0], abs=1e-6)
+
+
 # --- Windows and plans ------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +380,25 @@ def test_the_exponential_kernel() -> None:
     # Kernel 1 has no reach: itself alone.
     assert windows.conv(1, "step", 1.0, "exponential")(committed)[0].exp().tolist() == [1, 0, 0, 1, 0, 0]
     assert windows.conv(5, "tanh", 0.7, "exponential")(torch.zeros(1, 6).bool())[0].exp().tolist() == [1] * 6
+
+
+def test_the_certainty_prior() -> None:
+    """σ = 1, a = e^-1/2, b = e^-2, c = e^-9/2, d = e^-8 (e^-25/2 and less left out): all of it 1 + 2(a + b + c + d).
+
+    Left of the canvas all is known: a + b + c + d at position 0, b + c + d at 1, c + d at 2, d at 3. A token at 2 adds
+    b, a, 1, a. The same row with padding on its right.
+    """
+    a, b, c, d = (math.exp(-(k**2) / 2) for k in (1, 2, 3, 4))
+    known = [a + b + c + d + b, b + c + d + a, c + d + 1, d + a]
+    expected = [value / (1 + 2 * (a + b + c + d)) for value in known]
+    alone = windows.certainty(1.0)(torch.tensor([[0, 0, 1, 0]]).bool())
+    padded = windows.certainty(1.0)(torch.tensor([[0, 0, 1, 0, *[0] * 30], [1] * 34]).bool())
+    assert alone[0].exp().tolist() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(padded[0, :4], alone[0])
+    # In a long text of tokens everything is known, but right of its end.
+    assert padded[1, 0].exp().item() == pytest.approx(1) and padded[1, 33].exp().item() < 0.75
+    both = windows.both(windows.certainty(1.0), windows.conv(3, "tanh", 1.0))(torch.tensor([[0, 0, 1, 0]]).bool())
+    assert both[0].exp().tolist() == pytest.approx([0, *(value * math.tanh(1) for value in expected[1:])], rel=1e-4)
 
 
 def test_sliding() -> None:

@@ -50,6 +50,7 @@ TINY: dict[str, Any] = {
     },
     "select": {"prompts": 2},
     "ablation": {"prompts": 2, "steps": 8},
+    "rivals": {"prompts": 2, "passes": [2, 8]},
     "sweeps": {
         "prompts": 2,
         "steps": [4],

@@ -38,6 +38,7 @@ TINY = {
     "select": {"prompts": 2},
     "ablation": {"prompts": 2, "steps": 8},
     "infill": {"prompts": 2, "seeds": [0], "steps": [2]},
+    "rivals": {"prompts": 2, "passes": [2, 8]},
     "sweeps": {
         "prompts": 2,
         "steps": [4, 8],

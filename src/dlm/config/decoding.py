@@ -1,4 +1,4 @@
-"""What is decoded: the blocks `decode`, `decoding`, `select`, `ablation`, `infill`."""
+"""What is decoded: the blocks `decode`, `decoding`, `select`, `ablation`, `infill`, `rivals`."""
 
 import itertools
 import math
@@ -119,3 +119,61 @@ def _decoder_block(name: str, raw: Any, where: str) -> DecoderBlock:
     require(bool(candidates), where, "without empty lists", raw)
     options = tuple(decoder_options(name, {**raw, **chosen}, where) for chosen in candidates)
     return DecoderBlock(name, where, raw, candidates, options)
+
+
+@dataclass(frozen=True)
+class RivalsParams:
+    """Decoders that need no training, over forward passes, without and with Conv's window (`make sweeps`).
+
+    Attributes:
+        checkpoint: a folder of build/models.
+        passes: from how many forward passes to how many the area under a curve goes.
+        options: what all of them have.
+        window: options of Conv's window, which each decoder gets as well.
+        decoders: name -> its options, as in `decoding`. A list is what its curve goes through; `steps` may be one, and
+            is gen_length unless given.
+    """
+
+    checkpoint: str
+    prompts: Count
+    seeds: tuple[int, ...]
+    passes: tuple[int, ...]
+    options: dict[str, Any]
+    window: dict[str, Any]
+    decoders: dict[str, Any]
+
+    def check(self, where: str) -> None:
+        check_seeds(self.seeds, dotted(where, "seeds"))
+        rising = len(self.passes) == 2 and 1 <= self.passes[0] < self.passes[1]
+        require(rising, dotted(where, "passes"), "two numbers from 1, the second above the first", self.passes)
+        require("kernel_size" in self.window, dotted(where, "window"), "with kernel_size", self.window)
+        require(bool(self.decoders), dotted(where, "decoders"), "a decoder or more", self.decoders)
+        for name, block in self.decoders.items():
+            inside = dotted(dotted(where, "decoders"), name)
+            require(block is None or isinstance(block, dict), inside, "a block of options", block)
+            plain = not {*self.options, *(block or {})} & self.window.keys()
+            plain &= all(options.kernel_size is None for options, _ in self.curve(name, False, 1, where))
+            require(plain, inside, "without a window, which the stage adds", block)
+            self.curve(name, True, 1, where)
+
+    def curve(
+        self, name: str, windowed: bool, gen_length: int, where: str = "params.yaml: rivals"
+    ) -> list[tuple[DecoderOptions, int]]:
+        """(options, steps) of every point of a decoder's curve, in the order of its lists.
+
+        Raises:
+            UserError: a decoder or an option that is none.
+        """
+        inside = dotted(dotted(where, "decoders"), name)
+        block = {**self.options, **(self.decoders[name] or {}), **(self.window if windowed else {})}
+        steps = block.pop("steps", gen_length)
+        points = [
+            (options, count)
+            for options in _decoder_block(name, block, inside).options
+            for count in (steps if isinstance(steps, list) else [steps])
+        ]
+        for _, count in points:
+            whole = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+            require(whole, dotted(inside, "steps"), "a whole number from 1, or a list of them", steps)
+        require(bool(points), dotted(inside, "steps"), "no empty list", steps)
+        return points

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dlm.config.data import DataParams, TemplateParams, TokenizerParams
-from dlm.config.decoding import AblationParams, DecodeParams, DecoderBlock, InfillParams, SelectParams, decoder_blocks
+from dlm.config.decoding import (
+    AblationParams,
+    DecodeParams,
+    DecoderBlock,
+    InfillParams,
+    RivalsParams,
+    SelectParams,
+    decoder_blocks,
+)
 from dlm.config.evaluation import EvaluateParams
 from dlm.config.report import ReportParams, SweepsParams
 from dlm.config.schema import LARGEST_SEED, Natural, build, dotted, require
@@ -38,6 +46,7 @@ class Params:
     select: SelectParams
     ablation: AblationParams
     infill: InfillParams
+    rivals: RivalsParams
     sweeps: SweepsParams
     evaluate: EvaluateParams
     report: ReportParams
@@ -56,6 +65,9 @@ class Params:
             for name in names:
                 told = f"among decoding's {list(self.decoding)}"
                 require(name in self.decoding, f"{where}{block}.decoders", told, name)
+        for name in self.rivals.decoders:
+            for options, steps in self.rivals.curve(name, False, self.decode.gen_length, f"{where}rivals"):
+                options.check_lengths(self.decode.gen_length, steps, f"{where}rivals.decoders.{name}")
         same = self.reference.init != "pretrain" or self.base.rows == "text"
         require(same, f"{where}reference.init", "another than pretrain where base.rows is records", self.reference.init)
         for name in self.sweeps.rejection.negatives:

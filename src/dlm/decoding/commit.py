@@ -131,6 +131,91 @@ def and_the_surest(open_: Open, score: Tensor, passing: Bool[Tensor, " n"], rate
     return passing | (_rank(open_, score.masked_fill(passing, math.inf)) < _quota(open_, rates))
 
 
+def entropy_bounded(gamma: float, most: int | None = None) -> Commit:
+    """Commit the largest prefix of a row, by rising entropy, with Σ H_(j) - max H_(j) <= gamma (EB-Sampler).
+
+    arXiv 2505.24857, Eq. 2: the sum without its largest term bounds what the positions tell about each other, which is
+    lost where they commit together. H is -log of the confidence exp(-H); a window takes log s_i from it, so that a
+    position it holds back counts as less certain. `most` positions at most, and at least the schedule's number, as in
+    `threshold`; its first is one that gamma never refuses.
+    """
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        score = candidates.log_confidence + open_.log_weight
+        rank, entropy = _rank(open_, score), (-score.double()).clamp(min=0)
+        passes = _sum_before(open_, rank, entropy) <= gamma
+        return _bounded(open_, rank, passes, most) | (rank < _quota(open_, rates))
+
+    return rule
+
+
+def frechet(margin: float, most: int | None = None) -> Commit:
+    """Commit the n most confident of a row, n the largest with L_n - U_n > margin (Fast-dLLM++, arXiv 2606.02955).
+
+    L_n = 1 - Σ_{j<=n} (1 - c_(j)) is the Fréchet bound: the n tokens are right together at least so probably, whatever
+    they depend on. U_n = 1 - c_(n) is the most that any other choice can have. c is confidence·s_i. With n equal
+    confidences this is `factor` with the bound 1 - margin; otherwise more commit. `most` and the schedule's number as
+    in `entropy_bounded`.
+    """
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        score = candidates.log_confidence + open_.log_weight
+        rank, doubt = _rank(open_, score), (1 - score.double().exp()).clamp(min=0)
+        passes = _sum_before(open_, rank, doubt) + 2 * doubt < 1 - margin
+        return _bounded(open_, rank, passes, most) | (rank < _quota(open_, rates))
+
+    return rule
+
+
+def left_first(decay: float) -> Commit:
+    """Commit as many as `fixed_count`, ranked by confidence·s_i·exp(-decay·i) (PC-Sampler, arXiv 2508.13021, Alg. 1).
+
+    There i counts from the prompt's end; counted from the canvas's first position the order is the same.
+    """
+
+    def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
+        score = candidates.log_confidence.double() + open_.log_weight - decay * open_.position
+        return _rank(open_, score) < _quota(open_, rates)
+
+    return rule
+
+
+def prophet(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
+    """As `fixed_count`; but all of a row whose mean gap between the two best tokens reaches rates.gap (Prophet).
+
+    arXiv 2508.19982: the mean is over the answer's place, which its authors write into the prompt's format; here over
+    the row's open positions. Late ones wait.
+    """
+    assert candidates.gap is not None
+    row = open_.row
+    # Whole numbers of 2^-32, whose sum no other row rounds.
+    units = (candidates.gap.double().clamp(max=2.0**12) * 2.0**32).long()
+    total = torch.zeros_like(open_.quota_base).index_add_(0, row, units).double() / 2.0**32
+    count = torch.zeros_like(open_.quota_base).index_add_(0, row, torch.ones_like(row))
+    ends = total >= rates.gap * count
+    return (ends[row] & ~open_.late) | fixed_count(open_, candidates, rates, uniform)
+
+
+def _bounded(open_: Open, rank: Int[Tensor, " n"], passes: Bool[Tensor, " n"], most: int | None) -> Bool[Tensor, " n"]:
+    """What passes, late ones never, and of each row the first `most` alone."""
+    passes = passes & ~open_.late
+    return passes if most is None else passes & (rank < most)
+
+
+def _sum_before(open_: Open, rank: Int[Tensor, " n"], terms: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """For each position the sum of the terms, at least 0, that rank before its own in its row.
+
+    Added up as whole numbers of 2^-32: nothing is rounded on the way, whatever other rows there are in the batch.
+    """
+    counts = rank.new_zeros(open_.batch).index_add_(0, open_.row, torch.ones_like(rank))
+    starts = counts.cumsum(0) - counts
+    place = starts[open_.row] + rank
+    units = torch.empty_like(rank)
+    units[place] = (terms.clamp(max=2.0**12) * 2.0**32).long()
+    before = units.cumsum(0) - units
+    return (before[place] - before[starts[open_.row]]).double() / 2.0**32
+
+
 def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
     """How many the schedule commits of each position's row: ceil(masks left / steps left), or a share."""
     if rates.share is not None:

@@ -6,17 +6,23 @@ from functools import partial
 from typing import Any
 
 from dlm.decoding import commit, credit, klass, plans, propose, revise, schedules, windows
+from dlm.decoding.background import read_background
 from dlm.decoding.commit import Commit, Revoke
 from dlm.decoding.history import Lookback
 from dlm.decoding.options import (
     CategoricalOptions,
+    CertaintyPriorOptions,
     CreditOptions,
     DecoderOptions,
+    EntropyBoundedOptions,
     FactorOptions,
     FirstHittingOptions,
+    FrechetOptions,
     KlassOptions,
     LowConfidenceOptions,
     P2Options,
+    PcSamplerOptions,
+    ProphetOptions,
     RemdmOptions,
     SlidingAnnealingOptions,
     ThresholdOptions,
@@ -43,6 +49,7 @@ class Rule:
         revise: decides in place of `commit` and `revoke`, from this pass, what commits and what is masked again.
         shadow: whether `revise` judges each token by a mask in its place (Denoiser.hidden_with_shadow), not by itself.
         lookback: what of earlier passes it reads (history.py), None for nothing.
+        window: its own, to which Conv's is added.
     """
 
     propose: Propose
@@ -53,6 +60,7 @@ class Rule:
     revise: Revise | None = None
     shadow: bool = False
     lookback: Lookback | None = None
+    window: Window = windows.flat
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,19 @@ BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     CreditOptions: _credit,
     WinoOptions: _wino,
     P2Options: _p2,
+    EntropyBoundedOptions: lambda options: Rule(
+        propose.single("entropy", 0.0), commit.entropy_bounded(options.gamma, options.max_per_step)
+    ),
+    FrechetOptions: lambda options: Rule(propose.greedy, commit.frechet(options.margin, options.max_per_step)),
+    PcSamplerOptions: lambda options: Rule(
+        propose.calibrated(read_background(options.background), options.clip), commit.left_first(options.decay)
+    ),
+    CertaintyPriorOptions: lambda options: Rule(
+        propose.greedy, commit.fixed_count, window=windows.certainty(options.sigma)
+    ),
+    ProphetOptions: lambda options: Rule(
+        propose.ahead, commit.prophet, schedules.prophet(options.early, options.middle, options.late)
+    ),
 }
 
 
@@ -132,7 +153,9 @@ def make_decoder(options: DecoderOptions) -> Decoder:
     if options.block_length is not None:
         cut = {"stride": plans.stride, "restrict": plans.restrict}[options.variant]
         rule = replace(rule, plan=partial(cut, block_length=options.block_length))
-    window: Window = windows.flat
+    window = rule.window
     if options.kernel_size is not None:
-        window = windows.conv(options.kernel_size, options.gain, options.conv_mult, options.kernel)
+        window = windows.both(
+            window, windows.conv(options.kernel_size, options.gain, options.conv_mult, options.kernel)
+        )
     return Decoder(rule, window, options)

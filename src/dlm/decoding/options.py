@@ -297,6 +297,74 @@ class P2Options(DecoderOptions):
     temperature: NonNegative = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class EntropyBoundedOptions(DecoderOptions):
+    """The positions of least entropy H whose sum of H, without the largest, stays within gamma (EB-Sampler).
+
+    Attributes:
+        gamma: the bound in nats; 0 commits one position a step, the larger it is, the more.
+        max_per_step: at most so many positions commit at a step, unless the schedule asks for more; None for no cap.
+    """
+
+    gamma: NonNegative = 0.1
+    max_per_step: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetOptions(DecoderOptions):
+    """The n most confident positions that are surely right together, by all n confidences (Fast-dLLM++; see `factor`).
+
+    Attributes:
+        margin: by how much the bound on their joint probability must exceed that of any rival; smaller commits more.
+        max_per_step: at most so many positions commit at a step, unless the schedule asks for more; None for no cap.
+    """
+
+    margin: Share = 0.25
+    max_per_step: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PcSamplerOptions(DecoderOptions):
+    """A fixed number of positions a step: the surest of them that say something, the leftmost first (PC-Sampler).
+
+    Attributes:
+        decay: a position's score counts exp(-decay) times as much as that of the position before it; 0 is off.
+        clip: the largest score before the position counts, in nats.
+        background: a JSON file with `token_counts`, how often each id occurs in a corpus (the pipeline's is
+            build/data/training/vocabulary.json): frequent tokens score less. None for confidence alone.
+    """
+
+    decay: NonNegative = 0.25
+    clip: Positive = 10.0
+    background: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertaintyPriorOptions(DecoderOptions):
+    """A fixed number of positions a step, by confidence times the share of known tokens around (d2Cache).
+
+    Attributes:
+        sigma: standard deviation of the Gaussian that counts the tokens around, in positions; a small one goes from
+            left to right, a large one anywhere.
+    """
+
+    sigma: Positive = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProphetOptions(DecoderOptions):
+    """As `low_confidence`, but all that is left commits once the best tokens are far ahead of the second (Prophet).
+
+    Attributes:
+        early, middle, late: the mean distance of the two best logits over a row's open positions from which it ends, in
+            nats: in the first third of the steps, in the second, in the last.
+    """
+
+    early: NonNegative = 7.5
+    middle: NonNegative = 5.0
+    late: NonNegative = 2.5
+
+
 RULES: dict[str, type[DecoderOptions]] = {
     "categorical": CategoricalOptions,
     "top_k": TopKOptions,
@@ -310,6 +378,11 @@ RULES: dict[str, type[DecoderOptions]] = {
     "credit": CreditOptions,
     "wino": WinoOptions,
     "p2": P2Options,
+    "entropy_bounded": EntropyBoundedOptions,
+    "frechet": FrechetOptions,
+    "pc_sampler": PcSamplerOptions,
+    "certainty_prior": CertaintyPriorOptions,
+    "prophet": ProphetOptions,
 }
 
 

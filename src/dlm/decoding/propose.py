@@ -9,7 +9,7 @@ all of the memory with a vocabulary of 50,000.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -66,6 +66,7 @@ class Candidates:
         stable: whether its distribution has come to rest (KLASS); None where no rule asks.
         vote: the likeliest token of each position by the model alone, and its log-probability, for the history
             (CreditDecoding); None where no rule asks.
+        gap: by how many nats the best token is ahead of the second, for rules that ask.
     """
 
     log_mass: Float[Tensor, " n"]
@@ -74,6 +75,7 @@ class Candidates:
     best: Int[Tensor, " n"] | None = None
     stable: Bool[Tensor, " n"] | None = None
     vote: tuple[Int[Tensor, " n"], Float[Tensor, " n"]] | None = None
+    gap: Float[Tensor, " n"] | None = None
 
 
 Propose = Callable[[Source], Candidates]
@@ -203,6 +205,36 @@ def _log_total(logits: Float[Tensor, "m vocab"], best: Float[Tensor, "m 1"]) -> 
 
 
 greedy = single("probability", 0.0)
+
+
+def ahead(source: Source) -> Candidates:
+    """The best token, ranked by its probability, and how far it is ahead: the distance of the two best logits."""
+    best, ids = _most_probable(source, 2)
+    tokens, log_p = ids[:, 0], best[:, 0]
+    return Candidates(log_p, log_p, lambda _: (tokens, log_p), tokens, log_p - best[:, 1])
+
+
+def calibrated(background: Float[Tensor, " vocab"] | None, clip: float) -> Propose:
+    """The best token v, ranked by min(clip, -p(v)·log f(v)) / clip, f its frequency in a corpus (PC-Sampler).
+
+    arXiv 2508.13021, Alg. 1 (its code has the minus that the printed line lacks). Frequent words, sure as they are, say
+    little, and rank lower than in `greedy`, which this is without a background.
+
+    Args:
+        background: of read_background.
+    """
+    tables: dict[torch.device, Tensor] = {}  # copied to each device once
+
+    def propose(source: Source) -> Candidates:
+        plain = greedy(source)
+        if background is None or plain.best is None:
+            return plain
+        table = tables.setdefault(source.device, background.to(source.device))
+        told = -table[plain.best.clamp(max=len(table) - 1)]
+        score = (plain.log_confidence.exp() * told / clip).clamp(max=1).log()
+        return replace(plain, log_confidence=score)
+
+    return propose
 
 
 def _sampled(source: Source, piece: Tensor, temperature: float, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:

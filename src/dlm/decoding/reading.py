@@ -66,9 +66,7 @@ def check_lengths(ids: Sequence[Sequence[int]], what: str, limit: int | None, ge
             raise UserError(f"{length_text}, which exceeds the model's {limit} positions; shorten it")
 
 
-def check_known(
-    ids: Sequence[Sequence[int]], what: str, denoiser: Denoiser, *, unfit: Set[int] = frozenset()
-) -> None:
+def check_known(ids: Sequence[Sequence[int]], what: str, denoiser: Denoiser, *, unfit: Set[int] = frozenset()) -> None:
     """Raises UserError for ids that the model does not know, and for those that are `unfit`, a mask's for one."""
     for number, row in enumerate(ids):
         if any(not 0 <= i < denoiser.vocab_size for i in row):

@@ -1,5 +1,6 @@
 """How much is committed, and how much is masked again, at each step: rates of the reverse process."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ class Rates:
         move, stay: a mask becomes a token or stays, in this proportion (Eq. 4: t - s to s).
         revoke: probability that a committed token is masked again (ReMDM's σ_t).
         steps_left: this step included.
+        gap: the mean of `Candidates.gap` from which a row's open positions commit at once (`commit.prophet`).
         share: of a row's masks that a rule which ranks commits, rounded down; None for ceil(masks / steps left).
     """
 
@@ -22,6 +24,7 @@ class Rates:
     steps_left: int
     revoke: float = 0.0
     share: float | None = None
+    gap: float = math.inf
 
 
 Schedule = Callable[[int, int], Rates]
@@ -42,6 +45,19 @@ def dream(step: int, steps: int) -> Rates:
 def overall(step: int, steps: int) -> Rates:
     """P2's κ_t (arXiv 2502.03540), log-linear: tokens to masks as 1 - s to s, of all positions, not of the masks."""
     return Rates(float(step + 1), float(steps - step - 1), steps - step)
+
+
+def prophet(early: float, middle: float, late: float) -> Schedule:
+    """Prophet's stages (arXiv 2508.19982): the later, the nearer the second token may be.
+
+    Of all steps, this one counted, the share done is below 0.33 (`early`), below 0.67 (`middle`), or not (`late`).
+    """
+
+    def schedule(step: int, steps: int) -> Rates:
+        done = (step + 1) / steps
+        return replace(log_linear(step, steps), gap=early if done < 0.33 else middle if done < 0.67 else late)
+
+    return schedule
 
 
 def remdm_cap(eta: float) -> Schedule:

@@ -1,5 +1,6 @@
 """Windows: how strongly each position is preferred, as a log-weight added to its score; -inf for not yet."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,32 @@ Window = Callable[[Bool[Tensor, "batch length"]], Float[Tensor, "batch length"]]
 def flat(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
     """No window: every position weighs the same."""
     return torch.zeros(committed.shape, device=committed.device)
+
+
+def both(one: Window, other: Window) -> Window:
+    """The product of the weights of two windows."""
+    return lambda committed: one(committed) + other(committed)
+
+
+def certainty(sigma: float) -> Window:
+    """d2Cache's certainty prior (arXiv 2509.23094, Eq. 3): the share of known tokens around, by a Gaussian.
+
+    s_i = Σ_j φ(i - j)·[j known] / Σ_j φ(i - j), φ(d) = exp(-d² / 2σ²), over all whole j: what stands left of the canvas
+    counts as known, what stands right of it does not. Never 0. Up to 8σ; beyond, φ is below 1e-13.
+    """
+    reach = math.ceil(8 * sigma)
+    distance = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    kernel = torch.exp(-(distance**2) / (2 * sigma**2))
+    beyond = kernel[: reach + 1].cumsum(0)[:reach].flip(0)  # Σ_{d > i} φ(d), i = 0, 1, ..., reach - 1
+
+    def window(committed: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
+        weights, left = kernel.to(committed.device), beyond.to(committed.device)
+        known = F.conv1d(committed.double()[:, None], weights.view(1, 1, -1), padding=reach)[:, 0]
+        length = committed.shape[1]
+        known = known + F.pad(left[:length], (0, max(length - reach, 0)))
+        return (known / weights.sum()).log().float()
+
+    return window
 
 
 def conv(kernel_size: int, gain: Gain, conv_mult: float, kernel: Kernel = "box") -> Window:

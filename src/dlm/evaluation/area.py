@@ -41,14 +41,42 @@ def quality_area(budgets: Mapping[int, Sequence[dict[str, Any]]], samples: int) 
         budgets: steps, rising -> rows of score_answers, of the same prompts and seeds.
         samples: of the bootstrap.
     """
-    nfe = [float(np.mean([row["nfe"] for row in rows])) for rows in budgets.values()]
-    weights = area_weights(list(budgets), nfe)
+    weights = area_weights(list(budgets), [_passes(rows) for rows in budgets.values()])
     if weights is None:
         return {"area": None, "area_ci": None}
+    mean, interval = mean_of_areas(_of_answers(weights, list(budgets.values())), samples)
+    return {"area": mean, "area_ci": interval}
+
+
+def answer_areas(points: Sequence[Sequence[dict[str, Any]]], passes: Sequence[int]) -> dict[tuple[int, int], float]:
+    """(prompt id, seed) -> what it adds to the area of a curve from passes[0] to passes[1] forward passes.
+
+    The curve goes through settings of any kind, such as thresholds, by their mean passes; of settings that take
+    equally many the first counts.
+
+    Args:
+        points: for each setting the rows of score_answers, of the same prompts and seeds.
+    """
+    curve = {_passes(rows): rows for rows in reversed(points)}
+    nfe = sorted(curve)
+    weights = area_weights(passes, nfe)
+    assert weights is not None  # no two are alike, and they rise
+    return _of_answers(weights, [curve[place] for place in nfe])
+
+
+def mean_of_areas(areas: Mapping[tuple[int, int], float], samples: int) -> tuple[float | None, list[float] | None]:
+    """The mean and its interval, bootstrap over prompts. Also of differences between the areas of two curves."""
+    return mean_with_ci(list(areas.values()), [prompt for prompt, _ in areas], samples)
+
+
+def _passes(rows: Sequence[dict[str, Any]]) -> float:
+    return float(np.mean([row["nfe"] for row in rows]))
+
+
+def _of_answers(weights: Sequence[float], points: Sequence[Sequence[dict[str, Any]]]) -> dict[tuple[int, int], float]:
     parts: dict[tuple[int, int], float] = {}
-    for weight, rows in zip(weights, budgets.values(), strict=True):
+    for weight, rows in zip(weights, points, strict=True):
         for row in rows:
             place = row["id"], row["seed"]
             parts[place] = parts.get(place, 0.0) + weight * row["quality"]
-    mean, interval = mean_with_ci(list(parts.values()), [prompt for prompt, _ in parts], samples)
-    return {"area": mean, "area_ci": interval}
+    return parts

@@ -14,6 +14,32 @@ from dlm.evaluation.preferences import Baseline, add_preferences
 from dlm.pipeline.progress import Advance
 
 
+def answer(
+    lm: DiffusionLM,
+    corpus: Corpus,
+    options: DecoderOptions,
+    params: Params,
+    *,
+    prompts: int,
+    seeds: Sequence[int],
+    steps: int,
+    advance: Advance | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The answers and their rows of score_answers, one for each seed and prompt. Several processes share the prompts;
+    each gets the result. Arguments as those of `measure`."""
+    answers, _ = decode_prompts(
+        lm,
+        list(corpus.examples.values())[:prompts],
+        options,
+        seeds=seeds,
+        steps=steps,
+        gen_length=params.decode.gen_length,
+        batch_size=params.decode.batch_size,
+        advance=advance,
+    )
+    return answers, score_answers(answers, corpus, params.decode.batch_size)
+
+
 def measure(
     lm: DiffusionLM,
     corpus: Corpus,
@@ -34,17 +60,7 @@ def measure(
         rival: a judge and the answers that it compares with, for win rates.
         advance: as in decode_prompts.
     """
-    answers, _ = decode_prompts(
-        lm,
-        list(corpus.examples.values())[:prompts],
-        options,
-        seeds=seeds,
-        steps=steps,
-        gen_length=params.decode.gen_length,
-        batch_size=params.decode.batch_size,
-        advance=advance,
-    )
-    rows = score_answers(answers, corpus, params.decode.batch_size)
+    answers, rows = answer(lm, corpus, options, params, prompts=prompts, seeds=seeds, steps=steps, advance=advance)
     if rival is not None:
         judge, baseline = rival
         add_preferences(rows, answers, corpus.examples, baseline, judge)
