@@ -131,8 +131,8 @@ def _load(manager: TaskManager, name: str, files: Mapping[str, Path]) -> list[Ta
     except Exception as error:  # the hub, the network and the tasks' own code raise classes of their own
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name}: the task could not be loaded ({type(error).__name__}: {reason}); --data gives it a file in place "
-            "of its dataset on the hub"
+            f"{name}: the task could not be loaded ({type(error).__name__}: {reason}); --data gives the splits "
+            "that it reads files in place of the hub's"
         ) from None
     inside = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
     below = {child for children in loaded["group_map"].values() for child in children}
