@@ -649,6 +649,9 @@ ELSEWHERE = {
     "records.csv": "an example",
     "mlflow.db": "made by a run",
     "selection.md": "made by a run",
+    "results.json": "made by dlm lm-eval",
+    "samples-TASK.jsonl": "made by dlm lm-eval",
+    "answers.jsonl": "made by dlm lm-eval",
     "params.yaml": "itself",
 }
 FILES = subprocess.run(
