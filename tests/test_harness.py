@@ -27,7 +27,7 @@ def test_a_context_loses_its_beginning_where_it_is_too_long() -> None:
     lm = tiny_lm()
     contexts = Contexts(lm, 12)
     text = "The harbour of Velmora opens at dawn, and the salt boats leave"
-    context, continuation = contexts.pair(text, " before the fog.")
+    [(context, continuation)] = contexts.pairs([(text, " before the fog.")])
     assert continuation == read(lm, " before the fog.") and len(context) == 12 - len(continuation)
     assert context == read(lm, text)[-len(context) :]
     lost = len(read(lm, text)) - len(context)
@@ -42,9 +42,12 @@ def test_a_context_loses_its_beginning_where_it_is_too_long() -> None:
 def test_white_space_before_a_continuation_belongs_to_it() -> None:
     lm = tiny_lm()
     contexts = Contexts(lm, 64)
-    assert contexts.pair("The fog comes ", "from") == contexts.pair("The fog comes", " from")
-    assert contexts.pair("The fog comes ", "from") == (read(lm, "The fog comes"), read(lm, " from"))
-    assert contexts.pair("", "The fog") == ([], read(lm, "The fog"))
+    given = [("The fog comes ", "from"), ("The fog comes", " from"), ("", "The fog"), ("The fog comes", " in")]
+    fog = read(lm, "The fog comes")
+    expected = [(fog, read(lm, " from")), (fog, read(lm, " from")), ([], read(lm, "The fog")), (fog, read(lm, " in"))]
+    assert contexts.pairs(given) == expected
+    with pytest.raises(UserError, match="a continuation of 'The fog' is empty; leave that task out"):
+        contexts.pairs([("The fog", "")])
 
 
 def test_a_conversation_keeps_the_ids_of_its_template() -> None:
@@ -57,9 +60,7 @@ def test_a_conversation_keeps_the_ids_of_its_template() -> None:
     assert contexts.ids(text + "Well") == lm.chat_prompt(turns) + read(lm, "Well")
     longer = [*turns, {"role": "assistant", "content": "It"}, TURNS[3]]
     assert contexts.ids(contexts.render(longer)) == lm.chat_prompt(longer)
-    context, _ = Contexts(lm, None).pair("a \n", "b"), contexts
-    assert context == (read(lm, "a"), read(lm, " \nb"))
-    context, continuation = contexts.pair(text, "The fog.")  # its end is white space, and stays
+    [(context, continuation)] = contexts.pairs([(text, "The fog.")])  # its end is white space, and stays
     assert text.endswith("\n\n") and continuation == read(lm, "The fog.")
     assert lm.chat_prompt(turns)[-len(context) :] == context
 

@@ -414,15 +414,16 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     running = subprocess.Popen(command(*words, folder=broken), env=environment, stdout=subprocess.DEVNULL)
-    while running.poll() is None and not (broken / "answers.jsonl").exists():
+    journal = broken / "answers.jsonl"
+    while running.poll() is None and not (journal.exists() and journal.read_bytes().endswith(b"\n")):
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    before = (broken / "answers.jsonl").read_bytes()
+    before = journal.read_bytes()
     assert not (broken / "results.json").exists() and 0 < before.count(b"\n") < 120
     for folder in (broken, whole):
         subprocess.run(command(*words, folder=folder), env=environment, check=True, stdout=subprocess.DEVNULL)
-    assert (broken / "answers.jsonl").read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     for name in ("local_likely", "local_written"):
         file = f"samples-{name}.jsonl"
         assert read_jsonl(broken / file) == read_jsonl(whole / file) and len(read_jsonl(whole / file)) == 60

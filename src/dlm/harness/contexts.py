@@ -65,14 +65,27 @@ class Contexts:
             return self.lm._ids(context, "a context")
         return self.conversations[begun] + encode(self.lm.tokenizer, [context[len(begun) :]], after=True)[0]
 
-    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The ids of a context and its continuation. White space at the end of a context belongs to the continuation,
-        as with the harness's own models; a conversation keeps it."""
-        if context not in self.conversations:
-            bare = context.rstrip()
-            context, continuation = bare, context[len(bare) :] + continuation
-        ids = encode_answers(self.lm.tokenizer, [context], [continuation])[0]
-        return self.fitted(self.ids(context), len(ids), "a continuation"), ids
+    def pairs(self, given: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """The ids of contexts and their continuations. White space at the end of a context belongs to the continuation,
+        as with the harness's own models; a conversation keeps it.
+
+        Raises:
+            UserError: an empty continuation, or one that does not fit.
+        """
+        contexts, continuations = zip(*(self._moved(*pair) for pair in given), strict=True)
+        answers = encode_answers(self.lm.tokenizer, list(contexts), list(continuations))
+        ids = {context: self.ids(context) for context in dict.fromkeys(contexts)}
+        for context, answer in zip(contexts, answers, strict=True):
+            if not answer:
+                raise UserError(f"a continuation of {context[-60:]!r} is empty; leave that task out")
+        fitted = (self.fitted(ids[c], len(a), "a continuation") for c, a in zip(contexts, answers, strict=True))
+        return list(zip(fitted, answers, strict=True))
+
+    def _moved(self, context: str, continuation: str) -> tuple[str, str]:
+        if context in self.conversations:
+            return context, continuation
+        bare = context.rstrip()
+        return bare, context[len(bare) :] + continuation
 
     def fitted(self, ids: list[int], room: int, what: str) -> list[int]:
         """A context before `room` more tokens: where both are too long, it loses its beginning.

@@ -103,7 +103,7 @@ class HarnessLM(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, and whether greedy decoding of its length writes it (`is_greedy`)."""
-        pairs = [self._contexts.pair(*request.args) for request in requests]
+        pairs = self._contexts.pairs([request.args for request in requests])
         asked: list[Prompted] = [(tuple(context), tuple(ids)) for context, ids in pairs]
 
         def run(batch: list[Prompted]) -> list[tuple[float, bool]]:
