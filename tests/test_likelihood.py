@@ -14,7 +14,7 @@ from tiny import tiny_lm
 from dlm.cli.main import main
 from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
-from dlm.likelihood import perplexity, score
+from dlm.likelihood import is_greedy, perplexity, rolling, score
 from dlm.likelihood.estimate import _windows
 
 PROMPT, ANSWER = "The harbour of Velmora", " opens at dawn"
@@ -113,6 +113,58 @@ def test_perplexity_of_running_text(lm: DiffusionLM) -> None:
     assert found.nats == pytest.approx(-float(parts.log_likelihood.sum()) / 13, abs=1e-5)
     assert found.standard_error == pytest.approx(float(parts.standard_error.square().sum().sqrt()) / 13, abs=1e-5)
     assert found.perplexity == math.exp(found.nats)
+
+
+def test_each_text_of_several(lm: DiffusionLM) -> None:
+    """In windows; the sum is the perplexity's. From left to right a window counts by the chain rule."""
+    _, tokens = ids(lm, 10)
+    texts, settings = [tokens, tokens[:3]], {"length": 8, "samples": 16}
+    found, whole = rolling(lm, texts, **settings), perplexity(lm, texts, **settings)
+    assert found.tokens.tolist() == [10, 3]
+    assert float(found.log_likelihood.sum()) == pytest.approx(-whole.nats * 13, abs=1e-9)
+    assert float(found.standard_error.square().sum().sqrt()) == pytest.approx(whole.standard_error * 13, abs=1e-9)
+    assert float(found.log_likelihood[1]) == pytest.approx(
+        float(score(lm, [[]], [tokens[:3]]).log_likelihood), abs=1e-5
+    )
+    chain = rolling(lm, [tokens], length=8, order="left_to_right")
+    parts = in_order(lm, [], tokens[:8], tuple(range(8))) + in_order(lm, tokens[2:8], tokens[8:], (0, 1))
+    assert chain.log_likelihood.tolist() == pytest.approx([parts], abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_what_greedy_decoding_writes(lm: DiffusionLM, count: int) -> None:
+    """It is what `low_confidence` in as many steps as tokens writes; one other token, wherever it is, is not."""
+    prompts = [ids(lm, 1)[0], [9, 8], []]
+    lengths = [count, count + 2, 1]
+    written = [
+        lm.generate([prompt], "low_confidence", steps=length, gen_length=length, trace=True)
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    # Not `tokens`, which are cut at their first end.
+    answers = []
+    for out, length in zip(written, lengths, strict=True):
+        assert out.trace is not None
+        row = dict(zip(out.trace.offset.tolist(), out.trace.token.tolist(), strict=True))
+        answers.append([row[place] for place in range(length)])
+    assert is_greedy(lm, prompts, answers, batch_size=2).tolist() == [True] * 3
+    for place in range(count):
+        changed = [token if n != place else token % 200 + 5 for n, token in enumerate(answers[0])]
+        found = is_greedy(lm, prompts, [changed, *answers[1:]])
+        assert found.tolist() == [changed == answers[0], True, True]
+    assert changed != answers[0]
+
+
+def test_greedy_from_left_to_right(lm: DiffusionLM) -> None:
+    """Against a loop; elsewhere than in the order of confidence."""
+    prompt, canvas = ids(lm, 1)[0], [*ids(lm, 1)[0], *[lm.denoiser.mask_id] * 6]
+    for place in range(len(prompt), len(canvas)):
+        with torch.inference_mode():
+            logits = lm.denoiser.logits(lm.denoiser.hidden(torch.tensor([canvas]), None)[0, [place]])[0]
+        canvas[place] = int(logits.argmax())
+    answer = canvas[len(prompt) :]
+    assert is_greedy(lm, [prompt], [answer], order="left_to_right").tolist() == [True]
+    assert is_greedy(lm, [prompt], [[*answer[:5], answer[5] % 200 + 5]], order="left_to_right").tolist() == [False]
+    assert is_greedy(lm, [prompt], [answer]).tolist() == [False]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import dlm
 from dlm.pipeline.start import fail
-from dlm.cli import decoders, request
+from dlm.cli import decoders, harness, request
 from dlm.files import check_checkpoint
 
 Command = Callable[[argparse.Namespace], None]
@@ -76,6 +76,11 @@ def _score(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
+def _lm_eval(arguments: argparse.Namespace) -> None:
+    checked = harness.check(arguments)
+    harness.run(arguments, checked)
+
+
 def _convert(arguments: argparse.Namespace) -> None:
     check_checkpoint(arguments.source)
     from dlm.cli import convert
@@ -115,6 +120,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "generate": command("generate", _decode, "answer prompts with a checkpoint"),
         "infill": command("infill", _decode, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
         "score": command("score", _score, "log-likelihood of answers to prompts, or perplexity of running text"),
+        "lm-eval": command("lm-eval", _lm_eval, "run tasks of lm-evaluation-harness (the extra lm-eval)"),
         "convert": command("convert", _convert, "write a published checkpoint in the layout that transformers loads"),
         "backfill": command("backfill", _backfill, "log to MLflow what DVC restored instead of running (dvc.lock)"),
         "verify": command("verify", _verify, "find spoilt files in DVC's cache, and remove them"),
@@ -123,6 +129,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     _add_generate(made["generate"])
     _add_infill(made["infill"])
     _add_score(made["score"])
+    _add_lm_eval(made["lm-eval"])
     _add_convert(made["convert"])
     return whole, made
 
@@ -172,6 +179,14 @@ def _add_score(parser: Parser) -> None:
     parser.add_argument(
         "--length", type=int, metavar="N", help="with --text: tokens of a window (default: the model's)"
     )
+    _add_estimate(parser)
+    parser.add_argument("--end", action="store_true", help="count an end of text behind each answer, too")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    _add_running(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _add_estimate(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--order",
         choices=["any", "left_to_right"],
@@ -179,10 +194,18 @@ def _add_score(parser: Parser) -> None:
         help="any: the bound over all orders, by Monte Carlo (default); left_to_right: the chain rule",
     )
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="passes an answer (default: 64)")
-    parser.add_argument("--end", action="store_true", help="count an end of text behind each answer, too")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+
+
+def _add_lm_eval(parser: Parser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint's folder, or a name on the Hugging Face hub")
+    parser.set_defaults(infill=False)
+    harness.add_tasks(parser)
+    _add_estimate(parser.add_argument_group("likelihood"))
+    decoding = _add_decoding(parser, "without: as `generate`", steps="as many as tokens")
+    decoding.add_argument(
+        "--gen-length", type=int, default=256, metavar="N", help="tokens where a task does not say (default: 256)"
+    )
     _add_running(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _add_infill(parser: Parser) -> None:
@@ -250,7 +273,7 @@ def _add_running(parser: Parser) -> None:
     )
 
 
-def _add_shared(parser: Parser, default: str, steps: str) -> None:
+def _add_decoding(parser: Parser, default: str, steps: str) -> argparse._ActionsContainer:
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--decoder", metavar="NAME", help=f"one of `dlm decoders`, with its own defaults ({default})")
     decoding.add_argument("--block", metavar="NAME", help="a block `decoding.NAME` of params.yaml instead")
@@ -260,6 +283,11 @@ def _add_shared(parser: Parser, default: str, steps: str) -> None:
     )
     decoding.add_argument("--steps", type=int, metavar="N", help=f"denoising steps (default: {steps})")
     decoding.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    return decoding
+
+
+def _add_shared(parser: Parser, default: str, steps: str) -> None:
+    _add_decoding(parser, default, steps)
     _add_running(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object a line")

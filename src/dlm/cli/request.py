@@ -1,4 +1,4 @@
-"""What was asked of `generate` and `infill`, checked before torch and the checkpoint are loaded."""
+"""What was asked of `generate`, `infill` and `lm-eval`, checked before torch and the checkpoint are loaded."""
 
 import argparse
 import os
@@ -36,15 +36,7 @@ class Request:
 
 def check(arguments: argparse.Namespace) -> Request:
     """Check the arguments of a `generate` or an `infill`. Raises UserError."""
-    for name in ("gen_length", "steps", "batch_size"):
-        value = getattr(arguments, name)
-        require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
-    given = {name for name, value in vars(arguments).items() if value not in (None, False, [])}
-    for one, other in EXCLUSIVE:
-        if {one, other} <= given:
-            raise UserError(f"--{one} and --{other} exclude each other; give one of them")
-    for flag, needed in (("system", "chat"), ("params", "block"), ("beside", "record")):
-        require(flag not in given or needed in given, f"--{flag}", f"given with --{needed}", getattr(arguments, flag))
+    given = _given(arguments)
     decoders = _decoders(arguments)
     for decoder in decoders:
         if arguments.infill:
@@ -65,6 +57,27 @@ def check(arguments: argparse.Namespace) -> Request:
     return Request(decoders, prompts)
 
 
+def check_decoder(arguments: argparse.Namespace) -> Choice:
+    """Check the arguments about decoding of an `lm-eval`, whose lengths its tasks say. Raises UserError."""
+    _given(arguments)
+    return _first(arguments, _changes(arguments))
+
+
+def _given(arguments: argparse.Namespace) -> set[str]:
+    """The names of the flags that were given, which go together. Raises UserError."""
+    for name in ("gen_length", "steps", "batch_size"):
+        value = getattr(arguments, name)
+        require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
+    values = vars(arguments)
+    given = {name for name, value in values.items() if value not in (None, False, [])}
+    for one, other in EXCLUSIVE:
+        if {one, other} <= given:
+            raise UserError(f"--{one} and --{other} exclude each other; give one of them")
+    for flag, needed in (("system", "chat"), ("params", "block"), ("beside", "record")):
+        require(flag not in given or needed in given, f"--{flag}", f"given with --{needed}", values.get(flag))
+    return given
+
+
 def _writable(path: Path, flag: str) -> Path:
     """Where a file can be put in place as a whole. What stands there is replaced only if it is a plain file."""
     path = path.resolve()
@@ -75,9 +88,14 @@ def _writable(path: Path, flag: str) -> Path:
     return path
 
 
-def _decoders(arguments: argparse.Namespace) -> list[Choice]:
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
     changes = dict(setting(text, "--set") for text in arguments.set)
     _check_names(changes, "--set")
+    return changes
+
+
+def _decoders(arguments: argparse.Namespace) -> list[Choice]:
+    changes = _changes(arguments)
     return [_first(arguments, changes), *(_beside(text, changes) for text in arguments.beside)]
 
 

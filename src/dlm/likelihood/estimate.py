@@ -98,7 +98,7 @@ def score(
         UserError: another number of answers than of prompts, an empty answer, ids that the model does not know or that
             hold a mask, a canvas that is longer than the model allows, a wrong number.
     """
-    rows = _rows(lm, listed(prompts, "prompts"), listed(answers, "answers"), [lm.tokenizer.eos_token_id] * end)
+    rows = checked_rows(lm, listed(prompts, "prompts"), listed(answers, "answers"), [lm.tokenizer.eos_token_id] * end)
     require(order in ("any", "left_to_right"), "order", "any or left_to_right", order)
     whole("samples", samples)
     require(samples >= 16 and samples % (2 * STRATA) == 0, "samples", "a multiple of 8 from 16", samples)
@@ -135,19 +135,54 @@ def perplexity(
     Raises:
         UserError: as `score`; a text without tokens; no length for a model without a limit.
     """
+    prompts, answers, _ = _in_windows(lm, texts, length)
+    scores = score(lm, prompts, answers, samples=samples, seed=seed, batch_size=batch_size)
+    tokens = int(scores.tokens.sum())
+    error = float(scores.standard_error.square().sum().sqrt())
+    return Perplexity(-float(scores.log_likelihood.sum()) / tokens, error / tokens, tokens)
+
+
+def rolling(
+    lm: DiffusionLM,
+    texts: str | Sequence[Any],
+    *,
+    length: int | None = None,
+    order: Order = "any",
+    samples: int = 64,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Scores:
+    """Log-likelihood of each text as a whole, read in windows as `perplexity` reads it.
+
+    Raises:
+        UserError: as `perplexity`.
+    """
+    prompts, answers, owners = _in_windows(lm, texts, length)
+    parts = score(lm, prompts, answers, order=order, samples=samples, seed=seed, batch_size=batch_size)
+    owner, count = torch.tensor(owners), owners[-1] + 1
+
+    def total(values: Tensor) -> Tensor:
+        return torch.zeros(count, dtype=values.dtype).index_add_(0, owner, values)
+
+    variance = total(parts.standard_error.square())
+    return Scores(total(parts.log_likelihood), variance.sqrt(), total(parts.tokens))
+
+
+def _in_windows(
+    lm: DiffusionLM, texts: str | Sequence[Any], length: int | None
+) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Prompts and answers that count each token once, and the number of the text that each pair is of."""
     limit = lm.denoiser.max_length if length is None else whole("length", length, 2)
     if limit is None:
         raise UserError("length must be given: this model's canvases have no limit of their own")
-    prompts, answers = [], []
+    prompts, answers, owners = [], [], []
     for number, ids in enumerate(_all_ids(lm, listed(texts, "texts"), "text")):
         require(bool(ids), f"text {number}", "at least a token", "none")
         for start, end in _windows(len(ids), limit):
             prompts.append(ids[max(end - limit, 0) : start] if start else [])
             answers.append(ids[start:end])
-    scores = score(lm, prompts, answers, samples=samples, seed=seed, batch_size=batch_size)
-    tokens = int(scores.tokens.sum())
-    error = float(scores.standard_error.square().sum().sqrt())
-    return Perplexity(-float(scores.log_likelihood.sum()) / tokens, error / tokens, tokens)
+            owners.append(number)
+    return prompts, answers, owners
 
 
 def _windows(tokens: int, limit: int) -> Iterator[tuple[int, int]]:
@@ -202,7 +237,9 @@ def _log_probs(lm: DiffusionLM, rows: Sequence[tuple[list[int], list[int]]], bat
     return torch.zeros(len(batch), dtype=torch.float64).index_add_(0, torch.tensor(owners), chosen).tolist()
 
 
-def _rows(lm: DiffusionLM, prompts: list[Any], answers: list[Any], end: list[int]) -> list[tuple[list[int], list[int]]]:
+def checked_rows(
+    lm: DiffusionLM, prompts: list[Any], answers: list[Any], end: Sequence[int] = ()
+) -> list[tuple[list[int], list[int]]]:
     """Prompts and answers as checked ids; a text behind a text is read as it stands there."""
     if len(prompts) != len(answers):
         raise UserError(f"{len(prompts)} prompts and {len(answers)} answers: give an answer for each prompt")
@@ -215,7 +252,7 @@ def _rows(lm: DiffusionLM, prompts: list[Any], answers: list[Any], end: list[int
     checked = _all_ids(lm, answer_ids, "answer", after=True)
     for number, answer in enumerate(checked):
         require(bool(answer), f"answer {number}", "at least a token", "none")
-    rows = [(prompt, answer + end) for prompt, answer in zip(_all_ids(lm, prompts, "prompt"), checked, strict=True)]
+    rows = [(prompt, [*answer, *end]) for prompt, answer in zip(_all_ids(lm, prompts, "prompt"), checked, strict=True)]
     limit = lm.denoiser.max_length
     for number, (prompt, answer) in enumerate(rows):
         fits = limit is None or len(prompt) + len(answer) <= limit
