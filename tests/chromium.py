@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe"),
 )
+AT_3_AND_4 = """
+import fcntl, os, sys
+for place, given in enumerate([fcntl.fcntl(int(given), fcntl.F_DUPFD, 10) for given in sys.argv[1:3]], start=3):
+    os.dup2(given, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 TRIES = 600  # of a tenth of a second
 
 
@@ -22,7 +29,7 @@ class Browser:
     def __init__(self, chromium: str) -> None:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         (inside, self._commands), (self._answers, outside) = os.pipe(), os.pipe()
-        command = ["sh", "-c", f'exec "$@" 3<&{inside} 4>&{outside}', "sh", chromium, *FLAGS]
+        command = [sys.executable, "-c", AT_3_AND_4, str(inside), str(outside), chromium, *FLAGS]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={self._profile.name}", "about:blank"],
             pass_fds=(inside, outside),
@@ -61,7 +68,8 @@ class Browser:
         number = next(self._numbers)
         session = {"sessionId": self._session} if self._session else {}
         os.write(
-            self._commands, json.dumps({"id": number, "method": method, "params": parameters, **session}).encode() + b"\0"
+            self._commands,
+            json.dumps({"id": number, "method": method, "params": parameters, **session}).encode() + b"\0",
         )
         while (message := self._message()).get("id") != number:
             pass

@@ -183,7 +183,13 @@ def test_a_chat_stream(client: openai.OpenAI) -> None:
 
 
 def test_a_stop_string(client: openai.OpenAI) -> None:
-    given: Any = {"model": "talker", "prompt": "The fog", "max_tokens": 12, "seed": 3, "extra_body": {"decoder": "top_k"}}
+    given: Any = {
+        "model": "talker",
+        "prompt": "The fog",
+        "max_tokens": 12,
+        "seed": 3,
+        "extra_body": {"decoder": "top_k"},
+    }
     text = client.completions.create(**given).choices[0].text
     stop = text[2:4]
     cut = client.completions.create(**given, stop=[stop]).choices[0]

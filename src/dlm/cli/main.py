@@ -185,7 +185,9 @@ def _add_chat(parser: Parser) -> None:
 def _add_serve(parser: Parser) -> None:
     parser.add_argument("checkpoint", help="a checkpoint's folder, or a name on the Hugging Face hub")
     parser.add_argument("--host", default="127.0.0.1", help="the interface to listen at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="its port; 0 takes a free one (default: 8000)")
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="its port; 0 takes a free one (default: 8000)"
+    )
     parser.add_argument("--name", help="the name that requests call the model by (default: the folder's, the hub's)")
     parser.add_argument(
         "--key-variable",
@@ -205,7 +207,9 @@ def _add_serve(parser: Parser) -> None:
 
 
 def _add_talk(parser: Parser, steps: str, length: str) -> None:
-    parser.add_argument("--template", metavar="NAME", help="a prompt format in place of its own: alpaca, llada or dream")
+    parser.add_argument(
+        "--template", metavar="NAME", help="a prompt format in place of its own: alpaca, llada or dream"
+    )
     default = "without: conv over low_confidence with eos_fill"
     parser.add_argument("--decoder", metavar="NAME", help=f"one of `dlm decoders`, with its own defaults ({default})")
     parser.add_argument(

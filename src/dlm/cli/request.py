@@ -77,7 +77,9 @@ def check_talk(arguments: argparse.Namespace) -> dict[str, Any]:
     options = default_options(changes) if name is None else decoder_options(name, changes, name)
     steps = arguments.gen_length if arguments.steps is None else arguments.steps
     options.check_lengths(arguments.gen_length, steps, name or "conv")
-    require(arguments.template in (None, *TEMPLATES), "--template", f"one of {', '.join(TEMPLATES)}", arguments.template)
+    require(
+        arguments.template in (None, *TEMPLATES), "--template", f"one of {', '.join(TEMPLATES)}", arguments.template
+    )
     check_checkpoint(arguments.checkpoint)
     return changes
 

@@ -104,7 +104,9 @@ def load_to_talk(arguments: argparse.Namespace) -> DiffusionLM:
     lm = load(arguments)
     if arguments.template is not None:
         if lm.tokenizer.chat_template is not None:
-            raise UserError(f"--template {arguments.template}: {arguments.checkpoint} has a chat template; leave it out")
+            raise UserError(
+                f"--template {arguments.template}: {arguments.checkpoint} has a chat template; leave it out"
+            )
         lm.template = TEMPLATES[arguments.template]
     return lm
 

@@ -16,7 +16,9 @@ def api_key(environment: Mapping[str, str], variable: str, host: str, *, without
     """
     key = environment.get(variable)
     if key is not None and (not key.isascii() or not key.isprintable() or not key.strip() or key != key.strip()):
-        raise UserError(f"{variable}: must be plain ASCII without space around it, and not empty; set another, or unset it")
+        raise UserError(
+            f"{variable}: must be plain ASCII without space around it, and not empty; set another, or unset it"
+        )
     if key is None and host not in LOOPBACK and not without:
         raise UserError(
             f"--host {host}: others than this machine would reach the server; set a key in {variable}, or say --no-key"

@@ -123,7 +123,9 @@ def completion(lm: DiffusionLM, model: str, defaults: Defaults, body: Any) -> As
     several = isinstance(given, list) and not (given and all(type(i) is int for i in given))
     prompts = given if several else [given]
     if not prompts or given is None or not all(isinstance(prompt, str | list) for prompt in prompts):
-        raise BadRequest(f"prompt must be a text, a list of token ids, or a list of either, got {shown(given)}", "prompt")
+        raise BadRequest(
+            f"prompt must be a text, a list of token ids, or a list of either, got {shown(given)}", "prompt"
+        )
     read = [lambda each=each, n=n: lm._ids(each, f"prompt {n}") for n, each in enumerate(prompts)]
     return _asked(lm, model, defaults, fields, read, "prompt", ("max_tokens",))
 
