@@ -1,9 +1,10 @@
-"""`dlm serve` as a process of its own: OpenAI's client, 64 clients at once, who goes away, keys, and what is refused."""
+"""`dlm serve` as a process of its own: OpenAI's client, 64 clients at once, who goes away, keys, what is refused."""
 
 import asyncio
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -362,8 +363,13 @@ def test_sixty_four_clients_at_once() -> None:
         assert found[n] == alone.texts[0], n
 
 
-def test_a_server_that_is_stopped_lets_go_of_a_stream() -> None:
-    with server(BASE) as (url, process):
+def test_the_pages_example_and_a_server_that_is_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/serve.md's client, as it stands there; then SIGTERM, which lets go of a stream."""
+    (example,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs/serve.md").read_text("utf-8"), re.S)
+    with server(BASE, "--template", "alpaca") as (url, process):
+        names: dict[str, Any] = {}
+        exec(example.replace("http://127.0.0.1:8000", url), names)
+        assert names["canvas"].startswith(capsys.readouterr().out.strip()[:20]) and "░" not in names["canvas"]
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
         stream = client.completions.create(model="mdlm", prompt=prompt(0), stream=True, **LONG)
         next(iter(stream))

@@ -19,7 +19,8 @@ HOSTILE = "<img src=x onerror=\"document.title='ran'\"><script>document.title='r
 READY = "model && sides.length === 2"
 # What is wider than the window, or than its own box.
 WIDE = """[...document.querySelectorAll("body *")].filter(e => e.checkVisibility() &&
-  (e.getBoundingClientRect().right > innerWidth || (e.tagName !== "INPUT" && e.scrollWidth > e.clientWidth + 1 && e.clientWidth)))
+  (e.getBoundingClientRect().right > innerWidth ||
+    (e.tagName !== "INPUT" && e.scrollWidth > e.clientWidth + 1 && e.clientWidth)))
   .map(e => e.tagName + "." + e.className).join()"""
 
 
@@ -65,7 +66,9 @@ def test_two_decoders_side_by_side(browser: Browser, served: str, lm: DiffusionL
     assert browser.run("sides.map(side => side.heading.textContent)") == ["conv", "top_k"]
     assert browser.run("sides.map(side => side.answer.textContent)") == [first.texts[0], second.texts[0]]
     assert browser.run("sides.map(side => side.canvas.textContent)") == [first.texts[0], second.texts[0]]
-    assert [f"NFE {int(out.nfe[0])} " in end for out, end in zip((first, second), ends(browser), strict=True)] == [True] * 2
+    assert [f"NFE {int(out.nfe[0])} " in end for out, end in zip((first, second), ends(browser), strict=True)] == [
+        True
+    ] * 2
     assert browser.run(WIDE) == "" and browser.logged == []
     # Beside each other where there is room.
     tops = browser.run("sides.map(side => side.result.getBoundingClientRect().top)")
@@ -87,7 +90,9 @@ def test_the_slider_goes_through_the_steps(browser: Browser, served: str, lm: Di
     browser.until("running === null")
     masks: list[int] = []
     lm.generate(
-        [lm.prompt(PROMPT)], gen_length=24, watch=lambda _, tokens: masks.append(int((tokens == lm.denoiser.mask_id).sum()))
+        [lm.prompt(PROMPT)],
+        gen_length=24,
+        watch=lambda _, tokens: masks.append(int((tokens == lm.denoiser.mask_id).sum())),
     )
     shown = []
     for step in (0, 1, 7, 24):

@@ -1,4 +1,4 @@
-"""The serving engine without a network: answers as alone, who goes away leaves, texts only grow; bodies that are refused."""
+"""The serving engine without a network: answers as alone, who goes away leaves, texts only grow; bad bodies."""
 
 import queue
 import re

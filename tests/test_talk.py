@@ -107,7 +107,7 @@ def test_a_chat_template_and_a_system_prompt(
     turns = [{"role": "system", "content": "Be short"}, {"role": "user", "content": "Why?"}]
     assert found.out == printable(lm.chat(turns, **SETTING).texts[0]) + "\n"
     assert found.err == "messages go into the chat template\n"
-    with pytest.raises(UserError, match="--template alpaca: .* has a chat template; leave it out"):
+    with pytest.raises(UserError, match=r"--template alpaca: .* has a chat template; leave it out"):
         talk(monkeypatch, tmp_path, "Why?\n", "--template", "alpaca")
 
 

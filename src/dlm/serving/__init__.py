@@ -1,1 +1,4 @@
-"""A checkpoint behind OpenAI's endpoints: what waits goes through the model together. Needs the extra `serve`."""
+"""A checkpoint behind OpenAI's endpoints: what waits goes through the model together.
+
+`app` and `server` need the extra `serve`.
+"""

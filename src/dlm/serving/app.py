@@ -137,7 +137,7 @@ class Service:
                 answers.append(event)
                 yield replies.event(form.last(event, more))
             elif more or event.frame:
-                draft = event.frame and replies.draft(self.lm, event.frame)
+                draft = None if event.frame is None else replies.draft(self.lm, event.frame)
                 yield replies.event(form.piece(event.choice, more, draft))
         if form.asked.include_usage:
             yield replies.event(form.cost(answers))
@@ -161,15 +161,15 @@ async def _while_connected(request: Request, work: Awaitable[Response]) -> Respo
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(left())]
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             raise Gone
-        return tasks[0].result()
+        return working.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        working.cancel()
+        leaving.cancel()
 
 
 async def _json(request: Request) -> Any:

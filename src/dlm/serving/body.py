@@ -1,8 +1,9 @@
 """The body of a request, checked: OpenAI's fields, and beside them a decoder and its options."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dlm.config.decoders import DecoderOptions
@@ -126,7 +127,7 @@ def completion(lm: DiffusionLM, model: str, defaults: Defaults, body: Any) -> As
         raise BadRequest(
             f"prompt must be a text, a list of token ids, or a list of either, got {shown(given)}", "prompt"
         )
-    read = [lambda each=each, n=n: lm._ids(each, f"prompt {n}") for n, each in enumerate(prompts)]
+    read = [partial(lm._ids, each, f"prompt {n}") for n, each in enumerate(prompts)]
     return _asked(lm, model, defaults, fields, read, "prompt", ("max_tokens",))
 
 
@@ -159,7 +160,7 @@ def _asked(
     model: str,
     defaults: Defaults,
     fields: Fields,
-    prompts: list[Callable[[], list[int]]],
+    prompts: Sequence[Callable[[], list[int]]],
     source: str,
     limits: tuple[str, ...],
 ) -> Asked:

@@ -66,8 +66,8 @@ def that_fits(
         first = next((n for n, each in enumerate(kept) if each["role"] != "system"), len(kept))
         if first >= len(kept) - 1:
             raise UserError(
-                f"the message has {len(ids)} tokens with its template; with {gen_length} for the answer that exceeds the "
-                f"model's {limit} positions; shorten one of them"
+                f"the message has {len(ids)} tokens with its template; with {gen_length} for the answer that exceeds "
+                f"the model's {limit} positions; shorten one of them"
             )
         # A user's turn goes with its answer: a conversation starts with the user.
         until = next((n for n in range(first + 1, len(kept)) if kept[n]["role"] == "user"), len(kept) - 1)

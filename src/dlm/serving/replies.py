@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from dlm.data.tokenizer import before_eos
 from dlm.decoding.lm import DiffusionLM, cut_at_eos
 from dlm.serving.body import Asked, BadRequest
 from dlm.serving.engine import Answer, Frame
-
-import torch
 
 
 def error(message: str, status: int, field: str | None = None, code: str | None = None) -> dict[str, Any]:
