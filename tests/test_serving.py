@@ -231,7 +231,9 @@ def test_a_stopped_engine_drops_everything(lm: DiffusionLM) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(RuntimeError("broken"), 500), (torch.OutOfMemoryError("no memory"), 503)], ids=str
+    ("error", "status"),
+    [(RuntimeError("broken"), 500), (torch.OutOfMemoryError("no memory"), 503), (UserError("not with this"), 400)],
+    ids=str,
 )
 def test_a_failure_is_told_and_the_next_is_served(
     lm: DiffusionLM, error: Exception, status: int, capsys: pytest.CaptureFixture[str]
@@ -245,7 +247,8 @@ def test_a_failure_is_told_and_the_next_is_served(
     with running(Engine(lm)) as engine:
         engine.submit(first.job)
         (told,) = first.came()
-        assert isinstance(told, Failure) and told.status == status and str(error) not in told.message
+        assert isinstance(told, Failure) and told.status == status
+        assert (str(error) in told.message) == (status == 400)
         engine.submit(second.job)
         second.check()
     assert ("broken" in capsys.readouterr().err) == (status == 500)

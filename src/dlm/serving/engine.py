@@ -16,6 +16,7 @@ from dlm.decoding.decoder import make_decoder
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.loop import Draft, decode
 from dlm.decoding.noise import row_keys
+from dlm.errors import UserError
 from dlm.serving.reader import Reader
 
 GATHER = 0.005  # seconds that an idle engine waits for more rows: those sent at once then share their first batch
@@ -180,6 +181,8 @@ class Engine:
         while rows := self._next():
             try:
                 self._decode(rows)
+            except UserError as error:  # what this model cannot do (a cache, say) shows only here
+                self._fail(rows, str(error), 400)
             except torch.OutOfMemoryError:
                 self._fail(rows, "the device is out of memory; ask for less, or serve with a smaller --batch-size", 503)
             except Exception:  # a fault of one decoding; the others go on
