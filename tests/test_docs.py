@@ -67,6 +67,7 @@ MINUTES = "minutes; test_end_to_end.py runs it on a tiny model"
 SETUP = "sets an environment up from the network; the tests run in one"
 HUB = "weights or data from the hub"
 SERVER = "serves until it is stopped; test_end_to_end.py opens its pages"
+SERVED = "serves until it is stopped; test_serve.py asks it"
 QUEUED = "needs DVC's queue for minutes; what it would queue is checked"
 GPU = "a GPU"
 LACKING = "a model or text that git lacks"
@@ -151,6 +152,11 @@ NOT_RUN = {
     "dlm decoders [NAME]": SYNOPSIS,
     "dlm generate CHECKPOINT [PROMPT...]": SYNOPSIS,
     "dlm infill CHECKPOINT [TEXT...]": SYNOPSIS,
+    "dlm chat CHECKPOINT": SYNOPSIS,
+    "dlm serve CHECKPOINT": SYNOPSIS,
+    "dlm chat data/base/mdlm --template alpaca": "waits for messages; test_talk.py has some",
+    "dlm serve data/base/mdlm --template alpaca": SERVED,
+    "DLM_API_KEY=$(openssl rand -hex 24) dlm serve data/base/mdlm --template alpaca --host 0.0.0.0": SERVED,
     "dlm score CHECKPOINT FILE": SYNOPSIS,
     "dlm lm-eval CHECKPOINT --tasks NAME": SYNOPSIS,
     "dlm convert SOURCE FOLDER": SYNOPSIS,

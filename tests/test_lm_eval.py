@@ -13,13 +13,13 @@ from typing import Any
 import published
 import pytest
 import torch
+from dlm.config.decoders import decoder_options
 from test_chat import TURNS, chat_lm
 from test_published_adapters import adapter
 from tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 from dlm.cli.main import main
 from dlm.config.data import EvaluationSetParams
-from dlm.config.decoders import decoder_options
 from dlm.config.yaml import dump_yaml
 from dlm.data.template import Template
 from dlm.decoding.lm import DiffusionLM

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from dlm.decoding.options import RULES
 from scripts import ROOT, stage
 from test_area import answers
 from test_params import edited
@@ -14,6 +13,7 @@ from test_params import edited
 from dlm.analysis.rivals import all_data, each_data, to_markdown
 from dlm.config.params import Params, load_params, parse_params
 from dlm.config.yaml import dump_yaml
+from dlm.decoding.options import RULES
 from dlm.evaluation.area import answer_areas, mean_of_areas
 from dlm.files import read_json, write_json
 from dlm.pipeline.profiles import merge

@@ -1,4 +1,4 @@
-"""The `dlm` command: decoders, generate, infill."""
+"""The `dlm` command: decoders, generate, infill, chat, serve."""
 
 import signal
 

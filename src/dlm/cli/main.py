@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 import dlm
 from dlm.pipeline.start import fail
 from dlm.cli import decoders, harness, request
+from dlm.errors import UserError
 from dlm.files import check_checkpoint
 
 Command = Callable[[argparse.Namespace], None]
@@ -62,11 +64,23 @@ def _decoders(arguments: argparse.Namespace) -> None:
 
 def _decode(arguments: argparse.Namespace) -> None:
     checked = request.check(arguments)
-    if sys.stderr is not None and sys.stderr.isatty():  # what follows takes seconds, and minutes for a large model
-        print(f"loading {arguments.checkpoint} ...", file=sys.stderr, flush=True)
+    _tell_loading(arguments)
     from dlm.cli.run import run
 
     run(arguments, checked)
+
+
+def _tell_loading(arguments: argparse.Namespace) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():  # what follows takes seconds, and minutes for a large model
+        print(f"loading {arguments.checkpoint} ...", file=sys.stderr, flush=True)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    changes = request.check_talk(arguments)
+    _tell_loading(arguments)
+    from dlm.cli.chat import run
+
+    run(arguments, changes)
 
 
 def _score(arguments: argparse.Namespace) -> None:
@@ -86,6 +100,17 @@ def _convert(arguments: argparse.Namespace) -> None:
     from dlm.cli import convert
 
     convert.convert(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    changes = request.check_talk(arguments)
+    lacking = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if lacking:
+        raise UserError(f"dlm serve needs {' and '.join(lacking)}; install them with: pip install 'dlm[serve]'")
+    _tell_loading(arguments)
+    from dlm.cli.serve import run
+
+    run(arguments, changes)
 
 
 def _backfill(_: argparse.Namespace) -> None:
@@ -119,6 +144,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "decoders": command("decoders", _decoders, "list the decoders, or the options of one"),
         "generate": command("generate", _decode, "answer prompts with a checkpoint"),
         "infill": command("infill", _decode, "fill the gaps of texts: [MASK] is one token, [MASK:40] forty"),
+        "chat": command("chat", _chat, "talk with a checkpoint, several turns, its answers filling in place"),
+        "serve": command("serve", _serve, "serve a checkpoint: OpenAI's completions and chat, and a page to look at"),
         "score": command("score", _score, "log-likelihood of answers to prompts, or perplexity of running text"),
         "lm-eval": command("lm-eval", _lm_eval, "run tasks of lm-evaluation-harness (the extra lm-eval)"),
         "convert": command("convert", _convert, "write a published checkpoint in the layout that transformers loads"),
@@ -128,6 +155,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     made["decoders"].add_argument("name", nargs="?", help="a decoder")
     _add_generate(made["generate"])
     _add_infill(made["infill"])
+    _add_chat(made["chat"])
+    _add_serve(made["serve"])
     _add_score(made["score"])
     _add_lm_eval(made["lm-eval"])
     _add_convert(made["convert"])
@@ -150,6 +179,51 @@ def _add_generate(parser: Parser) -> None:
     parser.add_argument("--gen-length", type=int, default=128, metavar="N", help="tokens to generate (default: 128)")
     default = "without: conv over low_confidence with eos_fill, the best with as many steps as tokens"
     _add_shared(parser, default, steps="as many as tokens")
+
+
+def _add_chat(parser: Parser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint's folder, or a name on the Hugging Face hub")
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    _add_talk(parser, steps="as many as tokens", length="tokens of an answer (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    _add_running(parser)
+
+
+def _add_serve(parser: Parser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint's folder, or a name on the Hugging Face hub")
+    parser.add_argument("--host", default="127.0.0.1", help="the interface to listen at (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="its port; 0 takes a free one (default: 8000)"
+    )
+    parser.add_argument("--name", help="the name that requests call the model by (default: the folder's, the hub's)")
+    parser.add_argument(
+        "--key-variable",
+        metavar="NAME",
+        default="DLM_API_KEY",
+        help="the environment variable that holds the API key (default: DLM_API_KEY); unset, none is asked for",
+    )
+    parser.add_argument(
+        "--no-key", action="store_true", help="let others than this machine in (--host) though no key is set"
+    )
+    parser.add_argument(
+        "--waiting", type=int, default=1024, metavar="N", help="answers that may wait; more are refused (default: 1024)"
+    )
+    length = "tokens of an answer where a request says nothing (default: 128)"
+    _add_talk(parser, steps="as many as the answer has tokens", length=length)
+    _add_running(parser)
+
+
+def _add_talk(parser: Parser, steps: str, length: str) -> None:
+    parser.add_argument(
+        "--template", metavar="NAME", help="a prompt format in place of its own: alpaca, llada or dream"
+    )
+    default = "without: conv over low_confidence with eos_fill"
+    parser.add_argument("--decoder", metavar="NAME", help=f"one of `dlm decoders`, with its own defaults ({default})")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="an option of the decoder; repeatable"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help=f"denoising steps (default: {steps})")
+    parser.add_argument("--gen-length", type=int, default=128, metavar="N", help=length)
 
 
 def _add_template(parser: Parser) -> None:

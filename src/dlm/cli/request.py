@@ -14,6 +14,7 @@ from dlm.decoding.options import DecoderOptions, decoder_options, default_option
 from dlm.errors import UserError
 from dlm.files import check_checkpoint
 
+TEMPLATES = ("alpaca", "llada", "dream")  # dlm.data.template has them; it imports transformers
 EXCLUSIVE = (("watch", "json"), ("watch", "record"), ("beside", "json"), ("beside", "trace"), ("block", "decoder"))
 
 
@@ -76,6 +77,24 @@ def _given(arguments: argparse.Namespace) -> set[str]:
     for flag, needed in (("system", "chat"), ("params", "block"), ("beside", "record")):
         require(flag not in given or needed in given, f"--{flag}", f"given with --{needed}", values.get(flag))
     return given
+
+
+def check_talk(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Check the arguments of a `chat` or a `serve`; the options of --set. Raises UserError."""
+    for name in ("gen_length", "steps", "batch_size", "waiting"):
+        value = getattr(arguments, name, None)
+        require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
+    changes = dict(setting(text, "--set") for text in arguments.set)
+    _check_names(changes, "--set")
+    name = arguments.decoder
+    options = default_options(changes) if name is None else decoder_options(name, changes, name)
+    steps = arguments.gen_length if arguments.steps is None else arguments.steps
+    options.check_lengths(arguments.gen_length, steps, name or "conv")
+    require(
+        arguments.template in (None, *TEMPLATES), "--template", f"one of {', '.join(TEMPLATES)}", arguments.template
+    )
+    check_checkpoint(arguments.checkpoint)
+    return changes
 
 
 def _writable(path: Path, flag: str) -> Path:

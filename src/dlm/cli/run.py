@@ -16,6 +16,7 @@ from dlm.cli.record import recorded, write_picture
 from dlm.cli.request import Choice, Request
 from dlm.cli.watch import watched
 from dlm.data.records import Record
+from dlm.data.template import TEMPLATES
 from dlm.decoding.lm import DiffusionLM, Generation, Infilling
 from dlm.decoding.loop import Watch
 from dlm.errors import UserError
@@ -96,6 +97,18 @@ def load(arguments: argparse.Namespace) -> DiffusionLM:
         layout=arguments.layout,
         tokenizer=arguments.tokenizer,
     )
+
+
+def load_to_talk(arguments: argparse.Namespace) -> DiffusionLM:
+    """The checkpoint, with the prompt template that --template names. Raises UserError."""
+    lm = load(arguments)
+    if arguments.template is not None:
+        if lm.tokenizer.chat_template is not None:
+            raise UserError(
+                f"--template {arguments.template}: {arguments.checkpoint} has a chat template; leave it out"
+            )
+        lm.template = TEMPLATES[arguments.template]
+    return lm
 
 
 def _generation(lm: DiffusionLM, arguments: argparse.Namespace, prompts: Sequence[Prompt]) -> Job:

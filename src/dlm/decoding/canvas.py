@@ -309,6 +309,11 @@ class Canvas:
         if len(row):
             self.revoke(row, position, clock)
 
+    def retire(self, rows: Sequence[int]) -> None:
+        """Leave some rows as they are from here on: nothing of them is open or can be masked again."""
+        self.masked[rows] = False
+        self.response[rows] = False
+
     def _note(
         self, clock: int, row: Tensor, position: Tensor, changed: Tensor, tokens: Tensor, confidence: Tensor
     ) -> None:

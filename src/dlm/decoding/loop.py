@@ -4,12 +4,12 @@ Context never changes. Noise, quotas, normalisers and NFE are counted for each r
 a step is left out of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.decoding.canvas import Canvas, Trace
@@ -24,6 +24,31 @@ from dlm.decoding.schedules import Rates
 
 Watch = Callable[[int, Tensor], None]  # (step, tokens with the masks still there)
 Rows = TypeVar("Rows", Tensor, list[Tensor])  # [batch, length], or [length] each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What stands on every row after a step.
+
+    Attributes:
+        step: the step, counted over all phases.
+        tokens: the responses (`decode`) or whole canvases (`fill`), masks still in.
+        confidence: each token's probability when it was written, 0 where no step wrote one.
+        commit_step: the step that wrote it, -1 where none did.
+        nfe: forward passes that each row took part in.
+        settled: response positions before this one are never masked again: those of them that have no mask to their
+            left keep what they hold.
+    """
+
+    step: int
+    tokens: Int[Tensor, "batch length"]
+    confidence: Float[Tensor, "batch length"]
+    commit_step: Int[Tensor, "batch length"]
+    nfe: Int[Tensor, " batch"]
+    settled: int
+
+
+Follow = Callable[[Draft], Iterable[int]]  # names the rows that leave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +84,7 @@ def decode(
     padding: Sequence[int] = (),
     trace: bool = False,
     watch: Watch | None = None,
+    follow: Follow | None = None,
 ) -> Decoded[Tensor]:
     """Fill `gen_length` masks after each prompt in `steps` steps.
 
@@ -73,6 +99,12 @@ def decode(
         if watch is not None:
             watch(step, tokens.gather(1, place))
 
+    def follow_responses(draft: Draft) -> Iterable[int]:
+        columns = (draft.tokens, draft.confidence, draft.commit_step)
+        tokens, confidence, commit_step = (column.gather(1, place) for column in columns)
+        shown = replace(draft, tokens=tokens, confidence=confidence, commit_step=commit_step)
+        return () if follow is None else follow(shown)
+
     filled = fill(
         denoiser,
         rows,
@@ -86,6 +118,7 @@ def decode(
         starts=starts.tolist(),
         trace=trace,
         watch=None if watch is None else watch_responses,
+        follow=None if follow is None else follow_responses,
     )
     return replace(filled, tokens=filled.tokens.gather(1, place), commit_step=filled.commit_step.gather(1, place))
 
@@ -106,6 +139,7 @@ def fill(
     starts: Sequence[int] | None = None,
     trace: bool = False,
     watch: Watch | None = None,
+    follow: Follow | None = None,
 ) -> Decoded[Tensor]:
     """Fill the masks of each canvas, wherever they stand, in `steps` steps.
 
@@ -116,8 +150,11 @@ def fill(
         barred: ids that no mask may become.
         starts: where each row's response begins (0 unless given): masks before it are context.
         watch: called after every step.
+        follow: called after every step, too. The rows that it names leave: they change no more, masks and all, and take
+            part in no further pass. When all have left, so does the loop.
     """
     starts = starts or [0] * len(canvases)
+    left: set[int] = set()
     canvas = Canvas(
         denoiser,
         canvases,
@@ -139,6 +176,11 @@ def fill(
             _step(canvas, decoder, phase, phase.first + step, clock)
             if watch is not None:
                 watch(clock, canvas.tokens.cpu().clone())
+            if follow is not None and (leaving := {*follow(_draft(canvas, decoder, phase, clock))} - left):
+                canvas.retire(sorted(leaving))
+                left |= leaving
+            if len(left) == len(canvases):
+                return _decoded(canvas, torch.zeros_like(canvas.nfe))
             clock += 1
         if phase.keep < gen_length:
             canvas.remask(phase.keep, clock - 1)
@@ -147,12 +189,28 @@ def fill(
         _fill_greedily(canvas, clock, gen_length)
         if watch is not None:
             watch(clock, canvas.tokens.cpu().clone())
+    return _decoded(canvas, leftover)
+
+
+def _decoded(canvas: Canvas, leftover: Int[Tensor, " batch"]) -> Decoded[Tensor]:
     return Decoded(
         tokens=canvas.tokens.cpu(),
         nfe=canvas.nfe.cpu(),
         leftover_masks=leftover.cpu(),
         commit_step=canvas.steps.cpu(),
         trace=canvas.trace(),
+    )
+
+
+def _draft(canvas: Canvas, decoder: Decoder, phase: Phase, clock: int) -> Draft:
+    written = canvas.steps >= 0
+    return Draft(
+        step=clock,
+        tokens=canvas.tokens.cpu().clone(),
+        confidence=torch.where(written, canvas.log_p.exp(), 0.0).cpu(),
+        commit_step=canvas.steps.cpu().clone(),
+        nfe=canvas.nfe.cpu().clone(),
+        settled=phase.keep if decoder.rule.revoke is None else 0,
     )
 
 
