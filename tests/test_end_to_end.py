@@ -41,8 +41,20 @@ def where_it_went(told: str) -> dict[str, int]:
 def test_the_run_says_where_its_time_went(workspace: Workspace) -> None:
     """A line a stage with its cells and seconds."""
     found = where_it_went(workspace.told)
-    cells = {name: found[name] for name in ("prepare", "sft", "select", "decode", "evaluate", "ablation", "report")}
-    assert cells == {"prepare": 1, "sft": 2, "select": 5, "decode": 10, "evaluate": 11, "ablation": 2, "report": 1}
+    cells = {
+        name: found[name]
+        for name in ("prepare", "sft", "select", "decode", "evaluate", "ablation", "likelihood", "report")
+    }
+    assert cells == {
+        "prepare": 1,
+        "sft": 2,
+        "select": 5,
+        "decode": 10,
+        "evaluate": 11,
+        "ablation": 2,
+        "likelihood": 4,
+        "report": 1,
+    }
 
 
 def test_everything_is_there(workspace: Workspace) -> None:
@@ -84,6 +96,7 @@ SELECTS = {f"select@{name}" for name in ("categorical", "top_k", "low_confidence
 DECODES = {f"decode@{cell}" for cell in CELLS}
 EVALUATES = {*(f"evaluate@{cell}" for cell in CELLS), "evaluate_reference"}
 ABLATIONS = {"ablation@sft", "ablation@r2ft"}
+LIKELIHOODS = {f"likelihood@{name}" for name in ("base", "sft", "sft_answer", "r2ft")}
 
 
 @pytest.mark.parametrize(
@@ -99,10 +112,11 @@ ABLATIONS = {"ablation@sft", "ablation@r2ft"}
         ("decoding.conv.kernel_size", 65, {"select@conv", "decode@sft-conv", "decode@r2ft-conv", *ABLATIONS}),
         ("decoding.top_k.top_k", 7, {"select@top_k", "decode@sft-top_k", "decode@r2ft-top_k"}),
         ("decoding.remdm.eta", 0.05, set()),
+        ("likelihood.samples", 24, LIKELIHOODS),
         ("decode.seeds", [5], {*SELECTS, *DECODES, *ABLATIONS, "reference"}),
         ("decode.steps", [8], {*SELECTS, *DECODES, *EVALUATES, *ABLATIONS}),
         ("select.prompts", 3, SELECTS),
-        ("evaluate.bootstrap_samples", 60, {*SELECTS, *EVALUATES, *ABLATIONS}),
+        ("evaluate.bootstrap_samples", 60, {*SELECTS, *EVALUATES, *ABLATIONS, *LIKELIHOODS}),
         ("evaluate.judge.concurrency", 2, EVALUATES),
         ("ablation.prompts", 3, ABLATIONS),
         ("sweeps.prompts", 3, set()),
@@ -131,11 +145,11 @@ def test_a_number_makes_exactly_its_stages_stale(
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("src/dlm/decoding/commit.py", {*SELECTS, *DECODES, *ABLATIONS}),
-        ("src/dlm/decoding/budgets.py", {*SELECTS, *DECODES, *ABLATIONS, "report"}),
+        ("src/dlm/decoding/commit.py", {*SELECTS, *DECODES, *ABLATIONS, *LIKELIHOODS}),
+        ("src/dlm/decoding/budgets.py", {*SELECTS, *DECODES, *ABLATIONS, *LIKELIHOODS, "report"}),
         ("src/dlm/training/objectives.py", {"base", "reference", "sft@sft", "sft@sft_answer", "r2ft"}),
         ("src/dlm/negatives/corruption.py", {"negatives"}),
-        ("src/dlm/evaluation/metrics.py", {*SELECTS, *EVALUATES, *ABLATIONS}),
+        ("src/dlm/evaluation/metrics.py", {*SELECTS, *EVALUATES, *ABLATIONS, *LIKELIHOODS}),
         ("src/dlm/analysis/claims.py", {"report"}),
         ("src/dlm/pipeline/tracking.py", set()),
         (

@@ -49,7 +49,13 @@ def whole(**changes: Any) -> str:
     rows = build_table([*cells(ORDERED), *({**row, "steps": 64} for row in cells(ORDERED)[1:])])
     grid = sizes({64: 0.8, 16: 0.3}, {65: 0.8, 17: 0.8})
     ablation = [*slow_runs(120.0, 40.0), slow(0.5)]
-    values = {"rows": rows, "grid": grid, "ablation": ablation, "claims": judge_claims(rows, grid, ablation, 16)}
+    values = {
+        "rows": rows,
+        "grid": grid,
+        "ablation": ablation,
+        "likelihoods": [],
+        "claims": judge_claims(rows, grid, ablation, 16),
+    }
     return page(**{**values, **changes})
 
 

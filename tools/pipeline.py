@@ -40,7 +40,15 @@ from dlm.pipeline.hardware import command_of, hardware
 from dlm.pipeline.profiles import merge, render
 
 ROOT = Path(__file__).parents[1]
-SIDE_BY_SIDE = ("select", "decode", "evaluate", "ablation", "settings", "distance")  # with cells: none trains
+SIDE_BY_SIDE = (
+    "select",
+    "decode",
+    "evaluate",
+    "ablation",
+    "likelihood",
+    "settings",
+    "distance",
+)  # with cells: none trains
 CLOSING = ("evaluate_reference", "report")  # seconds, and what the run is for: they start whatever the time
 OTHER = "other_profile@"  # it calls this script
 Outcome = tuple[Literal["done", "skipped", "failed", "spoilt"], float]  # and the seconds

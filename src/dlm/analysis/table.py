@@ -115,6 +115,10 @@ LONG_RUNS = {
 STEPS = Column("steps", "S", "denoising steps", None, 0)
 LONG_COLUMNS = (STEPS, *(column for column in QUALITY if column.name != "tokens_per_step"))
 LONG_TITLE = "As many steps as tokens"
+BOUND_TITLE = "Likelihood of held-out answers"
+BOUND_COLUMNS = (
+    Column("nll", "nats a token", "the bound on -log p(answer, end of text | prompt), over all tokens", "lower", 3),
+)
 AREA = Column("area", "area", "mean quality from the fewest steps to the most, over the log of the passes", "higher")
 OVER_PASSES_TITLE = "Quality over forward passes"
 COLUMNS = {column.name: column for group in GROUPS.values() for column in group}
@@ -241,6 +245,11 @@ def long_runs(ablation: Sequence[Row]) -> list[Row]:
     ]
 
 
+def bound_rows(likelihoods: Sequence[Row]) -> list[Row]:
+    """The likelihood stage's rows, as rows of a table of their own."""
+    return [{**row, "decoder": "bound", "steps": None, "setting": ""} for row in likelihoods]
+
+
 def speed_rows(ablation: Sequence[Row]) -> list[Row]:
     """Tokens a step of the ablation's runs without and with EOS-fill, a variant in the decoder's place (Table 5)."""
     runs = [row for row in ablation if row["variant"] in ("plain", "eos_fill")]
@@ -308,10 +317,10 @@ def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
     return len(printed) > 1 and number(row[column.name], column) == number(best, column)
 
 
-def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
+def to_markdown(rows: Sequence[Row], long: Sequence[Row] = (), bounds: Sequence[Row] = ()) -> str:
     """The tables (`groups`) with the footnotes that define their columns."""
     parts = []
-    for title, shown_rows, columns in groups(rows, long):
+    for title, shown_rows, columns in groups(rows, long, bounds):
         parts += [f"**{title}**", _grid(shown_rows, columns)]
         if title in GROUPS:
             notes = [f"{c.heading}: {c.meaning}." for c in columns]
@@ -319,6 +328,8 @@ def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
             parts.append("\n".join(f"- {note}" for note in notes))
         elif title == OVER_PASSES_TITLE:
             parts.append(f"- {AREA.heading}: {AREA.meaning}.")
+        elif title == BOUND_TITLE:
+            parts.append(f"- {BOUND_COLUMNS[0].heading}: {BOUND_COLUMNS[0].meaning}.")
     return "\n\n".join([*parts, f"{counts(rows)} {PLUS_MINUS} {BOLD}"]) + "\n"
 
 
@@ -328,14 +339,17 @@ def counts(rows: Sequence[Row]) -> str:
     return " ".join(f"{steps} steps for {length} tokens, {n} answers a row." for steps, length, n in settings)
 
 
-def groups(rows: Sequence[Row], long: Sequence[Row]) -> list[tuple[str, Sequence[Row], list[Column]]]:
-    """Title, rows and columns of every table: quality over passes, quality and speed, structure, and the ablation's."""
+def groups(
+    rows: Sequence[Row], long: Sequence[Row], bounds: Sequence[Row] = ()
+) -> list[tuple[str, Sequence[Row], list[Column]]]:
+    """Title, rows and columns of every table: quality over passes, quality and speed, structure, the ablation's, and
+    the checkpoints' likelihood."""
     several = len({row["steps"] for row in rows if not is_reference(row)}) > 1
     tables: list[tuple[str, Sequence[Row], list[Column]]] = [(OVER_PASSES_TITLE, *over_passes(rows))]
     tables += [
         (title, rows, [*([STEPS] if several else []), *used(rows, columns)]) for title, columns in GROUPS.items()
     ]
-    tables.append((LONG_TITLE, long, used(long, LONG_COLUMNS)))
+    tables += [(LONG_TITLE, long, used(long, LONG_COLUMNS)), (BOUND_TITLE, bounds, used(bounds, BOUND_COLUMNS))]
     return [group for group in tables if group[1]]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from dlm.config.data import DataParams, TemplateParams, TokenizerParams
 from dlm.config.decoders import DecoderOptions
 from dlm.config.decoding import AblationParams, DecodeParams, DecoderBlock, InfillParams, SelectParams, decoder_blocks
-from dlm.config.evaluation import EvaluateParams
+from dlm.config.evaluation import EvaluateParams, LikelihoodParams
 from dlm.config.report import ReportParams, SweepsParams
 from dlm.config.schema import LARGEST_SEED, Natural, build, dotted, require
 from dlm.config.training import BaseParams, ModelParams, NegativesParams, R2ftParams, ReferenceParams, SftParams
@@ -40,6 +40,7 @@ class Params:
     infill: InfillParams
     sweeps: SweepsParams
     evaluate: EvaluateParams
+    likelihood: LikelihoodParams
     report: ReportParams
 
     def check(self, where: str) -> None:

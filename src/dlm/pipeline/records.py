@@ -26,6 +26,7 @@ INPUTS = {
     "decode": {"evaluation": [EVAL]},
     "evaluate": {"evaluation": [EVAL, "answers/{cell}.jsonl"]},
     "ablation": {"evaluation": [EVAL]},
+    "likelihood": {"validation": [VALID]},
 }
 # An option, the value with which it is off, and the options that say nothing then.
 OFF = (
@@ -130,6 +131,12 @@ def log_ablation(run: Run, rows: Sequence[Row]) -> None:
     """The scores of every variant, and all of it as a table."""
     run.metrics({row["variant"]: scores(row) for row in rows})
     run.table("ablation", rows)
+
+
+@guarded
+def log_likelihood(run: Run, row: Row) -> None:
+    """The bound of a checkpoint, of its model, too."""
+    run.model_metrics({name: row[name] for name in ("nll", "nll_standard_error")})
 
 
 @guarded
