@@ -9,7 +9,7 @@ from dlm.analysis.export import to_csv, to_latex
 from dlm.analysis.figures import report_figures, write_figures
 from dlm.analysis.page import render, side_by_side
 from dlm.analysis.selection import selection_markdown, selection_rows
-from dlm.analysis.table import at_budget, build_table, headline, long_runs, to_markdown
+from dlm.analysis.table import at_budget, bound_rows, build_table, headline, long_runs, to_markdown
 from dlm.config.params import tracked
 from dlm.files import atomic_directory, read_json, read_jsonl, read_parquet, write_json, write_text
 from dlm.pipeline import times
@@ -48,6 +48,8 @@ def main() -> None:
         paths = [build / "evaluation" / "ablation" / f"{checkpoint}.json" for checkpoint in CHECKPOINTS]
         # A run within a time budget may have come without them (tools/pipeline.py); DVC runs them first.
         ablation = [row for path in paths if path.is_file() for row in read_json(path)]
+        paths = [build / "evaluation" / "likelihood" / f"{name}.json" for name in TRAINED if name != "reference"]
+        likelihoods = [read_json(path) for path in paths if path.is_file()]
         curves = {name: read_json(build / "models" / name / "curve.json") for name in TRAINED}
         answers = {(c, d): at_budget(read_jsonl(build / "answers" / f"{c}-{d}.jsonl"), judged) for c, d in cells}
         examples = read_parquet(build / "data" / "eval.parquet", ["id", "instruction", "input", "output"])
@@ -56,7 +58,7 @@ def main() -> None:
         traced = CHECKPOINTS[-1]
         traces = {decoder: answers[traced, decoder] for decoder in params.report.decoders}
         figures = report_figures(rows, grid, judged, curves, traced, traces)
-        markdown = to_markdown(rows, long_runs(ablation))
+        markdown = to_markdown(rows, long_runs(ablation), bound_rows(likelihoods))
         claims = judge_claims(rows, grid, ablation, judged)
         selection = selection_rows(grid, settings)
         drawn = write_figures(results / "figures", figures)
@@ -65,6 +67,7 @@ def main() -> None:
             rows=rows,
             selection=selection,
             ablation=ablation,
+            likelihoods=likelihoods,
             claims=claims,
             figures=drawn,
             samples=side_by_side(
@@ -92,7 +95,7 @@ def main() -> None:
                 write_json(folder / f"{cell}.json", numbers)
         write_text(results / "table.md", markdown)
         write_text(results / "table.csv", to_csv(rows))
-        write_text(results / "table.tex", to_latex(rows, long_runs(ablation)))
+        write_text(results / "table.tex", to_latex(rows, long_runs(ablation), bound_rows(likelihoods)))
         write_text(results / "selection.md", selection_markdown(selection))
         write_text(results / "report.html", page)
         log_report(run, results)

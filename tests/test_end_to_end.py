@@ -42,7 +42,8 @@ def test_the_run_says_where_its_time_went(workspace: Workspace) -> None:
     """A line a stage with its cells and seconds."""
     found = where_it_went(workspace.told)
     expected = {"prepare": 1, "sft": 2, "select": 5, "decode": 10, "evaluate": 11, "decode_ablation": 2, "ablation": 2}
-    assert {name: found[name] for name in (*expected, "report")} == {**expected, "report": 1}
+    expected |= {"likelihood": 4, "report": 1}
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_everything_is_there(workspace: Workspace) -> None:
@@ -85,6 +86,7 @@ DECODES = {f"decode@{cell}" for cell in CELLS}
 EVALUATES = {*(f"evaluate@{cell}" for cell in CELLS), "evaluate_reference"}
 LONG = {"decode_ablation@sft", "decode_ablation@r2ft"}
 ABLATIONS = {"ablation@sft", "ablation@r2ft"}
+LIKELIHOODS = {f"likelihood@{name}" for name in ("base", "sft", "sft_answer", "r2ft")}
 
 
 @pytest.mark.parametrize(
@@ -100,10 +102,11 @@ ABLATIONS = {"ablation@sft", "ablation@r2ft"}
         ("decoding.conv.kernel_size", 65, {"select@conv", "decode@sft-conv", "decode@r2ft-conv", *LONG}),
         ("decoding.top_k.top_k", 7, {"select@top_k", "decode@sft-top_k", "decode@r2ft-top_k"}),
         ("decoding.remdm.eta", 0.05, set()),
+        ("likelihood.samples", 24, LIKELIHOODS),
         ("decode.seeds", [5], {*SELECTS, *DECODES, *LONG, "reference"}),
         ("decode.steps", [8], {*SELECTS, *DECODES, *EVALUATES, *LONG}),
         ("select.prompts", 3, SELECTS),
-        ("evaluate.bootstrap_samples", 60, {*SELECTS, *EVALUATES, *ABLATIONS}),
+        ("evaluate.bootstrap_samples", 60, {*SELECTS, *EVALUATES, *ABLATIONS, *LIKELIHOODS}),
         ("evaluate.judge.concurrency", 2, EVALUATES),
         ("ablation.prompts", 3, LONG),
         ("sweeps.prompts", 3, set()),
@@ -132,11 +135,11 @@ def test_a_number_makes_exactly_its_stages_stale(
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("src/dlm/decoding/commit.py", {*SELECTS, *DECODES, *LONG}),
-        ("src/dlm/decoding/options.py", {*SELECTS, *DECODES, *LONG}),
+        ("src/dlm/decoding/commit.py", {*SELECTS, *DECODES, *LONG, *LIKELIHOODS}),
+        ("src/dlm/decoding/options.py", {*SELECTS, *DECODES, *LONG, *LIKELIHOODS}),
         ("src/dlm/training/objectives.py", {"base", "reference", "sft@sft", "sft@sft_answer", "r2ft"}),
         ("src/dlm/negatives/corruption.py", {"negatives"}),
-        ("src/dlm/evaluation/metrics.py", {*SELECTS, *EVALUATES, *ABLATIONS}),
+        ("src/dlm/evaluation/metrics.py", {*SELECTS, *EVALUATES, *ABLATIONS, *LIKELIHOODS}),
         ("src/dlm/analysis/claims.py", {"report"}),
         ("src/dlm/pipeline/tracking.py", set()),
         (

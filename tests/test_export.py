@@ -9,7 +9,7 @@ import pytest
 from test_report import ORDERED, budgets, cell, cells, slow_runs
 
 from dlm.analysis.export import COLUMNS_A_TABLE, escape, to_csv, to_latex
-from dlm.analysis.table import AREA, COLUMNS, build_table, groups, long_runs
+from dlm.analysis.table import AREA, COLUMNS, bound_rows, build_table, groups, long_runs
 
 SPECIAL = r"\&%$#_{}~^"
 # What the fragment may say: LaTeX's own and booktabs.
@@ -82,8 +82,9 @@ def latex_tables(text: str) -> list[tuple[str, list[list[str]]]]:
 def test_latex_by_an_independent_reader() -> None:
     """As many cells a line as the table has columns; the values and intervals of the Markdown; no float too wide."""
     long = long_runs([*slow_runs(81.0, 40.0)])
-    tables = latex_tables(to_latex(rows(log_prior=-5.25), long))
-    assert len(tables) > len(groups(rows(), long)) == 4
+    bounds = bound_rows([{"checkpoint": "sft", "nll": 0.5, "nll_ci": [0.4, 0.6]}])
+    tables = latex_tables(to_latex(rows(log_prior=-5.25), long, bounds))
+    assert len(tables) > len(groups(rows(), long, bounds)) == 5
     for specification, lines in tables:
         assert re.fullmatch(r"llr{1,6}", specification) and len(specification) <= 3 + COLUMNS_A_TABLE
         assert {len(line) for line in lines} == {len(specification)}

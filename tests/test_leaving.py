@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from dlm.config.decoders import decoder_options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_invariance import APPROXIMATIONS, every_decoder
@@ -14,6 +13,7 @@ from dlm.decoding.decoder import make_decoder
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.loop import Decoded, Draft, Follow, decode
 from dlm.decoding.noise import row_keys
+from dlm.decoding.options import decoder_options
 
 IDS = [[9, 70, 100 + n, *[40 + n] * (n % 3)] for n in range(6)]
 LENGTH, STEPS = 12, 6

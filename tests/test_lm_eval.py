@@ -13,7 +13,6 @@ from typing import Any
 import published
 import pytest
 import torch
-from dlm.config.decoders import decoder_options
 from test_chat import TURNS, chat_lm
 from test_published_adapters import adapter
 from tiny import tiny_lm, tiny_model, tiny_tokenizer
@@ -23,6 +22,7 @@ from dlm.config.data import EvaluationSetParams
 from dlm.config.yaml import dump_yaml
 from dlm.data.template import Template
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import decoder_options
 from dlm.errors import UserError
 from dlm.evaluation.cell import Corpus, score_answers
 from dlm.evaluation.scoring.scorer import Scorer

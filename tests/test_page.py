@@ -53,6 +53,7 @@ def whole(**changes: Any) -> str:
         "rows": rows,
         "selection": chosen(grid),
         "ablation": ablation,
+        "likelihoods": [],
         "claims": judge_claims(rows, grid, ablation, 16),
     }
     return page(**{**values, **changes})

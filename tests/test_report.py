@@ -21,6 +21,7 @@ from dlm.analysis.paper import TABLES, with_ours
 from dlm.analysis.selection import selection_rows
 from dlm.analysis.table import (
     COLUMNS,
+    bound_rows,
     build_table,
     groups,
     headline,
@@ -655,6 +656,24 @@ def chosen(grid: list[Row]) -> list[Row]:
     return selection_rows(grid, {(row["decoder"], row["steps"]): row["candidate"] for row in grid})
 
 
+BOUNDS = [
+    {"checkpoint": "base", "nll": 0.7514, "nll_ci": [0.70, 0.80]},
+    {"checkpoint": "r2ft", "nll": 0.5004, "nll_ci": [0.45, 0.56]},
+]
+
+
+def test_the_bounds_have_a_table_of_their_own() -> None:
+    """The lower one is bold, the upper one not; ± is half of 0.10."""
+    text = to_markdown(build_table(cells(ORDERED)), bounds=bound_rows(BOUNDS))
+    lines = text.split("**Likelihood of held-out answers**")[1].split("\n\n")[1].splitlines()
+    assert [[part.strip() for part in line.strip("|").split("|")] for line in lines[2:]] == [
+        ["base", "bound", "0.751 ± 0.050"],
+        ["r2ft", "bound", "**0.500** ± 0.055"],
+    ]
+    assert "Likelihood of held-out" not in to_markdown(build_table(cells(ORDERED)))
+    assert "[0.450, 0.560]" in page() and "Likelihood of held-out" not in page(likelihoods=[])
+
+
 def page(**changes: Any) -> str:
     rows = build_table(cells(ORDERED))
     example = {"id": 0, "instruction": "Say <b>hello</b>", "input": "", "output": "Hello & goodbye"}
@@ -663,6 +682,7 @@ def page(**changes: Any) -> str:
         "rows": rows,
         "selection": chosen(sizes({64: 0.8, 16: 0.4}, {65: 0.8, 17: 0.8})),
         "ablation": [{**row, "checkpoint": "r2ft"} for row in slow_runs(80.0, 40.0)],
+        "likelihoods": BOUNDS,
         "claims": judge_claims(rows, [], [], 16),
         "figures": [],
         "samples": side_by_side([example], {("sft", "conv"): answers(8)}, answers(8), 0, 3),

@@ -11,6 +11,9 @@ from mlflow.entities import Run
 from workspaces import Small
 
 from dlm.config.params import load_params
+from dlm.data.splits import read_split
+from dlm.decoding.lm import DiffusionLM
+from dlm.likelihood import score
 from dlm.pipeline.records import cell_params
 from dlm.pipeline.run import shown
 from dlm.pipeline.view import TAG
@@ -27,6 +30,7 @@ STAGES = [
     ("evaluate", "--checkpoint", "reference", "--decoder", "nucleus"),
     ("decode_ablation", "--checkpoint", "r2ft"),
     ("ablation", "--checkpoint", "r2ft"),
+    ("likelihood", "--checkpoint", "r2ft"),
     ("report",),
 ]
 
@@ -99,7 +103,8 @@ def test_a_cell_is_one_run_with_parameters_and_scores(store: Store) -> None:
 
 def test_names_are_short(store: Store) -> None:
     names = {run.info.run_name for run in store.runs if "mlflow.parentRunId" in run.data.tags}
-    cells = {"r2ft-top_k", "r2ft-conv", "reference-nucleus", "decode_ablation@r2ft", "ablation@r2ft"}
+    cells = {"r2ft-top_k", "r2ft-conv", "reference-nucleus"}
+    cells |= {f"{name}@r2ft" for name in ("decode_ablation", "ablation", "likelihood")}
     assert names == {"prepare", "r2ft", *cells, "report"}
 
 
@@ -132,6 +137,26 @@ def test_the_ablation_logs_its_scores(store: Store, workspace: Small) -> None:
     found = store.run("ablation@r2ft").data.metrics
     assert all(found[f"{row['variant']}.quality"] == row["quality"] for row in rows)
     assert not any(name.endswith((".steps", ".n", ".kernel_size", ".eos_fill")) for name in found)
+
+
+def test_the_bound_is_its_models_metric(store: Store, workspace: Small) -> None:
+    """And it is that of `score`, answer by answer, summed and divided by all tokens."""
+    row = json.loads((workspace.folder / "build/evaluation/likelihood/r2ft.json").read_text())
+    lm = DiffusionLM.load(workspace.folder / "build/models/r2ft")
+    valid = read_split(workspace.folder / "build/data/training", "valid")[: row["records"]]
+    end = [lm.tokenizer.eos_token_id]
+    alone = [
+        score(lm, [v["prompt_ids"]], [v["answer_ids"] + end], samples=16, seed=workspace.params["seed"]) for v in valid
+    ]
+    tokens = sum(len(v["answer_ids"]) + 1 for v in valid)
+    assert row["tokens"] == tokens and len(valid) == 4
+    assert row["nll"] == pytest.approx(-sum(float(one.log_likelihood) for one in alone) / tokens, abs=1e-5)
+    assert row["nll_ci"][0] <= row["nll"] <= row["nll_ci"][1] and row["nll_standard_error"] > 0
+    found = store.run("likelihood@r2ft")
+    assert found.data.metrics["nll"] == row["nll"]
+    (model,) = found.inputs.model_inputs
+    logged = store.client.get_logged_model(model.model_id)
+    assert logged.name == "r2ft" and {metric.key for metric in logged.metrics} >= {"nll", "nll_standard_error"}
 
 
 def test_samples_say_whose_they_are(store: Store, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from dlm.config.decoders import decoder_options
 from hypothesis import given
 from hypothesis import strategies as st
 from test_chat import TURNS, chat_lm
@@ -17,6 +16,7 @@ from tiny import tiny_lm
 
 from dlm.data.template import TEMPLATES
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import decoder_options
 from dlm.errors import UserError
 from dlm.models.interface import backbone
 from dlm.serving import body, conversation

@@ -37,6 +37,7 @@ TINY = {
     },
     "select": {"prompts": 2},
     "ablation": {"prompts": 2, "steps": 8},
+    "likelihood": {"records": 4, "samples": 16},
     "infill": {"prompts": 2, "seeds": [0], "steps": [2]},
     "rivals": {"prompts": 2, "passes": [2, 8]},
     "sweeps": {
@@ -145,6 +146,7 @@ STAGES = [
     *(("evaluate", "--checkpoint", name, "--decoder", "top_k") for name in ("sft", "r2ft")),
     ("evaluate", "--checkpoint", "reference", "--decoder", "nucleus"),
     *((script, "--checkpoint", name) for script in ("decode_ablation", "ablation") for name in ("sft", "r2ft")),
+    *(("likelihood", "--checkpoint", name) for name in ("base", "sft", "sft_answer", "r2ft")),
     ("report",),
 ]
 

@@ -114,6 +114,10 @@ LONG_RUNS = {
 STEPS = Column("steps", "S", "denoising steps", None, 0)
 LONG_COLUMNS = (STEPS, *(column for column in QUALITY if column.name != "tokens_per_step"))
 LONG_TITLE = "As many steps as tokens"
+BOUND_TITLE = "Likelihood of held-out answers"
+BOUND_COLUMNS = (
+    Column("nll", "nats a token", "the bound on -log p(answer, end of text | prompt), over all tokens", "lower", 3),
+)
 AREA = Column("area", "area", "mean quality from the fewest steps to the most, over the log of the passes", "higher")
 OVER_PASSES_TITLE = "Quality over forward passes"
 COLUMNS = {column.name: column for group in GROUPS.values() for column in group}

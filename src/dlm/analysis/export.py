@@ -44,16 +44,16 @@ def to_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def to_latex(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
+def to_latex(rows: Sequence[Row], long: Sequence[Row] = (), bounds: Sequence[Row] = ()) -> str:
     """The tables of `groups`, each as one or more floats of booktabs that need nothing else."""
     floats = []
-    for title, shown_rows, columns in groups(rows, long):
+    for title, shown_rows, columns in groups(rows, long, bounds):
         budgets = [column for column in columns if column.name == "steps"]
         others = [column for column in columns if column.name != "steps"]
         pieces = [others[start : start + COLUMNS_A_TABLE] for start in range(0, len(others), COLUMNS_A_TABLE)]
         for place, piece in enumerate(pieces, start=1):
             part = f" ({place} of {len(pieces)})" if len(pieces) > 1 else ""
-            count = "" if shown_rows is long else counts(rows)
+            count = "" if shown_rows is long or shown_rows is bounds else counts(rows)
             floats.append(_float(title + part, shown_rows, [*budgets, *piece], count))
     return "\n".join([HEAD, *floats])
 

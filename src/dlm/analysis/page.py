@@ -30,6 +30,7 @@ def render(
     rows: Sequence[table.Row],
     selection: Sequence[table.Row],
     ablation: Sequence[table.Row],
+    likelihoods: Sequence[table.Row],
     claims: Sequence[Claim],
     figures: Sequence[tuple[ReportFigure, bytes]],
     samples: Sequence[dict[str, Any]],
@@ -44,6 +45,7 @@ def render(
         rows: of build_table.
         selection: of selection_rows.
         ablation: the ablation stage's rows of all checkpoints.
+        likelihoods: the likelihood stage's, one a checkpoint.
         claims: of judge_claims.
         figures: each with its PNG.
         samples: of side_by_side.
@@ -71,7 +73,7 @@ def render(
         front=front_table(rows, setting["judged_steps"]),
         groups=[
             (name, shown, columns, table.zero_note(shown, table.GROUPS.get(name, ())))
-            for name, shown, columns in table.groups(rows, table.long_runs(ablation))
+            for name, shown, columns in table.groups(rows, table.long_runs(ablation), table.bound_rows(likelihoods))
         ],
         selection=selection,
         exact=table.quality_axes(rows)[0].name == "well_formed",

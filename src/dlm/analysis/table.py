@@ -7,6 +7,8 @@ from typing import Any
 from dlm.analysis.columns import (
     AREA,
     BOLD,
+    BOUND_COLUMNS,
+    BOUND_TITLE,
     COLUMNS,
     GROUPS,
     LONG_COLUMNS,
@@ -139,6 +141,11 @@ def long_runs(ablation: Sequence[Row]) -> list[Row]:
     ]
 
 
+def bound_rows(likelihoods: Sequence[Row]) -> list[Row]:
+    """The likelihood stage's rows, as rows of a table of their own."""
+    return [{**row, "decoder": "bound", "steps": None, "setting": ""} for row in likelihoods]
+
+
 def speed_rows(ablation: Sequence[Row]) -> list[Row]:
     """Tokens a step of the ablation's runs without and with EOS-fill, a variant in the decoder's place (Table 5)."""
     runs = [row for row in ablation if row["variant"] in ("plain", "eos_fill")]
@@ -206,10 +213,10 @@ def is_best(row: Row, rows: Sequence[Row], column: Column) -> bool:
     return len(printed) > 1 and number(row[column.name], column) == number(best, column)
 
 
-def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
+def to_markdown(rows: Sequence[Row], long: Sequence[Row] = (), bounds: Sequence[Row] = ()) -> str:
     """The tables (`groups`) with the footnotes that define their columns."""
     parts = []
-    for title, shown_rows, columns in groups(rows, long):
+    for title, shown_rows, columns in groups(rows, long, bounds):
         parts += [f"**{title}**", _grid(shown_rows, columns)]
         if title in GROUPS:
             notes = [f"{c.heading}: {c.meaning}." for c in columns]
@@ -217,6 +224,8 @@ def to_markdown(rows: Sequence[Row], long: Sequence[Row] = ()) -> str:
             parts.append("\n".join(f"- {note}" for note in notes))
         elif title == OVER_PASSES_TITLE:
             parts.append(f"- {AREA.heading}: {AREA.meaning}.")
+        elif title == BOUND_TITLE:
+            parts.append(f"- {BOUND_COLUMNS[0].heading}: {BOUND_COLUMNS[0].meaning}.")
     return "\n\n".join([*parts, f"{counts(rows)} {PLUS_MINUS} {BOLD}"]) + "\n"
 
 
@@ -226,14 +235,17 @@ def counts(rows: Sequence[Row]) -> str:
     return " ".join(f"{steps} steps for {length} tokens, {n} answers a row." for steps, length, n in settings)
 
 
-def groups(rows: Sequence[Row], long: Sequence[Row]) -> list[tuple[str, Sequence[Row], list[Column]]]:
-    """Title, rows and columns of every table: quality over passes, quality and speed, structure, and the ablation's."""
+def groups(
+    rows: Sequence[Row], long: Sequence[Row], bounds: Sequence[Row] = ()
+) -> list[tuple[str, Sequence[Row], list[Column]]]:
+    """Title, rows and columns of every table: quality over passes, quality and speed, structure, the ablation's, and
+    the checkpoints' likelihood."""
     several = len({row["steps"] for row in rows if not is_reference(row)}) > 1
     tables: list[tuple[str, Sequence[Row], list[Column]]] = [(OVER_PASSES_TITLE, *over_passes(rows))]
     tables += [
         (title, rows, [*([STEPS] if several else []), *used(rows, columns)]) for title, columns in GROUPS.items()
     ]
-    tables.append((LONG_TITLE, long, used(long, LONG_COLUMNS)))
+    tables += [(LONG_TITLE, long, used(long, LONG_COLUMNS)), (BOUND_TITLE, bounds, used(bounds, BOUND_COLUMNS))]
     return [group for group in tables if group[1]]
 
 

@@ -1,4 +1,4 @@
-"""Metrics and judges: the block `evaluate`."""
+"""Metrics and judges: the blocks `evaluate` and `likelihood`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -47,3 +47,19 @@ class EvaluateParams:
     scorer: str | None
     bootstrap_samples: Annotated[int, AtLeast(10)]
     judge: JudgeParams
+
+
+@dataclass(frozen=True)
+class LikelihoodParams:
+    """The bound on every checkpoint's log-likelihood of held-out answers (dlm.likelihood).
+
+    Attributes:
+        records: the first so many of valid.
+        samples: masked canvases an answer.
+    """
+
+    records: Count
+    samples: Annotated[int, AtLeast(16)]
+
+    def check(self, where: str) -> None:
+        require(self.samples % 8 == 0, dotted(where, "samples"), "a multiple of 8", self.samples)

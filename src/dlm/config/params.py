@@ -18,7 +18,7 @@ from dlm.config.decoding import (
     SelectParams,
     decoder_blocks,
 )
-from dlm.config.evaluation import EvaluateParams
+from dlm.config.evaluation import EvaluateParams, LikelihoodParams
 from dlm.config.report import ReportParams, SweepsParams
 from dlm.config.schema import LARGEST_SEED, Natural, build, dotted, require
 from dlm.config.training import BaseParams, ModelParams, NegativesParams, R2ftParams, ReferenceParams, SftParams
@@ -49,6 +49,7 @@ class Params:
     rivals: RivalsParams
     sweeps: SweepsParams
     evaluate: EvaluateParams
+    likelihood: LikelihoodParams
     report: ReportParams
 
     def check(self, where: str) -> None:

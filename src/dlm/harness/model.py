@@ -12,11 +12,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from dlm.config.decoders import DecoderOptions
 from dlm.config.schema import require
 from dlm.data.tokenizer import before_eos, special_tokens
 from dlm.decoding.arguments import checked_decoder, listed, whole
 from dlm.decoding.lm import DiffusionLM, cut_at_eos
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError
 from dlm.harness.contexts import Contexts
 from dlm.harness.journal import Journal, fingerprint

@@ -110,6 +110,8 @@ def _log(run: Run, out: Path, params: Mapping[str, Any]) -> None:
             records.log_scores(run, BUILD, found, _budgets(params))
         elif out.parent.name == "ablation":
             records.log_ablation(run, found)
+        elif out.parent.name == "likelihood":
+            records.log_likelihood(run, found)
         elif isinstance(found, dict):
             run.metrics({key: value for key, value in found.items() if isinstance(value, int | float)})
         elif found and isinstance(found[0], dict):

@@ -27,6 +27,7 @@ INPUTS = {
     "evaluate": {"evaluation": [EVAL, "answers/{cell}.jsonl"]},
     "decode_ablation": {"evaluation": [EVAL]},
     "ablation": {"evaluation": [EVAL, "ablation/{cell}.jsonl"]},
+    "likelihood": {"validation": [VALID]},
 }
 # An option, the value with which it is off, and the options that say nothing then.
 OFF = (
@@ -131,6 +132,12 @@ def log_ablation(run: Run, rows: Sequence[Row]) -> None:
     """The scores of every variant, and all of it as a table."""
     run.metrics({row["variant"]: scores(row) for row in rows})
     run.table("ablation", rows)
+
+
+@guarded
+def log_likelihood(run: Run, row: Row) -> None:
+    """The bound of a checkpoint, of its model, too."""
+    run.model_metrics({name: row[name] for name in ("nll", "nll_standard_error")})
 
 
 @guarded

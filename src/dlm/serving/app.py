@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from dlm.config.decoders import DECODERS
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DECODERS
 from dlm.serving import body, replies
 from dlm.serving.body import Asked, BadRequest, Defaults
 from dlm.serving.conversation import form

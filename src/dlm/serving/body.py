@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from dlm.config.decoders import DecoderOptions
 from dlm.decoding.arguments import checked_decoder, shown, valid_text
 from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError
 from dlm.serving.conversation import prompt_ids
 from dlm.serving.engine import Setting

@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dlm.config.decoders import DecoderOptions
 from dlm.decoding.decoder import make_decoder
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.loop import Draft, decode
 from dlm.decoding.noise import row_keys
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError
 from dlm.serving.reader import Reader
 
