@@ -29,8 +29,8 @@ sweeps/dvc.yaml: sweeps/pipeline.yaml  ## from here on DVC knows of the sweeps
 TESTS := env -u DVC_ROOT -u DVC_EXP_NAME -u DVC_STAGE OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 # The files of tests that test-fast leaves out: whole runs, DVC, several processes, browsers, long lists of cases.
 SLOW := benchmarks browser decoding_properties decoding_rules dialect distributed docs end_to_end figure_style invariance lm_eval \
-	masked_lms memory other_profile own_data paper_profiles params pipeline preferences report runs serve serve_page sharing surviving sweeps tools_pipeline \
-	tools_quarter_hour tour tracking training ui
+	masked_lms memory other_profile own_data padded_stages paper_profiles params pipeline preferences report runs serve serve_page \
+	sharing surviving sweeps tools_pipeline tools_quarter_hour tour tracking training ui
 CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
 
 test: $(READY) lint  ## lint, types, tests; it installs nothing

@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts import stage
-from test_adapted_base import prepared
 from tiny import SENTENCES, TableDenoiser, tiny_model
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +20,6 @@ from dlm.decoding.noise import row_keys
 from dlm.decoding.options import decoder_options
 from dlm.diffusion.forward import mask_suffix
 from dlm.errors import UserError
-from dlm.files import read_json, read_jsonl
 from dlm.likelihood import score
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 from dlm.models.interface import head, pad_cycle
@@ -252,32 +249,5 @@ def test_gaps_hold_none_and_neither_do_scored_answers() -> None:
     lm = sure_of_padding()
     out = lm.infill(["The [MASK:12] opens [MASK:8] at dawn."], "categorical", steps=6)
     assert not set(out.tokens[0].tolist()) & set(lm.padding)
-    with pytest.raises(UserError, match="answer 0 must be ids of tokens below 303, no mask and no padding"):
+    with pytest.raises(UserError, match="answer 0 must be without masks and padding"):
         score(lm, ["The"], [[5, lm.padding[0]]])
-
-
-# The stages
-
-
-def test_three_pad_tokens_go_through_the_stages(tmp_path: Path) -> None:
-    folder = prepared(tmp_path, tokenizer={"pad_cycle": 3})
-    for name in ("prepare", "base", "reference", "negatives"):
-        stage(name, folder=folder)
-    for variant in ("sft", "sft_answer"):
-        stage("sft", "--variant", variant, folder=folder)
-    stage("r2ft", folder=folder)
-    ids = [301, 302, 303]  # behind the 300 entries and the mask
-    assert read_json(folder / "build/data/training/vocabulary.json")["vocab_size"] == 304
-    rows = {}
-    for name in ("base", "sft", "r2ft"):
-        model, tokenizer = load_checkpoint(folder / "build/models" / name, causal=False)
-        assert pad_cycle(model) == ids and len(tokenizer) == 304
-        rows[name] = model.get_input_embeddings().weight[ids]
-    assert not torch.equal(rows["sft"], rows["base"])
-    reference, its_tokenizer = load_checkpoint(folder / "build/models/reference", causal=True)
-    assert len(reference.get_input_embeddings().weight) == 300 and not {*ids} & set(its_tokenizer.get_vocab().values())
-    for checkpoint in ("sft", "r2ft"):
-        stage("decode", "--checkpoint", checkpoint, "--decoder", "conv", folder=folder)
-        answers = read_jsonl(folder / f"build/answers/{checkpoint}-conv.jsonl")
-        assert len(answers) == 3 and not any({*ids} & set(row["tokens"]) for row in answers)
-        stage("evaluate", "--checkpoint", checkpoint, "--decoder", "conv", folder=folder)
