@@ -312,7 +312,7 @@ class EntropyBoundedOptions(DecoderOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FrechetOptions(DecoderOptions):
-    """The n most confident positions that are surely right together, by all n confidences (Fast-dLLM++; see `factor`).
+    """The n most confident positions that no other choice can beat, by all n confidences (Fast-dLLM++; see `factor`).
 
     Attributes:
         margin: by how much the bound on their joint probability must exceed that of any rival; smaller commits more.
