@@ -210,7 +210,7 @@ def _draft(canvas: Canvas, decoder: Decoder, phase: Phase, clock: int) -> Draft:
         confidence=torch.where(written, canvas.log_p.exp(), 0.0).cpu(),
         commit_step=canvas.steps.cpu().clone(),
         nfe=canvas.nfe.cpu().clone(),
-        settled=phase.keep if decoder.rule.revoke is None else 0,
+        settled=0 if decoder.rule.revoke or decoder.rule.revise else phase.keep,
     )
 
 

@@ -48,10 +48,10 @@ class Infilling(Written[list[Tensor]]):
 
 def gap_texts(tokenizer: PreTrainedTokenizerFast, canvas: list[int], filled: list[int], mask_id: int) -> list[str]:
     """The text of each gap of a canvas, once it is filled."""
-    return [_added(tokenizer, filled, start, end) for start, end in _runs(canvas, mask_id)]
+    return [text_behind(tokenizer, filled, start, end) for start, end in _runs(canvas, mask_id)]
 
 
-def _added(tokenizer: PreTrainedTokenizerFast, ids: list[int], start: int, end: int) -> str:
+def text_behind(tokenizer: PreTrainedTokenizerFast, ids: list[int], start: int, end: int) -> str:
     """The text of ids[start:end] as it reads after the ids before it, with the space between them."""
     before, both = (decode(tokenizer, ids[:stop]) for stop in (start, end))
     # Where the border cuts a character in two, `before` is no prefix of `both`.

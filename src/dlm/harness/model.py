@@ -15,8 +15,10 @@ from lm_eval.api.registry import register_model
 from dlm.config.schema import require
 from dlm.data.tokenizer import before_eos, special_tokens
 from dlm.decoding.arguments import checked_decoder, listed, whole
-from dlm.decoding.lm import DiffusionLM, cut_at_eos
+from dlm.decoding.ends import cut_at_eos
+from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions
+from dlm.decoding.results import text_behind
 from dlm.errors import UserError
 from dlm.harness.contexts import Contexts
 from dlm.harness.journal import Journal, fingerprint
@@ -172,7 +174,7 @@ class HarnessLM(LM):
         eos_id = self.lm.tokenizer.eos_token_id
         ends = [i for i, token in special_tokens(self.lm.tokenizer).items() if token in stops]
         ids = before_eos(cut_at_eos(torch.tensor([[*answer, eos_id]]), eos_id, ends)[0].tolist(), eos_id)
-        text = self.lm._added([*context, *ids], len(context), len(context) + len(ids))
+        text = text_behind(self.lm.tokenizer, [*context, *ids], len(context), len(context) + len(ids))
         return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
     def _answers(

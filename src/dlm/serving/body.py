@@ -9,6 +9,7 @@ from typing import Any
 from dlm.decoding.arguments import checked_decoder, shown, valid_text
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions
+from dlm.decoding.reading import check_known, check_lengths
 from dlm.errors import UserError
 from dlm.serving.conversation import prompt_ids
 from dlm.serving.engine import Setting
@@ -170,14 +171,15 @@ def _asked(
     fields.check_neutral()
     with _blamed(source):
         ids = [prompt() for prompt in prompts]
-        lm._check_ids(ids, "prompt")
+        check_lengths(ids, "prompt", lm.denoiser.max_length)
+        check_known(ids, "prompt", lm.denoiser)
     length = next((n for each in limits if (n := fields.take(each, None, int, 1)) is not None), None)
     for each in limits:
         fields.rest.pop(each, None)
     if length is None:
         length = min(defaults.max_tokens, _room(lm, ids))
     with _blamed(limits[-1]):
-        lm._check_ids(ids, "prompt", length)
+        check_lengths(ids, "prompt", lm.denoiser.max_length, length)
     choices = fields.take("n", 1, int, 1, MOST_CHOICES)
     if choices * len(ids) > MOST_CHOICES:
         raise BadRequest(f"n times the prompts must be at most {MOST_CHOICES}, got {choices * len(ids)}", "n")

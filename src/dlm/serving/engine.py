@@ -218,6 +218,7 @@ class Engine:
             keys=torch.stack([row.key for row in rows]),
             eos_id=self.lm.tokenizer.eos_token_id,
             ends=self.lm.ends,
+            padding=self.lm.padding,
             follow=partial(self._follow, rows, left),
         )
         for place, row in enumerate(rows):
