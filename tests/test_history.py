@@ -150,7 +150,8 @@ def test_credit_of_this_pass_and_of_earlier_ones() -> None:
     ):
         candidates = credit.propose(1.0, 0.0, 1.0)(source([p], seen, votes))
         tokens, log_p = candidates.draw(torch.tensor([True]))
-        assert tokens.tolist() == [token] and log_p.exp().tolist() == pytest.approx([chance])
+        assert tokens.tolist() == [token] and candidates.log_confidence.exp().tolist() == pytest.approx([chance])
+        assert log_p.exp().tolist() == pytest.approx([p[0, token].item()])  # the trace has the model's own
         assert candidates.vote is not None
         assert candidates.vote[0].tolist() == [0] and candidates.vote[1].exp().tolist() == pytest.approx([0.5])
 

@@ -3,8 +3,6 @@
 The formula and its numbers are those of dInfer, the code of the authors' group (CreditThresholdParallelDecoder).
 """
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,7 +12,7 @@ from dlm.decoding.propose import Candidates, Propose, Source
 
 
 def propose(strength: float, power: float, decay: float) -> Propose:
-    """The best token of each position by the logits f + strength·log(1 + C), and its probability under them.
+    """The best token of each position by the logits f + strength·log(1 + C); its probability under them ranks.
 
     C_v, the trace credit of token v, sums p^power·decay^age over the passes at which v was the likeliest token here
     and the position was open; p was its probability then, without credit, and age counts passes back from this one.
@@ -25,14 +23,19 @@ def propose(strength: float, power: float, decay: float) -> Propose:
         votes = source.past.votes
         voted = torch.empty(source.count, dtype=torch.long, device=source.device)
         voted_log_p = torch.empty(source.count, device=source.device)
-        tokens, log_p = torch.empty_like(voted), torch.empty_like(voted_log_p)
+        tokens, log_p, confidence = (
+            torch.empty_like(voted),
+            torch.empty_like(voted_log_p),
+            torch.empty_like(voted_log_p),
+        )
         for piece in source.chunks(bytes_each=20):
             logits = source.logits(piece).float()
             voted_log_p[piece], voted[piece] = _best(logits)
             now = _with_the_newest(votes, piece, voted[piece], voted_log_p[piece])
             credit = trace_credit(now, power, decay, source.vocab)
-            log_p[piece], tokens[piece] = _best(logits + strength * credit.log1p())
-        return replace(Candidates(log_p, log_p, lambda _: (tokens, log_p), tokens), vote=(voted, voted_log_p))
+            confidence[piece], tokens[piece] = _best(logits + strength * credit.log1p())
+            log_p[piece] = torch.log_softmax(logits, dim=-1).gather(-1, tokens[piece][:, None])[:, 0]
+        return Candidates(log_p, confidence, lambda _: (tokens, log_p), tokens, vote=(voted, voted_log_p))
 
     return run
 
