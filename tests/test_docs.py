@@ -622,6 +622,7 @@ def test_the_worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --- Links, paths, quoted lines ---------------------------------------------------------------------------------------
 
 MADE = (
+    "data/training/",
     "inputs/",
     "ablation/",
     "selection/",

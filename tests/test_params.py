@@ -235,6 +235,8 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"likelihood.records": 0}, "params.yaml: likelihood.records ", "0", "at least 1"),
     ({"likelihood.samples": 8}, "params.yaml: likelihood.samples ", "8", "at least 16"),
     ({"likelihood.samples": 20}, "params.yaml: likelihood.samples ", "20", "a multiple of 8"),
+    ({"decoding.pc_sampler": {"background": "a"}}, "decoding.pc_sampler.background ", "'a'", "left out here, for DVC"),
+    ({"rivals.decoders": {"pc_sampler": {"background": "a"}}}, "rivals.decoders.pc_sampler.background ", "'a'", "left"),
     ({"select.prompts": 0}, "params.yaml: select.prompts ", "0", "at least 1"),
     ({"select.seeds": [2, 2]}, "params.yaml: select.seeds ", "(2, 2)", "a list of different numbers"),
     ({"decode.seeds": []}, "params.yaml: decode.seeds ", "()", "a list of different numbers"),

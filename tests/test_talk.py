@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dlm.data.escape import printable
 from test_chat import chat_lm
 from tiny import tiny_lm
 
+from dlm.analysis.escape import printable
 from dlm.cli.main import main
 from dlm.data.template import Template
 from dlm.decoding.lm import DiffusionLM

@@ -5,10 +5,10 @@ import importlib.util
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Tracking, DVC, pages for a terminal, other machines and the hub; what torch for GPUs brings along.
+# Tracking, DVC, pages for a terminal, other machines and the hub, servers; what torch for GPUs brings along.
 NEEDLESS = {
     *("mlflow", "sqlalchemy", "filelock", "psutil", "dvc", "vl_convert", "rich"),
-    *("openai", "huggingface_hub", "datasets", "triton"),
+    *("openai", "huggingface_hub", "datasets", "lm_eval", "starlette", "uvicorn", "triton"),
 }
 
 

@@ -114,6 +114,8 @@ def decoder_blocks(raw: Any, where: str) -> dict[str, DecoderBlock]:
 def _decoder_block(name: str, raw: Any, where: str) -> DecoderBlock:
     if not isinstance(raw, dict):
         return DecoderBlock(name, where, {}, ({},), (decoder_options(name, raw, where),))
+    told = "left out here, for DVC would know nothing of that file; the stage rivals takes the training answers'"
+    require(raw.get("background") is None, dotted(where, "background"), told, raw.get("background"))
     lists = {key: value for key, value in raw.items() if isinstance(value, list)}
     candidates = tuple(dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
     require(bool(candidates), where, "without empty lists", raw)

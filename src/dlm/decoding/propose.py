@@ -211,7 +211,7 @@ def ahead(source: Source) -> Candidates:
     """The best token, ranked by its probability, and how far it is ahead: the distance of the two best logits."""
     best, ids = _most_probable(source, 2)
     tokens, log_p = ids[:, 0], best[:, 0]
-    return Candidates(log_p, log_p, lambda _: (tokens, log_p), tokens, log_p - best[:, 1])
+    return Candidates(log_p, log_p, lambda _: (tokens, log_p), tokens, gap=log_p - best[:, 1])
 
 
 def calibrated(background: Float[Tensor, " vocab"] | None, clip: float) -> Propose:
