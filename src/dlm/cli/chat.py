@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
+from dlm.analysis.escape import printable
 from dlm.cli.run import load_to_talk
 from dlm.cli.watch import watched
 from dlm.config.schema import require
 from dlm.config.yaml import setting
-from dlm.data.escape import printable
 from dlm.decoding.lm import DiffusionLM, Generation
 from dlm.decoding.loop import Watch
 from dlm.decoding.options import DECODERS, decoder_options, default_options
