@@ -9,12 +9,13 @@ from dlm.analysis.rivals import rival_figures, to_markdown
 from dlm.config.params import Params, tracked
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions, PcSamplerOptions, override
+from dlm.errors import UserError
 from dlm.evaluation.area import answer_areas, mean_of_areas
 from dlm.evaluation.cell import Corpus, load_corpus, summarise
 from dlm.evaluation.setting import answer
 from dlm.files import write_table
 from dlm.pipeline import processes
-from dlm.pipeline.progress import Advance, progress
+from dlm.pipeline.progress import Advance, progress, tell
 from dlm.pipeline.tracking import stage_run
 
 Rows = list[dict[str, Any]]
@@ -48,7 +49,11 @@ def main() -> None:
         count = sum(len(points) for curve in curves.values() for points in curve.values())
         with progress("rivals", count * rivals.prompts * len(rivals.seeds), "answers") as advance:
             for name, curve in curves.items():
-                found, area = measure_curves(name, curve, lm, corpus, params, advance)
+                try:
+                    found, area = measure_curves(name, curve, lm, corpus, params, advance)
+                except UserError as error:  # what this model cannot do, wino with shifted logits for one
+                    tell(f"rivals: {name} is left out: {error}")
+                    continue
                 rows, areas = [*rows, *found], [*areas, area]
         if not processes.is_main():
             return
