@@ -10,12 +10,11 @@ from typing import Any
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
-from dlm.decoding.answers import decode_prompts
+from dlm.decoding.answers import decode_prompts, load_for
 from dlm.decoding.budgets import chosen
-from dlm.decoding.lm import DiffusionLM
 from dlm.files import content_hash, write_json, write_jsonl
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress, tell
+from dlm.pipeline.progress import progress
 from dlm.pipeline.records import cell_params, log_inputs, log_samples
 from dlm.pipeline.tracking import stage_run
 
@@ -34,9 +33,7 @@ def main() -> None:
         weights = arguments.build / "models" / arguments.checkpoint
         run.decodes(weights)
         log_inputs(run, "decode", arguments.build)
-        lm = DiffusionLM.load(weights, processes.device(), settings.precision, settings.compile)
-        if lm.precision.why:
-            tell(f"decode@{cell}: {lm.precision}")
+        lm = load_for(f"decode@{cell}", weights, settings)
         rows = read_split(arguments.build / "data", "eval", ["id", "prompt", "prompt_ids"])
         fingerprint = content_hash(weights)
         answers: list[dict[str, Any]] = []

@@ -6,13 +6,12 @@ from pathlib import Path
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
-from dlm.decoding.answers import decode_prompts
+from dlm.decoding.answers import decode_prompts, load_for
 from dlm.decoding.budgets import chosen
-from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.files import write_jsonl
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress, tell
+from dlm.pipeline.progress import progress
 from dlm.pipeline.records import log_inputs
 from dlm.pipeline.tracking import stage_run
 
@@ -28,9 +27,7 @@ def main() -> None:
         weights = build / "models" / arguments.checkpoint
         run.decodes(weights)
         log_inputs(run, "decode_ablation", build)
-        lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
-        if lm.precision.why:
-            tell(f"decode_ablation@{arguments.checkpoint}: {lm.precision}")
+        lm = load_for(f"decode_ablation@{arguments.checkpoint}", weights, params.decode)
         settings = params.ablation
         prompts = read_split(build / "data", "eval", ["id", "prompt_ids"])[: settings.prompts]
         runs, lines = ablation_runs(params, build), []

@@ -7,6 +7,7 @@ import numpy as np
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import Params, tracked
 from dlm.data.splits import most_frequent, read_split
+from dlm.decoding.answers import load_for
 from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.distance import (
     KINDS,
@@ -19,7 +20,6 @@ from dlm.evaluation.distance import (
     written_kinds,
 )
 from dlm.files import read_json, read_jsonl, write_json
-from dlm.pipeline.progress import tell
 from dlm.pipeline.tracking import stage_run
 
 
@@ -30,9 +30,7 @@ def main() -> None:
     params = start_stage(arguments)
     build, checkpoint = arguments.build, arguments.checkpoint
     with stage_run("distance", cell=checkpoint, params=tracked(params, "sweeps", "decode")) as run:
-        lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
-        if lm.precision.why:
-            tell(f"distance@{checkpoint}: {lm.precision}")
+        lm = load_for(f"distance@{checkpoint}", build / "models" / checkpoint, params.decode, compile=False)
         counts = read_json(build / "data/training/vocabulary.json")["token_counts"]
         high_prior = frozenset(most_frequent(counts, params.evaluate.high_prior_tokens).tolist())
         eos_id = lm.tokenizer.eos_token_id

@@ -5,6 +5,7 @@ from pathlib import Path
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.figures import ReportFigure, write_figures
 from dlm.analysis.sweeps import sweep_figures
+from dlm.analysis.table import at_budget
 from dlm.analysis.weights import weights_data
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
@@ -25,7 +26,7 @@ def main() -> None:
         answers = read_jsonl(build / "answers" / f"{CHECKPOINTS[-1]}-conv.jsonl")
         steps, prompt_length = params.decode.steps[0], len(example["prompt_ids"])
         conv = params.decoder("conv", **chosen(build, params, "conv", steps))
-        answer = next(answer for answer in answers if answer["steps"] == steps and answer["id"] == example["id"])
+        answer = next(answer for answer in at_budget(answers, steps) if answer["id"] == example["id"])
         figures = sweep_figures(
             [row for c in CHECKPOINTS for row in read_json(sweeps / f"settings-{c}.json")],
             [read_json(sweeps / f"distance-{c}.json") for c in CHECKPOINTS],

@@ -8,6 +8,7 @@ from typing import Any
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
+from dlm.decoding.answers import load_for
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import UserError
@@ -15,7 +16,6 @@ from dlm.evaluation.bidirectional import METRICS, TASKS, Gap, Task, make_gap, sc
 from dlm.evaluation.builtin.grammar import GRAMMAR, load_grammar
 from dlm.evaluation.slots import SlotJudge
 from dlm.files import write_table
-from dlm.pipeline.progress import tell
 from dlm.pipeline.tracking import stage_run
 
 CHECKPOINTS = ("sft", "r2ft")
@@ -36,9 +36,7 @@ def main() -> None:
     rows = []
     with stage_run("infill", params=tracked(params, "infill", "decode", "decoding")) as run:
         for checkpoint in CHECKPOINTS:
-            lm = DiffusionLM.load(build / "models" / checkpoint, precision=params.decode.precision)
-            if lm.precision.why:
-                tell(f"infill@{checkpoint}: {lm.precision}")
+            lm = load_for(f"infill@{checkpoint}", build / "models" / checkpoint, params.decode, compile=False)
             gaps = {task: cut(examples, task, judge, lm, params) for task in TASKS}
             for task, steps, decoder in itertools.product(TASKS, params.infill.steps, params.infill.decoders):
                 scores = fill(lm, gaps[task], params.decoder(decoder, eos_fill=False), steps, judge, params)

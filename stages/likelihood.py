@@ -5,11 +5,10 @@ import numpy as np
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
-from dlm.decoding.lm import DiffusionLM
+from dlm.decoding.answers import load_for
 from dlm.evaluation.bootstrap import bootstrap_ci
 from dlm.files import write_json
 from dlm.likelihood import score
-from dlm.pipeline import processes
 from dlm.pipeline.records import log_inputs, log_likelihood
 from dlm.pipeline.tracking import stage_run
 
@@ -24,7 +23,7 @@ def main() -> None:
     with stage_run("likelihood", cell=arguments.checkpoint, params=tracked(params, "seed", "likelihood")) as run:
         run.decodes(weights)
         log_inputs(run, "likelihood", build)
-        lm = DiffusionLM.load(weights, processes.device(), params.decode.precision)
+        lm = load_for(f"likelihood@{arguments.checkpoint}", weights, params.decode, compile=False)
         rows = read_split(build / "data/training", "valid", ["prompt_ids", "answer_ids"])[: settings.records]
         scores = score(
             lm,

@@ -58,7 +58,8 @@ def main() -> None:
         traced = CHECKPOINTS[-1]
         traces = {decoder: answers[traced, decoder] for decoder in params.report.decoders}
         figures = report_figures(rows, grid, judged, curves, traced, traces)
-        markdown = to_markdown(rows, long_runs(ablation), bound_rows(likelihoods))
+        long, bounds = long_runs(ablation), bound_rows(likelihoods)
+        markdown = to_markdown(rows, long, bounds)
         claims = judge_claims(rows, grid, ablation, judged)
         selection = selection_rows(grid, settings)
         drawn = write_figures(results / "figures", figures)
@@ -95,7 +96,7 @@ def main() -> None:
                 write_json(folder / f"{cell}.json", numbers)
         write_text(results / "table.md", markdown)
         write_text(results / "table.csv", to_csv(rows))
-        write_text(results / "table.tex", to_latex(rows, long_runs(ablation), bound_rows(likelihoods)))
+        write_text(results / "table.tex", to_latex(rows, long, bounds))
         write_text(results / "selection.md", selection_markdown(selection))
         write_text(results / "report.html", page)
         log_report(run, results)

@@ -7,6 +7,7 @@ from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.figures import write_figures
 from dlm.analysis.rivals import rival_figures, to_markdown
 from dlm.config.params import Params, tracked
+from dlm.decoding.answers import load_for
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions, PcSamplerOptions, override
 from dlm.errors import UserError
@@ -43,7 +44,7 @@ def main() -> None:
         corpus = load_corpus(build, params.data, params.evaluate)
         weights = build / "models" / rivals.checkpoint
         run.decodes(weights)
-        lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
+        lm = load_for("rivals", weights, params.decode)
         rows: Rows = []
         areas: Rows = []
         count = sum(len(points) for curve in curves.values() for points in curve.values())
@@ -54,7 +55,8 @@ def main() -> None:
                 except UserError as error:  # what this model cannot do, wino with shifted logits for one
                     tell(f"rivals: {name} is left out: {error}")
                     continue
-                rows, areas = [*rows, *found], [*areas, area]
+                rows += found
+                areas.append(area)
         if not processes.is_main():
             return
         out = Path(params.report.results) / "rivals"

@@ -10,13 +10,13 @@ from typing import Any
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import Params, tracked
+from dlm.decoding.answers import load_for
 from dlm.decoding.budgets import choose
-from dlm.decoding.lm import DiffusionLM
 from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.setting import measure
 from dlm.files import write_json
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress, tell
+from dlm.pipeline.progress import progress
 from dlm.pipeline.records import log_inputs
 from dlm.pipeline.tracking import stage_run
 
@@ -56,9 +56,7 @@ def measure_all(
     with progress(f"select@{name}", count, "answers") as advance:
         for checkpoint in checkpoints:
             weights = build / "models" / checkpoint
-            lm = DiffusionLM.load(weights, processes.device(), params.decode.precision, params.decode.compile)
-            if lm.precision.why:
-                tell(f"select@{name}: {lm.precision}")
+            lm = load_for(f"select@{name}", weights, params.decode)
             for steps, candidate in settings:
                 options = params.decoder(name, **candidate)
                 summary = measure(

@@ -5,8 +5,8 @@ from typing import Any
 
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import Params, tracked
+from dlm.decoding.answers import load_for
 from dlm.decoding.budgets import chosen
-from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.evaluation.cell import load_corpus
 from dlm.evaluation.judges.choice import make_judges
@@ -14,7 +14,7 @@ from dlm.evaluation.preferences import baseline_of
 from dlm.evaluation.setting import measure
 from dlm.files import read_jsonl, write_json
 from dlm.pipeline import processes
-from dlm.pipeline.progress import progress, tell
+from dlm.pipeline.progress import progress
 from dlm.pipeline.tracking import stage_run
 
 Setting = tuple[dict[str, Any], DecoderOptions, int]
@@ -32,11 +32,7 @@ def main() -> None:
         judge, _ = make_judges(params.evaluate.judge, corpus.judge, params.seed)
         rivals = read_jsonl(build / "answers" / f"{sweeps.baseline}.jsonl")
         baseline = baseline_of([rival for rival in rivals if rival["steps"] == params.decode.steps[0]])
-        lm = DiffusionLM.load(
-            build / "models" / checkpoint, processes.device(), params.decode.precision, params.decode.compile
-        )
-        if lm.precision.why:
-            tell(f"settings@{checkpoint}: {lm.precision}")
+        lm = load_for(f"settings@{checkpoint}", build / "models" / checkpoint, params.decode)
         rows, count = [], len(runs) * sweeps.prompts * len(sweeps.seeds)
         with progress(f"settings@{checkpoint}", count, "answers") as advance:
             for head, options, steps in runs:

@@ -41,7 +41,7 @@ from dlm.pipeline.profiles import merge, render
 
 ROOT = Path(__file__).parents[1]
 # With cells, of which none trains.
-SIDE_BY_SIDE = (*("select", "decode", "evaluate", "decode_ablation", "ablation", "likelihood", "settings", "distance"),)
+SIDE_BY_SIDE = ("select", "decode", "evaluate", "decode_ablation", "ablation", "likelihood", "settings", "distance")
 CLOSING = ("evaluate_reference", "report")  # seconds, and what the run is for: they start whatever the time
 OTHER = "other_profile@"  # it calls this script
 Outcome = tuple[Literal["done", "skipped", "failed", "spoilt"], float]  # and the seconds

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from dlm.analysis.columns import COLUMNS, Row
 from dlm.analysis.figures import ReportFigure
 from dlm.analysis.lines import draw_lines, line_of, metric_panel
 from dlm.analysis.style import SERIES, decoder_marks
-from dlm.analysis.table import COLUMNS, Row
 
 PASSES = "forward passes (log scale)"
 WINDOWS = {False: "without a window", True: "with Conv's window"}

@@ -8,12 +8,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dlm.config.decoding import DecodeParams
 from dlm.data.tokenizer import before_eos
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.files import code_hash, read_jsonl, write_jsonl
 from dlm.pipeline import processes
-from dlm.pipeline.progress import Advance
+from dlm.pipeline.progress import Advance, tell
+
+
+def load_for(stage: str, weights: Path, settings: DecodeParams, *, compile: bool = True) -> DiffusionLM:
+    """A stage's checkpoint on this process's device. What `precision: auto` comes to is told.
+
+    Args:
+        stage: what is told begins with it.
+        compile: whether as the parameters say; otherwise not.
+    """
+    lm = DiffusionLM.load(weights, processes.device(), settings.precision, settings.compile if compile else "none")
+    if lm.precision.why:
+        tell(f"{stage}: {lm.precision}")
+    return lm
 
 
 def decode_prompts(

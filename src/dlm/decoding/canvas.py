@@ -197,10 +197,7 @@ class Canvas:
             self._block = keys, place
             return
         keys, place = self._block
-        offset = self.offset[rows]
-        fresh = self.not_padding[rows] & (offset >= phase.start)
-        if self.options.kv_cache == "dual":
-            fresh &= offset < phase.end
+        fresh = self._computed(phase, None)[rows]
         positions = fresh.nonzero()[:, 1].view(len(rows), -1)  # as many in every row: the response is as long in each
         kept = rows_of(keys, place[rows])
         hidden = self.denoiser.hidden_at(self.tokens[rows], positions, kept, self.not_padding[rows])

@@ -32,6 +32,7 @@ class Open:
     late: Bool[Tensor, " n"]
 
 
+UNIT = 2.0**32
 Uniform = Float64[Tensor, " n"]
 Commit = Callable[[Open, Candidates, Rates, Uniform], Bool[Tensor, " n"]]
 Revoke = Callable[[int, Int[Tensor, " n"], Float[Tensor, " n"], Rates], Float64[Tensor, " n"]]
@@ -67,7 +68,7 @@ def fixed_count(open_: Open, candidates: Candidates, rates: Rates, uniform: Floa
 
     Ties go to the left. Positions of weight 0 never commit.
     """
-    return _rank(open_, candidates.log_confidence + open_.log_weight) < _quota(open_, rates)
+    return _rank(open_, candidates.log_confidence + open_.log_weight) < quota(open_, rates)
 
 
 def tempered(temperature: float, *, log: bool) -> Commit:
@@ -79,7 +80,7 @@ def tempered(temperature: float, *, log: bool) -> Commit:
     def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
         confidence = candidates.log_confidence.double()
         score = (confidence if log else confidence.exp()) / temperature + open_.log_weight
-        return _rank(open_, score - (-uniform.log()).log()) < _quota(open_, rates)
+        return _rank(open_, score - (-uniform.log()).log()) < quota(open_, rates)
 
     return rule
 
@@ -92,7 +93,7 @@ def at_random(open_: Open, candidates: Candidates, rates: Rates, uniform: Float6
     """
     # Gumbel keys: the largest n are a draw of n without replacement.
     keys = open_.log_weight.double() - (-uniform.log()).log()
-    return _rank(open_, keys) < _quota(open_, rates)
+    return _rank(open_, keys) < quota(open_, rates)
 
 
 def threshold(confidence: float) -> Commit:
@@ -100,11 +101,11 @@ def threshold(confidence: float) -> Commit:
 
     At least the schedule's number commits: one, where there are as many steps as tokens.
     """
-    bar = math.log(confidence) if confidence else -math.inf
+    bar = log_bar(confidence)
 
     def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
         score = candidates.log_confidence + open_.log_weight
-        return ((score >= bar) & ~open_.late) | (_rank(open_, score) < _quota(open_, rates))
+        return ((score >= bar) & ~open_.late) | (_rank(open_, score) < quota(open_, rates))
 
     return rule
 
@@ -121,14 +122,14 @@ def factor(bound: float) -> Commit:
         fails = ((rank + 2) * (1 - score.double().exp()) >= bound) | open_.late
         first = torch.full((open_.batch,), len(rank), device=rank.device)
         first = first.scatter_reduce(0, open_.row, rank.masked_fill(~fails, len(rank)), "amin")
-        return (rank < first[open_.row]) | (rank < _quota(open_, rates))
+        return (rank < first[open_.row]) | (rank < quota(open_, rates))
 
     return rule
 
 
 def and_the_surest(open_: Open, score: Tensor, passing: Bool[Tensor, " n"], rates: Rates) -> Bool[Tensor, " n"]:
     """The passing positions, and where they are fewer than the schedule's number the highest others up to it."""
-    return passing | (_rank(open_, score.masked_fill(passing, math.inf)) < _quota(open_, rates))
+    return passing | (_rank(open_, score.masked_fill(passing, math.inf)) < quota(open_, rates))
 
 
 def entropy_bounded(gamma: float, most: int | None = None) -> Commit:
@@ -144,7 +145,7 @@ def entropy_bounded(gamma: float, most: int | None = None) -> Commit:
         score = candidates.log_confidence + open_.log_weight
         rank, entropy = _rank(open_, score), (-score.double()).clamp(min=0)
         passes = _sum_before(open_, rank, entropy) <= gamma
-        return _bounded(open_, rank, passes, most) | (rank < _quota(open_, rates))
+        return _bounded(open_, rank, passes, most) | (rank < quota(open_, rates))
 
     return rule
 
@@ -162,7 +163,7 @@ def frechet(margin: float, most: int | None = None) -> Commit:
         score = candidates.log_confidence + open_.log_weight
         rank, doubt = _rank(open_, score), (1 - score.double().exp()).clamp(min=0)
         passes = _sum_before(open_, rank, doubt) + 2 * doubt < 1 - margin
-        return _bounded(open_, rank, passes, most) | (rank < _quota(open_, rates))
+        return _bounded(open_, rank, passes, most) | (rank < quota(open_, rates))
 
     return rule
 
@@ -175,7 +176,7 @@ def left_first(decay: float) -> Commit:
 
     def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Tensor:
         score = candidates.log_confidence.double() + open_.log_weight - decay * open_.position
-        return _rank(open_, score) < _quota(open_, rates)
+        return _rank(open_, score) < quota(open_, rates)
 
     return rule
 
@@ -188,9 +189,7 @@ def prophet(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[
     """
     assert candidates.gap is not None
     row = open_.row
-    # Whole numbers of 2^-32, whose sum no other row rounds.
-    units = (candidates.gap.double().clamp(max=2.0**12) * 2.0**32).long()
-    total = torch.zeros_like(open_.quota_base).index_add_(0, row, units).double() / 2.0**32
+    total = torch.zeros_like(open_.quota_base).index_add_(0, row, _units(candidates.gap)).double() / UNIT
     count = torch.zeros_like(open_.quota_base).index_add_(0, row, torch.ones_like(row))
     ends = total >= rates.gap * count
     return (ends[row] & ~open_.late) | fixed_count(open_, candidates, rates, uniform)
@@ -203,20 +202,25 @@ def _bounded(open_: Open, rank: Int[Tensor, " n"], passes: Bool[Tensor, " n"], m
 
 
 def _sum_before(open_: Open, rank: Int[Tensor, " n"], terms: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
-    """For each position the sum of the terms, at least 0, that rank before its own in its row.
-
-    Added up as whole numbers of 2^-32: nothing is rounded on the way, whatever other rows there are in the batch.
-    """
-    counts = rank.new_zeros(open_.batch).index_add_(0, open_.row, torch.ones_like(rank))
-    starts = counts.cumsum(0) - counts
-    place = starts[open_.row] + rank
+    """For each position the sum of the terms, at least 0, that rank before its own in its row."""
+    starts = _starts(open_.batch, open_.row)[open_.row]
     units = torch.empty_like(rank)
-    units[place] = (terms.clamp(max=2.0**12) * 2.0**32).long()
+    units[starts + rank] = _units(terms)
     before = units.cumsum(0) - units
-    return (before[place] - before[starts[open_.row]]).double() / 2.0**32
+    return (before[starts + rank] - before[starts]).double() / UNIT
 
 
-def _quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
+def _units(terms: Tensor) -> Int[Tensor, " n"]:
+    """Terms to add up as whole numbers of 1 / UNIT: nothing is rounded on the way, whatever other rows there are."""
+    return (terms.double().clamp(max=2.0**12) * UNIT).long()
+
+
+def log_bar(probability: float) -> float:
+    """What log-probabilities are held against."""
+    return math.log(probability) if probability else -math.inf
+
+
+def quota(open_: Open, rates: Rates) -> Int[Tensor, " n"]:
     """How many the schedule commits of each position's row: ceil(masks left / steps left), or a share."""
     if rates.share is not None:
         return (open_.quota_base * rates.share).long()[open_.row]
@@ -235,11 +239,15 @@ def ranks_of(
     # Stable sorts from the last key to the first: position (as given), score, row and late.
     order = torch.argsort(score, descending=True, stable=True)
     order = order[torch.argsort((row if late is None else 2 * row + late)[order], stable=True)]
-    counts = order.new_zeros(batch).index_add_(0, row, torch.ones_like(order))
-    starts = counts.cumsum(0) - counts
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - starts[row[order]]
+    rank[order] = torch.arange(len(order), device=order.device) - _starts(batch, row)[row[order]]
     return rank
+
+
+def _starts(batch: int, row: Int[Tensor, " n"]) -> Int[Tensor, " batch"]:
+    """Where each row begins among the positions, row after row."""
+    counts = row.new_zeros(batch).index_add_(0, row, torch.ones_like(row))
+    return counts.cumsum(0) - counts
 
 
 def uniformly(batch: int, row: Tensor, log_confidence: Tensor, rates: Rates) -> Tensor:

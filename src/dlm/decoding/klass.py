@@ -1,13 +1,12 @@
 """KLASS (arXiv 2511.05664): a position commits where it is sure, and where its distribution has come to rest."""
 
-import math
 from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dlm.decoding.commit import Commit, Open, Uniform, and_the_surest
+from dlm.decoding.commit import Commit, Open, Uniform, and_the_surest, log_bar
 from dlm.decoding.propose import Candidates, Propose, Source, greedy
 from dlm.decoding.schedules import Rates
 
@@ -18,7 +17,7 @@ def propose(confidence: float, kl_threshold: float, history: int) -> Propose:
 
     A position needs history + 1 passes as a mask. The divergences are computed where the confidence suffices alone.
     """
-    bar = _log(confidence)
+    bar = log_bar(confidence)
 
     def run(source: Source) -> Candidates:
         candidates, past = greedy(source), source.past
@@ -46,7 +45,7 @@ def kl_divergence(log_p: Float[Tensor, "m vocab"], log_q: Float[Tensor, "m vocab
 def commit(confidence: float) -> Commit:
     """Commit every stable position with confidence·s_i above `confidence`; where these are fewer than the schedule's
     number, the most confident others too."""
-    bar = _log(confidence)
+    bar = log_bar(confidence)
 
     def rule(open_: Open, candidates: Candidates, rates: Rates, uniform: Uniform) -> Bool[Tensor, " n"]:
         assert candidates.stable is not None
@@ -54,7 +53,3 @@ def commit(confidence: float) -> Commit:
         return and_the_surest(open_, score, (score > bar) & candidates.stable & ~open_.late, rates)
 
     return rule
-
-
-def _log(confidence: float) -> float:
-    return math.log(confidence) if confidence else -math.inf

@@ -1,6 +1,5 @@
 """Rules that decide at once which masks take their token and which tokens go back: WINO and P2."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from dlm.decoding.commit import Open, Uniform, and_the_surest, ranks_of
+from dlm.decoding.commit import Open, Uniform, log_bar, quota, ranks_of
 from dlm.decoding.propose import Candidates, Source
 from dlm.decoding.schedules import Rates
 
@@ -42,13 +41,14 @@ def wino(threshold: float, verify_threshold: float, max_share: float, max_per_st
     below `verify_threshold` are masked again, the least probable first: fewer than the step before committed. The last
     step takes nothing back.
     """
-    bar, strict = (math.log(value) if value else -math.inf for value in (threshold, verify_threshold))
+    bar, strict = log_bar(threshold), log_bar(verify_threshold)
 
     def rule(open_: Open, candidates: Candidates, standing: Standing, rates: Rates, uniform: Uniform) -> Revised:
         score = candidates.log_confidence + open_.log_weight
         most = (open_.quota_base.double() * max_share).long().clamp(min=5).clamp(max=max_per_step)
-        wide = (score > bar) & ~open_.late & (ranks_of(open_.batch, open_.row, score, open_.late) < most[open_.row])
-        chosen = and_the_surest(open_, score, wide, rates)
+        rank = ranks_of(open_.batch, open_.row, score, open_.late)
+        wide = (score > bar) & ~open_.late & (rank < most[open_.row])
+        chosen = wide | (rank < quota(open_, rates))
         if rates.steps_left == 1:
             return chosen, torch.zeros_like(standing.row, dtype=torch.bool)
         committed = torch.zeros_like(open_.quota_base).index_add_(0, open_.row, chosen.long())

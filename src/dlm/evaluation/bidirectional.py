@@ -75,10 +75,10 @@ def make_gap(
     hidden, shown = encode(tokenizer, [f" {masked}", f" {right}"], after=True)
     whole, behind = row["answer_ids"], len(hidden) + len(shown)
     masks = [tokenizer.mask_token_id] * len(hidden)
-    ids = [*row["prompt_ids"], *whole[:-behind], *masks, *shown, tokenizer.eos_token_id]
-    if not facts or len(ids) > length or whole[-behind:] != hidden + shown:
+    ids = [*row["prompt_ids"], *whole[:-behind], *masks, *shown]
+    if not facts or len(ids) >= length or whole[-behind:] != hidden + shown:
         return None
-    ids += tail(length - len(ids) + 1, tokenizer.eos_token_id, cycle)[1:]
+    ids += tail(length - len(ids), tokenizer.eos_token_id, cycle)
     return Gap(row["id"], ids, left, right, facts, meta["topic"], tuple(meta["slots"]))
 
 

@@ -15,7 +15,7 @@ from itertools import combinations, islice
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from dlm.config.schema import require
@@ -219,22 +219,30 @@ def _bound(row: int, length: int, samples: int, key: Tensor) -> Iterator[Draw]:
 def _log_probs(lm: DiffusionLM, rows: Sequence[tuple[list[int], list[int]]], batch: Sequence[Draw]) -> list[float]:
     """Of each canvas the sum over its scored tokens."""
     device, mask_id = lm.denoiser.device, lm.denoiser.mask_id
-    longest = max(len(rows[draw.row][0]) + len(rows[draw.row][1]) for draw in batch)
-    canvas = torch.full((len(batch), longest), lm.tokenizer.eos_token_id)
-    not_padding = torch.zeros(canvas.shape, dtype=torch.bool)
-    owners, places, targets = [], [], []
+    canvases, owners, places, targets = [], [], [], []
     for b, draw in enumerate(batch):
         prompt, answer = rows[draw.row]
-        canvas[b, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        canvas[b, [len(prompt) + place for place in draw.masked]] = mask_id
-        not_padding[b, : len(prompt) + len(answer)] = True
+        canvas = [*prompt, *answer]
+        for place in draw.masked:
+            canvas[len(prompt) + place] = mask_id
+        canvases.append(canvas)
         owners += [b] * len(draw.scored)
         places += [len(prompt) + place for place in draw.scored]
         targets += [answer[place] for place in draw.scored]
-    hidden = lm.denoiser.hidden(canvas.to(device), None if not_padding.all() else not_padding.to(device))
-    logits = lm.denoiser.logits(hidden[owners, places]).float()
+    logits = lm.denoiser.logits(hidden_of(lm, canvases)[owners, places]).float()
     chosen = logits.log_softmax(-1).gather(1, torch.tensor(targets, device=device)[:, None])[:, 0].double().cpu()
     return torch.zeros(len(batch), dtype=torch.float64).index_add_(0, torch.tensor(owners), chosen).tolist()
+
+
+def hidden_of(lm: DiffusionLM, canvases: Sequence[Sequence[int]]) -> Float[Tensor, "batch length width"]:
+    """Final hidden states of canvases, padded to the longest, in one pass."""
+    device = lm.denoiser.device
+    padded = torch.full((len(canvases), max(map(len, canvases))), lm.tokenizer.eos_token_id)
+    not_padding = torch.zeros(padded.shape, dtype=torch.bool)
+    for b, canvas in enumerate(canvases):
+        padded[b, : len(canvas)] = torch.tensor(canvas)
+        not_padding[b, : len(canvas)] = True
+    return lm.denoiser.hidden(padded.to(device), None if not_padding.all() else not_padding.to(device))
 
 
 def checked_rows(

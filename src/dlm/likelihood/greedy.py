@@ -10,7 +10,7 @@ from torch import Tensor
 from dlm.config.schema import require
 from dlm.decoding.arguments import listed, whole
 from dlm.decoding.lm import DiffusionLM
-from dlm.likelihood.estimate import Order, checked_rows
+from dlm.likelihood.estimate import Order, checked_rows, hidden_of
 
 
 @torch.inference_mode()
@@ -58,16 +58,9 @@ def is_greedy(
 
 def _next(lm: DiffusionLM, canvases: Sequence[list[int]], order: Order) -> list[tuple[int, int]]:
     """The place of each canvas that commits now, and its token."""
-    device, mask_id = lm.denoiser.device, lm.denoiser.mask_id
-    canvas = torch.full((len(canvases), max(map(len, canvases))), lm.tokenizer.eos_token_id)
-    not_padding = torch.zeros(canvas.shape, dtype=torch.bool)
+    hidden, chosen = hidden_of(lm, canvases), []
     for b, row in enumerate(canvases):
-        canvas[b, : len(row)] = torch.tensor(row)
-        not_padding[b, : len(row)] = True
-    hidden = lm.denoiser.hidden(canvas.to(device), None if not_padding.all() else not_padding.to(device))
-    chosen = []
-    for b, row in enumerate(canvases):
-        masked = [place for place, token in enumerate(row) if token == mask_id]
+        masked = [place for place, token in enumerate(row) if token == lm.denoiser.mask_id]
         places = masked[:1] if order == "left_to_right" else masked
         confidence, tokens = lm.denoiser.logits(hidden[b, places]).float().log_softmax(-1).max(-1)
         best = int(confidence.argmax())
