@@ -15,8 +15,9 @@ from test_chat import chat_lm
 from tiny import tiny_lm
 
 from dlm.analysis.escape import printable
+from dlm.cli import request
 from dlm.cli.main import main
-from dlm.data.template import Template
+from dlm.data.template import TEMPLATES, Template
 from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
 from dlm.models.backbone import save_checkpoint
@@ -176,3 +177,8 @@ def test_on_a_terminal(lm: DiffusionLM, folder: Path) -> None:
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_the_names_of_templates() -> None:
+    """They are checked before what has the templates is imported."""
+    assert tuple(TEMPLATES) == request.TEMPLATES

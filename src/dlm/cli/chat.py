@@ -13,9 +13,10 @@ from dlm.cli.run import load_to_talk
 from dlm.cli.watch import watched
 from dlm.config.schema import require
 from dlm.config.yaml import setting
+from dlm.decoding.arguments import checked_decoder
 from dlm.decoding.lm import DiffusionLM, Generation
 from dlm.decoding.loop import Watch
-from dlm.decoding.options import DECODERS, decoder_options, default_options
+from dlm.decoding.options import DECODERS
 from dlm.errors import UserError
 from dlm.serving import conversation
 
@@ -100,8 +101,8 @@ class Talk:
 
     def _change(self, decoder: str | None, changes: dict[str, Any], steps: int | None) -> None:
         """All of it, or nothing where it does not go together."""
-        options = default_options(changes) if decoder is None else decoder_options(decoder, changes, decoder)
-        options.check_lengths(self.gen_length, self.gen_length if steps is None else steps, decoder or "conv")
+        options, where = checked_decoder(decoder, changes)
+        options.check_lengths(self.gen_length, self.gen_length if steps is None else steps, where)
         self.decoder, self.changes, self.steps = decoder, changes, steps
 
 

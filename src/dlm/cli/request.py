@@ -43,8 +43,7 @@ def check(arguments: argparse.Namespace) -> Request:
         if arguments.infill:
             decoder.options.check_infilling(decoder.where)
         else:
-            steps = arguments.gen_length if arguments.steps is None else arguments.steps
-            decoder.options.check_lengths(arguments.gen_length, steps, decoder.where)
+            _check_lengths(arguments, decoder)
     check_checkpoint(arguments.checkpoint)
     option = "--texts" if arguments.infill else "--prompts"
     prompts = read_prompts(arguments.texts, arguments.file, option, infill=arguments.infill)
@@ -66,9 +65,7 @@ def check_decoder(arguments: argparse.Namespace) -> Choice:
 
 def _given(arguments: argparse.Namespace) -> set[str]:
     """The names of the flags that were given, which go together. Raises UserError."""
-    for name in ("gen_length", "steps", "batch_size"):
-        value = getattr(arguments, name)
-        require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
+    _check_positive(arguments)
     values = vars(arguments)
     given = {name for name, value in values.items() if value not in (None, False, [])}
     for one, other in EXCLUSIVE:
@@ -81,20 +78,25 @@ def _given(arguments: argparse.Namespace) -> set[str]:
 
 def check_talk(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check the arguments of a `chat` or a `serve`; the options of --set. Raises UserError."""
-    for name in ("gen_length", "steps", "batch_size", "waiting"):
-        value = getattr(arguments, name, None)
-        require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
-    changes = dict(setting(text, "--set") for text in arguments.set)
-    _check_names(changes, "--set")
-    name = arguments.decoder
-    options = default_options(changes) if name is None else decoder_options(name, changes, name)
-    steps = arguments.gen_length if arguments.steps is None else arguments.steps
-    options.check_lengths(arguments.gen_length, steps, name or "conv")
+    _check_positive(arguments)
+    changes = _changes(arguments)
+    _check_lengths(arguments, _first(arguments, changes))
     require(
         arguments.template in (None, *TEMPLATES), "--template", f"one of {', '.join(TEMPLATES)}", arguments.template
     )
     check_checkpoint(arguments.checkpoint)
     return changes
+
+
+def _check_positive(arguments: argparse.Namespace) -> None:
+    for name in ("gen_length", "steps", "batch_size", "waiting"):
+        value = getattr(arguments, name, None)  # only `serve` has all of them
+        require(value is None or value >= 1, "--" + name.replace("_", "-"), "at least 1", value)
+
+
+def _check_lengths(arguments: argparse.Namespace, decoder: Choice) -> None:
+    steps = arguments.gen_length if arguments.steps is None else arguments.steps
+    decoder.options.check_lengths(arguments.gen_length, steps, decoder.where)
 
 
 def _writable(path: Path, flag: str) -> Path:

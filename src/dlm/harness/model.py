@@ -4,6 +4,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from lm_eval.api.registry import register_model
 from dlm.config.schema import require
 from dlm.data.tokenizer import before_eos, special_tokens
 from dlm.decoding.arguments import checked_decoder, listed, whole
-from dlm.decoding.ends import cut_at_eos
 from dlm.decoding.lm import DiffusionLM
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.results import text_behind
@@ -171,9 +171,8 @@ class HarnessLM(LM):
     def _until(self, context: Sequence[int], answer: Sequence[int], until: str | Sequence[str]) -> str:
         """The text of an answer's ids as it reads behind its context, up to the first of the stop strings."""
         stops = [stop for stop in listed(until, "until") if stop]
-        eos_id = self.lm.tokenizer.eos_token_id
-        ends = [i for i, token in special_tokens(self.lm.tokenizer).items() if token in stops]
-        ids = before_eos(cut_at_eos(torch.tensor([[*answer, eos_id]]), eos_id, ends)[0].tolist(), eos_id)
+        ends = {i for i, token in special_tokens(self.lm.tokenizer).items() if token in stops}
+        ids = [*takewhile(lambda token: token not in ends, answer)]
         text = text_behind(self.lm.tokenizer, [*context, *ids], len(context), len(context) + len(ids))
         return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 

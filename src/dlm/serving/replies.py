@@ -5,12 +5,10 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
-import torch
-
-from dlm.data.tokenizer import before_eos
-from dlm.decoding.lm import DiffusionLM, cut_at_eos
+from dlm.decoding.lm import DiffusionLM
 from dlm.serving.body import Asked, BadRequest
 from dlm.serving.engine import Answer, Frame
 
@@ -85,8 +83,7 @@ class Form:
 
 def draft(lm: DiffusionLM, frame: Frame) -> dict[str, Any]:
     """A draft up to its first end: of each position the token's text (null for a mask), confidence and step."""
-    cut = cut_at_eos(torch.tensor([frame.tokens]), lm.tokenizer.eos_token_id, lm.ends)[0].tolist()
-    shown = before_eos(cut, lm.tokenizer.eos_token_id)
+    shown = [*takewhile(lambda token: token not in lm.ends, frame.tokens)]
     mask_id, count = lm.denoiser.mask_id, len(shown)
     return {
         "step": frame.step + 1,
