@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from test_training import TRAINING, At, Crash, Started, crash, elsewhere, one_thread, sft, tiny_model  # noqa: F401 (fixtures)
+from tiny import tiny_model as tiny_causal
 from tiny import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlm.decoding.lm import DiffusionLM
 from dlm.errors import UserError
+from dlm.evaluation.divergence import response_features
+from dlm.evaluation.scoring.perplexity import response_perplexities
 from dlm.models import precision
 from dlm.models.backbone import save_checkpoint
 from dlm.models.precision import bf16_unit, decide
@@ -116,3 +119,25 @@ def test_on_another_processor_a_run_goes_on_only_where_it_is_told_to(
     with pytest.raises(Crash):
         sft(tiny_model(), replace(TRAINING, precision=there), started, At(11, crash))
     assert (started.step > 0) == goes_on
+
+
+def test_a_wide_scorer_computes_in_bfloat16_where_the_processor_does(processor: Any) -> None:
+    """Its perplexities are those of float32 but for the rounding, its features too; a narrow one's are float32's."""
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    torch.manual_seed(0)
+    wide = LlamaForCausalLM(config).eval()
+    rows = ([[1, 2, 3]] * 2, [[4, 5, 6, 7], [8, 9]], 0)
+    found = []
+    for has in (False, True):
+        processor(avx512_bf16=has)
+        found.append((response_perplexities(wide, *rows), response_features(wide, *rows)))
+    (exact, states), (rounded, rounded_states) = found
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.01)
+    assert (states != rounded_states).any() and abs(states - rounded_states).max() < 0.05
+    narrow = tiny_causal(causal=True)
+    processor(avx512_bf16=False)
+    exact = response_perplexities(narrow, *rows)
+    processor(avx512_bf16=True)
+    assert response_perplexities(narrow, *rows) == exact

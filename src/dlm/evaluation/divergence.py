@@ -14,6 +14,7 @@ from torch import nn
 
 from dlm.data.tokenizer import before_eos
 from dlm.evaluation.scoring.perplexity import padded
+from dlm.models.precision import autocast
 
 SCALE = 5.0  # of the divergences, as in the paper
 POINTS = 25  # on the frontier
@@ -31,13 +32,14 @@ def response_features(
     for start in range(0, len(contents), batch_size):
         asked, said = prompts[start : start + batch_size], contents[start : start + batch_size]
         input_ids, attention_mask = padded(asked, said, eos_id, next(model.parameters()).device)
-        output = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            use_cache=False,
-            output_hidden_states=True,
-            logits_to_keep=1,
-        )
+        with autocast(model):
+            output = model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                use_cache=False,
+                output_hidden_states=True,
+                logits_to_keep=1,
+            )
         for row, (prompt, content) in enumerate(zip(asked, said, strict=True)):
             states = output.hidden_states[-1][row, len(prompt) : len(prompt) + len(content)].float()
             features.append(states.sum(0) / max(len(content), 1))

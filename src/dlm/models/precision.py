@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from dlm.errors import UserError
 
@@ -51,6 +52,13 @@ def decide(precision: str, width: int, device: str) -> Precision:
     if width < WIDE:
         return Precision(False, f"auto: the model is {width} wide, {unit} pays from {WIDE} on")
     return Precision(True, f"auto: {unit}, the model is {width} wide")
+
+
+def autocast(model: nn.Module) -> torch.autocast:
+    """What `auto` comes to for a causal LM that is only read, a scorer or the reference, where it is."""
+    weight = model.get_output_embeddings().weight  # type: ignore[operator]
+    bf16 = decide("auto", weight.shape[1], weight.device.type).bf16
+    return torch.autocast(weight.device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
 def bf16_unit() -> str | None:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dlm.data.tokenizer import before_eos
+from dlm.models.precision import autocast
 
 LOGITS = 2**30  # at a time: 4 GiB in float32
 
@@ -47,7 +48,8 @@ def response_scores(
     """Perplexity of each response's content tokens given its prompt: exp(mean -log p) (docs/method.md §6).
 
     Args:
-        model: a causal LM of transformers. Scored in eval mode; its mode is put back afterwards.
+        model: a causal LM of transformers. Scored in eval mode, in the arithmetic of `precision: auto`; its mode is put
+            back afterwards.
         prompts: token ids, at least one each: the first response token is predicted from the last prompt token.
         responses: token ids; everything from the first EOS on is left out, so how a response ends does not count.
         eos_id: end of sequence.
@@ -82,7 +84,8 @@ def response_scores(
 def _score(model: nn.Module, prompts: list[list[int]], contents: list[list[int]], pad_id: int) -> list[Scored]:
     """One batch."""
     input_ids, attention_mask = padded(prompts, contents, pad_id, next(model.parameters()).device)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    with autocast(model):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     # Row by row: the float32 log-softmax of a whole batch over a large vocabulary would double the peak memory.
     means, losses = [], []
     for row, (prompt, content) in enumerate(zip(prompts, contents, strict=True)):
