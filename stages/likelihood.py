@@ -49,6 +49,8 @@ def main() -> None:
             ),
             # Of the Monte Carlo alone; the interval holds it and the choice of records.
             "nll_standard_error": float(scores.standard_error.square().sum().sqrt() / tokens.sum()),
+            "record_nll": nats.tolist(),
+            "record_tokens": tokens.tolist(),
         }
         out = build / "evaluation" / "likelihood" / f"{arguments.checkpoint}.json"
         write_json(out, result)

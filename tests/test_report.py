@@ -656,19 +656,20 @@ def chosen(grid: list[Row]) -> list[Row]:
     return selection_rows(grid, {(row["decoder"], row["steps"]): row["candidate"] for row in grid})
 
 
-BOUNDS = [
-    {"checkpoint": "base", "nll": 0.7514, "nll_ci": [0.70, 0.80]},
-    {"checkpoint": "r2ft", "nll": 0.5004, "nll_ci": [0.45, 0.56]},
+BOUNDS: list[dict[str, Any]] = [
+    {"checkpoint": "base", "nll": 0.7514, "nll_ci": [0.70, 0.80], "record_nll": [4.0, 2.0], "record_tokens": [6, 2]},
+    {"checkpoint": "r2ft", "nll": 0.5004, "nll_ci": [0.45, 0.56], "record_nll": [3.0, 1.0], "record_tokens": [6, 2]},
 ]
 
 
 def test_the_bounds_have_a_table_of_their_own() -> None:
-    """The lower one is bold, the upper one not; ± is half of 0.10."""
+    """The lower one is bold, the upper one not; ± is half of 0.10. The change: both records gain a nat, -2 of 8 tokens;
+    from their 6 and 2 tokens one would expect -1.5 and -0.5, so 1.96 · sqrt(2 · (0.5² + 0.5²)) / 8."""
     text = to_markdown(build_table(cells(ORDERED)), bounds=bound_rows(BOUNDS))
     lines = text.split("**Likelihood of held-out answers**")[1].split("\n\n")[1].splitlines()
     assert [[part.strip() for part in line.strip("|").split("|")] for line in lines[2:]] == [
-        ["base", "bound", "0.751 ± 0.050"],
-        ["r2ft", "bound", "**0.500** ± 0.055"],
+        ["base", "bound", "0.751 ± 0.050", "–"],
+        ["r2ft", "bound", "**0.500** ± 0.055", "-0.2500 ± 0.2450"],
     ]
     assert "Likelihood of held-out" not in to_markdown(build_table(cells(ORDERED)))
     assert "[0.450, 0.560]" in page() and "Likelihood of held-out" not in page(likelihoods=[])

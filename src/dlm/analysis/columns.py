@@ -117,6 +117,13 @@ LONG_TITLE = "As many steps as tokens"
 BOUND_TITLE = "Likelihood of held-out answers"
 BOUND_COLUMNS = (
     Column("nll", "nats a token", "the bound on -log p(answer, end of text | prompt), over all tokens", "lower", 3),
+    Column(
+        "nll_change",
+        "against base",
+        "what that is more than the base's; the same answers and masks, so that most of the spread cancels",
+        None,
+        4,
+    ),
 )
 AREA = Column("area", "area", "mean quality from the fewest steps to the most, over the log of the passes", "higher")
 OVER_PASSES_TITLE = "Quality over forward passes"

@@ -1,7 +1,9 @@
 """The results table: a row for each cell (checkpoint x decoder) and budget, every value with its 95% interval."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 from dlm.analysis.columns import (
@@ -142,8 +144,25 @@ def long_runs(ablation: Sequence[Row]) -> list[Row]:
 
 
 def bound_rows(likelihoods: Sequence[Row]) -> list[Row]:
-    """The likelihood stage's rows, as rows of a table of their own."""
-    return [{**row, "decoder": "bound", "steps": None, "setting": ""} for row in likelihoods]
+    """The likelihood stage's rows, as rows of a table of their own, with what they differ from the base's by."""
+    base = next((row for row in likelihoods if row["checkpoint"] == "base"), None)
+    return [
+        {**row, "decoder": "bound", "steps": None, "setting": "", "nll_change": None, **_change(row, base)}
+        for row in likelihoods
+    ]
+
+
+def _change(row: Row, base: Row | None) -> Row:
+    """The difference of two ratios of sums over the same records, with its normal interval (delta method)."""
+    if base is None or row is base:
+        return {}
+    tokens = base["record_tokens"]
+    total, count = sum(tokens), len(tokens)
+    differences = [ours - theirs for ours, theirs in zip(row["record_nll"], base["record_nll"], strict=True)]
+    change = sum(differences) / total
+    squares = sum((d - change * size) ** 2 for d, size in zip(differences, tokens, strict=True))
+    reach = NormalDist().inv_cdf(0.975) * math.sqrt(squares * count / max(count - 1, 1)) / total
+    return {"nll_change": change, "nll_change_ci": [change - reach, change + reach] if count > 1 else None}
 
 
 def speed_rows(ablation: Sequence[Row]) -> list[Row]:
@@ -225,7 +244,7 @@ def to_markdown(rows: Sequence[Row], long: Sequence[Row] = (), bounds: Sequence[
         elif title == OVER_PASSES_TITLE:
             parts.append(f"- {AREA.heading}: {AREA.meaning}.")
         elif title == BOUND_TITLE:
-            parts.append(f"- {BOUND_COLUMNS[0].heading}: {BOUND_COLUMNS[0].meaning}.")
+            parts.append("\n".join(f"- {c.heading}: {c.meaning}." for c in columns))
     return "\n\n".join([*parts, f"{counts(rows)} {PLUS_MINUS} {BOLD}"]) + "\n"
 
 
