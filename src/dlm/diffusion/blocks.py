@@ -1,5 +1,5 @@
-"""The noise of block diffusion (BD3-LM, arXiv 2503.09573): left to right between blocks of positions (models/blocks.py),
-masked diffusion inside each, at a time of its own."""
+"""The noise of block diffusion (BD3-LM, arXiv 2503.09573): left to right between blocks (models/blocks.py), masked
+diffusion inside each, at a time of its own."""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dlm.diffusion.forward import T_MIN
 
-# The largest block -> the range that its masking rate is drawn from. Those of 4 and 16 are the paper's clipped schedules
-# of least variance; a block of 1 is masked or says nothing, and always masked its loss is that of next-token prediction.
+# The largest block -> the range that its masking rate is drawn from. Those of 4 and 16 are the paper's clipped
+# schedules. A block of 1 is masked or says nothing; always masked, its loss is that of next-token prediction.
 CLIPPED = {1: (1.0, 1.0), 4: (0.45, 0.95), 16: (0.3, 0.8)}
 FULL = (T_MIN, 1.0)
 

@@ -28,7 +28,8 @@ def logits_at(
 ) -> Tensor:
     """Logits [positions, V] at the True positions of `where` alone: the head runs nowhere else.
 
-    With `clean` and `blocks` (both [batch, length]) those of block diffusion: `ids` are noised, behind the clean blocks.
+    With `clean` and `blocks` (both [batch, length]) those of block diffusion: each noised block of `ids` stands behind
+    clean ones.
     """
     if clean is not None and blocks is not None:
         return head(model)(doubled_states(model, ids, clean, blocks)[where])
