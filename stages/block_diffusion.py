@@ -1,7 +1,6 @@
 """Block diffusion on the base, records and steps of the SFT-only model, decoded and evaluated at the same budgets and
 beside cells of the matrix: build/models/block_diffusion, results/block_diffusion (sweeps)."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
 from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
-from dlm.training.blocks import BlockDiffusionTrainer
+from dlm.training.blocks import diffusion_trainer
 from dlm.training.collators import SftCollator
 from dlm.training.fit import fit, save_trained
 
@@ -84,13 +83,12 @@ def train(params: Params, build: Path, out: Path) -> list[dict[str, float]]:
     columns = ["prompt_ids", "answer_ids"]
     model, curve = fit(
         NAME,
-        functools.partial(
-            BlockDiffusionTrainer,
+        diffusion_trainer(
+            model,
             mask_id=tokenizer.mask_token_id,
             data_collator=SftCollator(params.data.canvas_length, eos_id, padding=padding, cycle=cycle),
             crop_share=sft.crop_share,
             average=sft.loss_average,
-            block_size=blocks.block_size,
             t_range=blocks.bounds,
         ),
         model,

@@ -1,5 +1,7 @@
 """The objective of block diffusion (BD3-LM, arXiv 2503.09573)."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +10,10 @@ from torch import Tensor, nn
 from dlm.diffusion.blocks import FULL, block_nelbo, block_times, clipped_range
 from dlm.diffusion.forward import mask_tokens, row_draws
 from dlm.diffusion.losses import over_canvas
+from dlm.errors import UserError
+from dlm.models.adapters import unwrapped
 from dlm.models.blocks import block_numbers
+from dlm.models.interface import block_size as blocks_of
 from dlm.training.objectives import DiffusionTrainer, step_seed
 
 
@@ -22,10 +27,16 @@ class BlockDiffusionTrainer(DiffusionTrainer):
     Args:
         block_size: positions a block.
         t_range: what training draws times from, None for `clipped_range`.
+
+    Raises:
+        UserError: other ways of masking, or attention that becomes full step by step.
     """
 
     def __init__(self, *, block_size: int, t_range: tuple[float, float] | None = None, **rest: Any) -> None:
         super().__init__(**rest)
+        for name in ("suffix_share", "anneal_steps"):
+            if getattr(self, name):
+                raise UserError(f"{name} must be 0 for a block-causal model, got {getattr(self, name)}")
         self.block_size, self.t_range = block_size, t_range or clipped_range(block_size)
 
     def row_values(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -44,6 +55,14 @@ class BlockDiffusionTrainer(DiffusionTrainer):
         log_probs = self.token_log_probs(model(xt, scored, clean=x0, blocks=blocks), x0[scored][:, None], self.mask_id)
         loss = block_nelbo(over_canvas(-log_probs[:, 0], scored) * counts, t)
         return {"loss": self.averaged(loss, counts)}
+
+
+def diffusion_trainer(model: nn.Module, **settings: Any) -> Callable[..., DiffusionTrainer]:
+    """The objective of a denoiser with these settings, for `fit`: that of its blocks where it is block-causal."""
+    size = blocks_of(unwrapped(model))
+    if size:
+        return functools.partial(BlockDiffusionTrainer, block_size=size, **settings)
+    return functools.partial(DiffusionTrainer, **settings)
 
 
 def answer_blocks(maskable: Tensor, size: int) -> Tensor:
