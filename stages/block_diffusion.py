@@ -37,7 +37,8 @@ def main() -> None:
     build, weights = arguments.build, arguments.build / "models" / NAME
     out = Path(params.report.results) / NAME
     beside, settings = cells_beside(params, build)
-    with stage_run(NAME, params=tracked(params, "seed", NAME, "sft", "decode")) as run:
+    logged = {**tracked(params, "seed", "sft", "decode"), NAME: params.block_diffusion.values}
+    with stage_run(NAME, params=logged) as run:
         log_inputs(run, "sft", build)
         curve = train(params, build, weights)
         log_checkpoint(run, weights, curve)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from scripts import ROOT, stage
+from test_adapted_base import prepared as adapted
 from test_params import edited
 from test_report import cell
 
@@ -15,7 +16,7 @@ from dlm.analysis.blocks import block_figures, block_table
 from dlm.config.params import load_params, parse_params
 from dlm.config.yaml import dump_yaml
 from dlm.errors import UserError
-from dlm.files import read_json, write_json
+from dlm.files import read_json, read_jsonl, write_json
 from dlm.models.backbone import load_checkpoint
 from dlm.models.interface import block_size
 from dlm.pipeline.profiles import merge
@@ -117,6 +118,21 @@ def test_the_stage(tmp_path: Path) -> None:
         f"passes.{ending}" for ending in ("png", "svg", "pdf", "json")
     }
     assert "figures/passes.png" in (out / "table.md").read_text()
+
+
+def test_a_base_with_blocks_is_trained_as_one(tmp_path: Path) -> None:
+    """An autoregressive checkpoint, adapted to blocks of 4 and trained; SFT goes by what the base is; answers."""
+    folder = adapted(tmp_path, base={"block_size": 4, "anneal_steps": 0})
+    stage("prepare", folder=folder)
+    stage("base", folder=folder)
+    stage("sft", "--variant", "sft", folder=folder)
+    for name in ("base", "sft"):
+        model, _ = load_checkpoint(folder / "build/models" / name, causal=False)
+        assert (block_size(model), model.config.logits_shift) == (4, 1)
+        curve = read_json(folder / "build/models" / name / "curve.json")
+        assert curve[-1]["eval_loss"] < curve[0]["eval_loss"]
+    stage("decode", "--checkpoint", "sft", "--decoder", "conv", folder=folder)
+    assert len(read_jsonl(folder / "build/answers/sft-conv.jsonl")) == 3
 
 
 def test_a_cell_that_was_not_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A block-causal model beside the SFT-only one: the block `block_diffusion`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from dlm.config.decoding import DecoderBlock, decoder_blocks
 from dlm.config.schema import Count, dotted, require
@@ -36,6 +37,12 @@ class BlockDiffusionParams:
     def bounds(self) -> tuple[float, float] | None:
         """`t_range` as a pair."""
         return None if self.t_range is None else (self.t_range[0], self.t_range[1])
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """As they stand in the file, for the tracker."""
+        decoders = {name: block.values for name, block in self.decoders.items()}
+        return {"block_size": self.block_size, "t_range": self.t_range, "decoders": decoders, "beside": self.beside}
 
     def options(self, name: str) -> DecoderOptions:
         """A decoder's options inside the model's blocks. Raises UserError for one that does not go with them."""
