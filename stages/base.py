@@ -1,6 +1,5 @@
 """The base checkpoint under build/models/base: an existing, a random, a pretrained or an adapted one."""
 
-import functools
 from typing import Any
 
 import torch
@@ -12,14 +11,14 @@ from dlm.data.splits import read_split
 from dlm.data.text import packed_text
 from dlm.data.tokenizer import load_tokenizer
 from dlm.errors import UserError
-from dlm.models.adapt import adapt
+from dlm.models.adapt import adapt, make_block_causal
 from dlm.models.backbone import load_checkpoint, new_backbone
 from dlm.models.padding import give_padding
 from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
+from dlm.training.blocks import diffusion_trainer
 from dlm.training.collators import PackedCollator, SftCollator
 from dlm.training.fit import fit, save_trained
-from dlm.training.objectives import DiffusionTrainer
 
 
 def main() -> None:
@@ -52,6 +51,8 @@ def main() -> None:
         else:
             model = new_backbone(params.model, tokenizer, params.seed, causal=False)
         give_padding(model, tokenizer, cycle, params.seed)
+        if base.block_size:
+            make_block_causal(model, base.block_size)
         if base.init in ("pretrain", "continue", "adapt"):
             log_inputs(run, "base", arguments.build)
             if base.rows == "records":
@@ -62,8 +63,8 @@ def main() -> None:
                 train, valid = packed_text(base, data, tokenizer)
             model, curve = fit(
                 "base",
-                functools.partial(
-                    DiffusionTrainer,
+                diffusion_trainer(
+                    model,
                     mask_id=tokenizer.mask_token_id,
                     data_collator=collator,
                     suffix_share=base.suffix_share,

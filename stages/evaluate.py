@@ -1,13 +1,8 @@
 """Metrics of one cell's answers at each budget and win rates against the reference, with intervals, as a JSON list."""
 
-from typing import Any
-
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
-from dlm.evaluation.area import quality_area
-from dlm.evaluation.cell import check_complete, closeness, load_corpus, real_features, score_answers, summarise
-from dlm.evaluation.judges.choice import make_judges
-from dlm.evaluation.preferences import add_grades, add_preferences, baseline_of, places, read_difficulty
+from dlm.evaluation.examine import Examiner
 from dlm.files import read_jsonl, write_json
 from dlm.pipeline.records import cell_params, log_inputs, log_samples, log_scores
 from dlm.pipeline.tracking import stage_run
@@ -28,47 +23,17 @@ def main() -> None:
     logged = {**tracked(params, "seed", "decode", "evaluate"), **described}
     with stage_run("evaluate", cell, logged) as run:
         log_inputs(run, "evaluate", build, cell)
-        corpus = load_corpus(build, params.data, params.evaluate)
-        judge, grader = make_judges(params.evaluate.judge, corpus.judge, params.seed)
-        baseline = difficulty = None
-        if judge is not None and not is_reference:
-            baseline = baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))
-            if params.evaluate.judge.difficulty is not None:
-                difficulty = read_difficulty(params.evaluate.judge.difficulty, places(corpus.examples))
-        budgets: dict[int | None, list[dict[str, Any]]] = {}
-        for answer in read_jsonl(source):
-            budgets.setdefault(answer.get("steps"), []).append(answer)  # the reference's have none
-        real = real_features(corpus, params.decode.batch_size)
-        results, scored = [], {}
-        for steps, answers in budgets.items():
-            check_complete(answers, corpus, source)
-            rows = score_answers(answers, corpus, params.decode.batch_size)
-            if judge is not None and baseline is not None:
-                add_preferences(rows, answers, corpus.examples, baseline, judge)
-            if grader is not None:
-                add_grades(rows, answers, corpus.examples, grader)
-            result = {
-                "checkpoint": arguments.checkpoint,
-                "decoder": arguments.decoder,
-                "steps": steps,
-                "gen_length": params.decode.gen_length,
-                **summarise(rows, params.evaluate.bootstrap_samples, difficulty),
-                **closeness(answers, real, corpus, params.decode.batch_size, params.seed),
-            }
-            results.append(result)
-            if steps is not None:
-                scored[steps] = rows
-        area = quality_area(scored, params.evaluate.bootstrap_samples)
-        results = [{**result, **area} for result in results]
+        examiner = Examiner.load(build, params, compare=not is_reference)
+        written = read_jsonl(source)
+        results = examiner.results(arguments.checkpoint, arguments.decoder, written, source)
         out = build / "evaluation" / f"{cell}.json"
         write_json(out, results)
         log_scores(run, build, results, params.decode.steps)
         if not run.went_on:
-            written = [answer for answers in budgets.values() for answer in answers]
-            prompts = {number: row["prompt"] for number, row in corpus.examples.items()}
+            prompts = {number: row["prompt"] for number, row in examiner.corpus.examples.items()}
             log_samples(run, written, prompts, arguments.checkpoint, arguments.decoder)
-        if judge is not None:
-            run.metrics({f"judge_{name}": count for name, count in judge.costs().items()})
+        if examiner.judge is not None:
+            run.metrics({f"judge_{name}": count for name, count in examiner.judge.costs().items()})
         run.outputs([out])
 
 

@@ -5,8 +5,6 @@ together.
 `sft_answer` is what R2FT starts from: loss on the answer and its first EOS only.
 """
 
-import functools
-
 from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.config.params import tracked
 from dlm.data.splits import read_split
@@ -16,9 +14,9 @@ from dlm.models.backbone import load_trainable
 from dlm.models.interface import pad_cycle
 from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
+from dlm.training.blocks import diffusion_trainer
 from dlm.training.collators import SftCollator
 from dlm.training.fit import fit, save_trained
-from dlm.training.objectives import DiffusionTrainer
 
 COLUMNS = ["prompt_ids", "answer_ids"]
 
@@ -40,8 +38,8 @@ def main() -> None:
         collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=padding, cycle=cycle)
         model, curve = fit(
             arguments.variant,
-            functools.partial(
-                DiffusionTrainer,
+            diffusion_trainer(
+                model,
                 mask_id=tokenizer.mask_token_id,
                 data_collator=collator,
                 crop_share=params.sft.crop_share,

@@ -136,7 +136,7 @@ def dream_weights(seed: int = 0) -> Weights:
     return _random(shapes, seed)
 
 
-def dream_logits(weights: Weights, ids: Tensor) -> Tensor:
+def dream_logits(weights: Weights, ids: Tensor, sees: Tensor | None = None) -> Tensor:
     """Shifted: position i is predicted at i - 1, the first at itself."""
     w = {name: value.float() for name, value in weights.items()}
     x = w["model.embed_tokens.weight"][ids]
@@ -145,7 +145,7 @@ def dream_logits(weights: Weights, ids: Tensor) -> Tensor:
         h = rms(x, w[f"{layer}.input_layernorm.weight"], 1e-6)
         names = [f"{layer}.self_attn.{name}_proj" for name in "qkv"]
         q, k, v = (h @ w[f"{name}.weight"].T + w[f"{name}.bias"] for name in names)
-        x = x + attention(q, k, v, HEADS, 2, 1000000.0) @ w[f"{layer}.self_attn.o_proj.weight"].T
+        x = x + attention(q, k, v, HEADS, 2, 1000000.0, sees) @ w[f"{layer}.self_attn.o_proj.weight"].T
         h = rms(x, w[f"{layer}.post_attention_layernorm.weight"], 1e-6)
         gate, up, down = (w[f"{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
         x = x + (F.silu(h @ gate.T) * (h @ up.T)) @ down.T
@@ -187,7 +187,7 @@ def mdlm_weights(seed: int = 0) -> Weights:
     return {f"backbone.{name}": value for name, value in _random(shapes, seed).items()}
 
 
-def mdlm_logits(weights: Weights, ids: Tensor) -> Tensor:
+def mdlm_logits(weights: Weights, ids: Tensor, sees: Tensor | None = None) -> Tensor:
     """σ = 0, the modulation computed as it stands in the network."""
     w = {name.removeprefix("backbone."): value.float() for name, value in weights.items()}
 
@@ -206,12 +206,78 @@ def mdlm_logits(weights: Weights, ids: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = linear(c, f"{block}.adaLN_modulation").chunk(6)
         h = norm(x, f"{block}.norm1") * (1 + scale_a) + shift_a
         q, k, v = linear(h, f"{block}.attn_qkv").unflatten(-1, (3, WIDTH)).unbind(-2)
-        x = x + gate_a * linear(attention(q, k, v, HEADS, HEADS, 10000.0), f"{block}.attn_out")
+        x = x + gate_a * linear(attention(q, k, v, HEADS, HEADS, 10000.0, sees), f"{block}.attn_out")
         h = norm(x, f"{block}.norm2") * (1 + scale_m) + shift_m
         h = F.gelu(linear(h, f"{block}.mlp.0"), approximate="tanh")
         x = x + gate_m * linear(h, f"{block}.mlp.2")
     shift, scale = linear(c, "output_layer.adaLN_modulation").chunk(2)
     return linear(norm(x, "output_layer.norm_final") * (1 + scale) + shift, "output_layer.linear")
+
+
+# --- Block-causal ones ------------------------------------------------------------------------------------------------
+
+BD3LM = {
+    **{key: value for key, value in MDLM.items() if key not in ("architectures", "auto_map")},
+    **{"model_type": "bd3lm", "architectures": ["BD3LM"], "block_size": 4, "cross_attn": True, "adaln": True},
+    **{"causal": False, "var_min": True, "attn_backend": "flex"},
+}
+FAST_DLLM = {
+    **{key: value for key, value in DREAM.items() if key != "auto_map"},
+    **{"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], "bd_size": 8},
+}
+SDAR = {
+    **{key: value for key, value in DREAM.items() if key != "auto_map"},
+    **{"model_type": "sdar", "architectures": ["SDARForCausalLM"], "block_size": 4, "head_dim": 8},
+    **{"attention_bias": False},
+}
+
+
+def bd3lm(folder: Path, seed: int = 0) -> Weights:
+    """As MDLM, with the range of the masking rates among the weights."""
+    buffers = {"sampling_eps_min": torch.tensor(0.3), "sampling_eps_max": torch.tensor(0.8)}
+    return write_checkpoint(folder, BD3LM, mdlm_weights(seed) | buffers)
+
+
+def qwen_tokenizer(folder: Path) -> None:
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe(DREAM_TOKENS), eos_token="<|endoftext|>", mask_token="<|mask|>"
+    ).save_pretrained(folder)
+
+
+def fast_dllm(folder: Path, seed: int = 0) -> Weights:
+    qwen_tokenizer(folder)
+    return write_checkpoint(folder, FAST_DLLM, dream_weights(seed), torch.bfloat16)
+
+
+def sdar_weights(seed: int = 0) -> Weights:
+    """Dream's without biases, and a norm for the queries and the keys of each layer."""
+    weights = {name: value for name, value in dream_weights(seed).items() if not name.endswith(".bias")}
+    layers = [f"model.layers.{n}.self_attn.{name}_norm.weight" for n in range(LAYERS) for name in "qk"]
+    return weights | _random(dict.fromkeys(layers, (WIDTH // HEADS,)), seed + 1)
+
+
+def sdar(folder: Path, seed: int = 0) -> Weights:
+    qwen_tokenizer(folder)
+    return write_checkpoint(folder, SDAR, sdar_weights(seed))
+
+
+def sdar_logits(weights: Weights, ids: Tensor, sees: Tensor | None = None) -> Tensor:
+    """Queries and keys are normalised head by head; a position is predicted at itself."""
+    w = {name: value.float() for name, value in weights.items()}
+    x = w["model.embed_tokens.weight"][ids]
+    for n in range(LAYERS):
+        layer = f"model.layers.{n}"
+        h = rms(x, w[f"{layer}.input_layernorm.weight"], 1e-6)
+        q, k, v = (h @ w[f"{layer}.self_attn.{name}_proj.weight"].T for name in "qkv")
+        q, k = (
+            rms(one.unflatten(-1, (-1, WIDTH // HEADS)), w[f"{layer}.self_attn.{name}_norm.weight"], 1e-6).flatten(-2)
+            for name, one in (("q", q), ("k", k))
+        )
+        x = x + attention(q, k, v, HEADS, 2, 1000000.0, sees) @ w[f"{layer}.self_attn.o_proj.weight"].T
+        h = rms(x, w[f"{layer}.post_attention_layernorm.weight"], 1e-6)
+        gate, up, down = (w[f"{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+        x = x + (F.silu(h @ gate.T) * (h @ up.T)) @ down.T
+    return rms(x, w["model.norm.weight"], 1e-6) @ w["lm_head.weight"][:VOCAB].T
 
 
 # --- What they share --------------------------------------------------------------------------------------------------
@@ -221,8 +287,10 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, key_heads: int, theta: float) -> Tensor:
-    """Everything sees everything; rotary positions, second half against first half."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, key_heads: int, theta: float, sees: Tensor | None = None
+) -> Tensor:
+    """Everything sees everything, or what `sees` [length, length] says; rotary positions, second half against first."""
     batch, length, width = q.shape
     dim = width // heads
     angle = torch.arange(length)[:, None] / theta ** (torch.arange(0, dim, 2) / dim)
@@ -235,6 +303,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, key_heads: int, theta
     values = v.view(batch, length, key_heads, dim).transpose(1, 2).repeat_interleave(heads // key_heads, 1)
     keys = rotated(k, key_heads).repeat_interleave(heads // key_heads, 1)
     scores = rotated(q, heads) @ keys.transpose(-1, -2) / math.sqrt(dim)
+    scores = scores if sees is None else scores.masked_fill(~sees, -math.inf)
     return (scores.softmax(-1) @ values).transpose(1, 2).reshape(batch, length, width)
 
 

@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[Callable[..., published.Weights], Forward, str]] = {
     "dream": (published.dream, published.dream_logits, "Qwen2ForCausalLM"),
     "mdlm": (published.mdlm, published.mdlm_logits, "MdlmForCausalLM"),
 }
+LAYOUT = "layout must be auto, causal_lm, masked_lm, llada, dream, mdlm, bd3lm, sdar, fast_dllm, got 'gpt'"
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -271,7 +272,7 @@ def test_a_layout_that_is_another(tmp_path: Path) -> None:
     published.dream(tmp_path / "model")
     with pytest.raises(UserError, match=r"has no .d_model., which layout llada needs"):
         load_checkpoint(tmp_path / "model", causal=False, layout="llada")
-    with pytest.raises(UserError, match="layout must be auto, causal_lm, masked_lm, llada, dream, mdlm, got 'gpt'"):
+    with pytest.raises(UserError, match=LAYOUT):
         load_checkpoint(tmp_path / "model", causal=False, layout="gpt")
     config = json.loads((tmp_path / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps({**published.LLADA, **config, "alibi": True}))
@@ -399,7 +400,7 @@ def test_alpaca_template_is_the_shipped_one() -> None:
     ("arguments", "told"),
     [
         (["--template", "chatml"], "--template must be one of alpaca, llada, dream, got 'chatml'"),
-        (["--layout", "gpt"], "layout must be auto, causal_lm, masked_lm, llada, dream, mdlm, got 'gpt'"),
+        (["--layout", "gpt"], LAYOUT),
     ],
 )
 def test_convert_refuses(arguments: list[str], told: str, tmp_path: Path) -> None:

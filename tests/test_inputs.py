@@ -41,8 +41,8 @@ NAMES: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "reference.checkpoint": ({}, {"reference"}),
     "evaluate.scorer": ({}, {"reference"}),
-    "evaluate.judge.model": ({"evaluate": {"judge": {"kind": "local"}}}, {"evaluate", "settings"}),
-    "evaluate.judge.difficulty": ({}, {"evaluate"}),
+    "evaluate.judge.model": ({"evaluate": {"judge": {"kind": "local"}}}, {"evaluate", "settings", "block_diffusion"}),
+    "evaluate.judge.difficulty": ({}, {"evaluate", "block_diffusion"}),
 }
 # Text that names nothing which is read: columns, tokens, words, commands (what these name says where a stage runs, not
 # what it computes), a folder that is written to.
@@ -62,6 +62,7 @@ OTHERS = [
     "decode.launcher",
     "infill.decoders",
     "rivals.checkpoint",
+    "block_diffusion.beside",
     "sweeps.baseline",
     "sweeps.profiles",
     "sweeps.rejection.decoders",
@@ -124,7 +125,7 @@ def changed(params: Params, change: Any, kept: Path) -> set[str]:
 
 def test_every_text_is_known() -> None:
     """A new parameter of text stands in one of the two lists; the one of decoders is refused in params.yaml."""
-    found = [name for name in texts(Params) if not name.startswith("decoding.")]
+    found = [name for name in texts(Params) if not name.startswith(("decoding.", "block_diffusion.decoders."))]
     assert sorted(found) == sorted([*NAMES, *OTHERS])
     assert [name for options in RULES.values() for name in texts(options)] == ["background"]
 

@@ -16,7 +16,7 @@ from dlm.config.yaml import setting
 from dlm.decoding.arguments import checked_decoder
 from dlm.decoding.lm import DiffusionLM, Generation
 from dlm.decoding.loop import Watch
-from dlm.decoding.options import DECODERS
+from dlm.decoding.options import DECODERS, in_blocks
 from dlm.errors import UserError
 from dlm.serving import conversation
 
@@ -102,6 +102,7 @@ class Talk:
     def _change(self, decoder: str | None, changes: dict[str, Any], steps: int | None) -> None:
         """All of it, or nothing where it does not go together."""
         options, where = checked_decoder(decoder, changes)
+        options = in_blocks(options, self.lm.denoiser.block_size, where)
         options.check_lengths(self.gen_length, self.gen_length if steps is None else steps, where)
         self.decoder, self.changes, self.steps = decoder, changes, steps
 

@@ -4,10 +4,11 @@ import argparse
 
 import torch
 
+from dlm.config.schema import require
 from dlm.data.template import TEMPLATES
 from dlm.errors import UserError
 from dlm.files import atomic_directory
-from dlm.models.adapt import adapt
+from dlm.models.adapt import adapt, make_block_causal
 from dlm.models.backbone import load_checkpoint, save_checkpoint
 
 
@@ -22,6 +23,12 @@ def convert(arguments: argparse.Namespace) -> None:
     adapts = arguments.layout == "causal_lm"
     if arguments.logits_shift is not None and not adapts:
         raise UserError("--logits-shift goes with --layout causal_lm, which adapts an autoregressive model")
+    if arguments.block_size is not None:
+        require(arguments.block_size >= 1, "--block-size", "at least 1", arguments.block_size)
+        if arguments.causal:
+            raise UserError(
+                "--block-size makes a block-causal denoiser, --causal keeps a model autoregressive; give one"
+            )
     dtype = "auto" if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     model, tokenizer = load_checkpoint(
         arguments.source,
@@ -33,6 +40,8 @@ def convert(arguments: argparse.Namespace) -> None:
     )
     if adapts:
         adapt(model, tokenizer, logits_shift=1 if arguments.logits_shift is None else arguments.logits_shift)
+    if arguments.block_size is not None:
+        make_block_causal(model, arguments.block_size)
     with atomic_directory(arguments.folder) as folder:
         save_checkpoint(folder, model, tokenizer)
         if arguments.template is not None:

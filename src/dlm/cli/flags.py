@@ -165,6 +165,12 @@ def add_convert(parser: Parser) -> None:
         help="with --layout causal_lm: 1 predicts each position at the one before, as the model did; 0 at itself "
         "(default: 1)",
     )
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="a block-causal model, of N positions a block (to be trained as one)",
+    )
     parser.add_argument("--mask-token", metavar="TOKEN", help="an entry of the tokenizer to become its mask")
     parser.add_argument(
         "--dtype",
@@ -179,7 +185,7 @@ def _add_layout(parser: argparse._ActionsContainer) -> None:
         "--layout",
         metavar="NAME",
         default="auto",
-        help="causal_lm, masked_lm, llada, dream or mdlm (default: auto, by config.json)",
+        help="causal_lm, masked_lm, llada, dream, mdlm, bd3lm, sdar or fast_dllm (default: auto, by config.json)",
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="where the tokenizer is, if not beside the model")
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dlm.config.blocks import BlockDiffusionParams
 from dlm.config.data import DataParams, TemplateParams, TokenizerParams
 from dlm.config.decoding import (
     AblationParams,
@@ -47,6 +48,7 @@ class Params:
     ablation: AblationParams
     infill: InfillParams
     rivals: RivalsParams
+    block_diffusion: BlockDiffusionParams
     sweeps: SweepsParams
     evaluate: EvaluateParams
     likelihood: LikelihoodParams
@@ -69,6 +71,9 @@ class Params:
         for name in self.rivals.decoders:
             for options, steps in self.rivals.curve(name, False, self.decode.gen_length, f"{where}rivals"):
                 options.check_lengths(self.decode.gen_length, steps, f"{where}rivals.decoders.{name}")
+        for name, block in self.block_diffusion.decoders.items():
+            for steps in self.decode.steps:
+                self.block_diffusion.options(name).check_lengths(self.decode.gen_length, steps, block.where)
         same = self.reference.init != "pretrain" or self.base.rows == "text"
         require(same, f"{where}reference.init", "another than pretrain where base.rows is records", self.reference.init)
         for name in self.sweeps.rejection.negatives:

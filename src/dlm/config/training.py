@@ -64,6 +64,7 @@ class BaseParams:
         logits_shift: of an adapted model: 1 keeps the next token's logits where they are, position i is predicted at
             i - 1; 0 predicts each position at itself.
         anneal_steps: of adaptation: steps over which causal attention becomes full, 0 for full at once.
+        block_size: of a block-causal model, which the base is from here on (models/blocks.py); 0 leaves it as it is.
         text: train for the training records, or a file: text (data/text.py), or rows of ids (.npy).
         records_share: share of the rows of running text that are made of the training records.
         held_out: share of the documents of `text`, its last ones, for the loss on held-out data and for the n-gram
@@ -74,10 +75,11 @@ class BaseParams:
     launcher: str
     init: Literal["random", "pretrain", "continue", "checkpoint", "adapt"]
     checkpoint: str
-    layout: Literal["auto", "causal_lm", "masked_lm", "llada", "dream", "mdlm"]
+    layout: Literal["auto", "causal_lm", "masked_lm", "llada", "dream", "mdlm", "bd3lm", "sdar", "fast_dllm"]
     tokenizer: str | None
     logits_shift: Literal[0, 1]
     anneal_steps: Natural
+    block_size: Natural
     rows: Literal["text", "records"]
     text: str
     records_share: Share
@@ -91,6 +93,9 @@ class BaseParams:
         check_launcher(self.launcher, where)
         adapts = self.init == "adapt"
         require(adapts or not self.anneal_steps, dotted(where, "anneal_steps"), "0 unless adapted", self.anneal_steps)
+        for name in ("anneal_steps", "suffix_share"):
+            value = getattr(self, name)
+            require(not (self.block_size and value), dotted(where, name), "0 where block_size is not", value)
         other = self.rows == "text" and self.text != "train"
         requirement = "0 where the rows are the training records alone"
         require(other or not self.records_share, dotted(where, "records_share"), requirement, self.records_share)

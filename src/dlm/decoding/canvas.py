@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dlm.decoding.block_cache import BlockCache
 from dlm.decoding.denoiser import Denoiser, KeysValues, rows_of
 from dlm.decoding.history import History, Lookback, Past
 from dlm.decoding.noise import DROP, uniforms
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.plans import Phase
+from dlm.models.blocks import block_causal, block_numbers
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,19 @@ class Canvas:
         self.history = None if lookback is None else History(lookback, self.hidden, self.unguided)
         self.events: list[tuple[Tensor, ...]] | None = [] if tracing else None
         self.phases = 0
+        self.starts = list(starts)
+        exact = denoiser.block_size and options.cache and not (options.cfg_scale or shadow)
+        self._complete = BlockCache(len(rows)) if exact else None
         self._block: tuple[KeysValues, Tensor] | None = None  # key-value cache, and each row's place in it
 
     # --- What may happen now ------------------------------------------------------------------------------------
 
     def start_phase(self) -> None:
-        """With an approximation all rows are computed again: a new phase keeps other masks on the canvas."""
+        """With an approximation all rows are computed again: a new phase keeps other masks on the canvas. With a
+        block-causal model, too: a pass may have computed its own block alone."""
         self.phases += 1
         self._block = None
-        if self.options.suffix != "full" or self.options.kv_cache != "none":
+        if self.options.suffix != "full" or self.options.kv_cache != "none" or self.denoiser.block_size:
             self.dirty[:] = True
 
     def in_phase(self, phase: Phase) -> Bool[Tensor, "batch length"]:
@@ -161,6 +167,9 @@ class Canvas:
         lengths = {self.lengths[b] for b in chosen}
         length = max(lengths)
         attention_mask = self.not_padding[rows, :length] if len(lengths) > 1 else None
+        if self.denoiser.block_size and self._complete is None:
+            blocks = block_numbers(self.offset[rows, :length], self.denoiser.block_size)
+            attention_mask = block_causal(blocks) & self.not_padding[rows, None, :length]
         if self.history is not None:
             seen = self.masked & self._computed(phase, kept)
             self.history.push(rows, self.dirty[rows], (self.hidden, self.unguided), seen)
@@ -176,7 +185,11 @@ class Canvas:
             passes.append((without_context, self.unguided, self.unguided_shadow))
         for tokens, states, shadow in passes:
             if shadow is not None:
-                self._refresh_with_shadow(tokens, rows, length, phase, states, shadow)
+                seen_by = self.not_padding[rows, :length] if attention_mask is None else attention_mask
+                self._refresh_with_shadow(tokens, rows, length, phase, states, shadow, seen_by)
+            elif self._complete is not None:
+                begins, ends = ([self.starts[b] + edge for b in chosen] for edge in (phase.start, phase.end))
+                self._complete.refresh(self.denoiser, tokens, self.offset, chosen, begins, ends, states)
             elif self.options.kv_cache != "none":  # without guidance
                 self._refresh_block(rows, phase)
             else:
@@ -204,15 +217,21 @@ class Canvas:
         self.hidden[rows[:, None], positions] = hidden.to(self.hidden.dtype)
 
     def _refresh_with_shadow(
-        self, tokens: Tensor, rows: Tensor, length: int, phase: Phase, states: Tensor, shadow: Tensor
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        length: int,
+        phase: Phase,
+        states: Tensor,
+        shadow: Tensor,
+        attention_mask: Tensor,
     ) -> None:
         """One pass over some rows and a shadow of the phase's response positions (WINO)."""
         places = torch.arange(phase.start, phase.end, device=rows.device) - self.offset[rows, :1]
         inside = (places >= 0) & (places < length)
         places = places.clamp(0, length - 1)
         inside &= self.response[rows[:, None], places]
-        given = tokens[rows, :length], self.not_padding[rows, :length], places, inside
-        hidden, behind = self.denoiser.hidden_with_shadow(*given)
+        hidden, behind = self.denoiser.hidden_with_shadow(tokens[rows, :length], attention_mask, places, inside)
         self._store(states, rows, hidden)
         # What is not inside goes to a column that is cut off again.
         wide = torch.cat([shadow[rows], shadow.new_zeros(len(rows), 1, shadow.shape[2])], dim=1)
@@ -224,12 +243,14 @@ class Canvas:
         states[rows, : hidden.shape[1]] = hidden.to(states.dtype)
 
     def _computed(self, phase: Phase, kept: Bool[Tensor, "batch length"] | None) -> Bool[Tensor, "batch length"]:
-        """The positions that a pass computes: all, or what `suffix` or a key-value cache leaves of them."""
+        """The positions that a pass computes: all, or what `suffix` or a key-value cache leaves of them. With a
+        block-causal model those of the block, whether others are computed with it or not."""
         computed = self.not_padding if kept is None else kept
-        if self._block is None:
+        if self._block is None and not self.denoiser.block_size:
             return computed
         fresh = computed & (self.offset >= phase.start)
-        return fresh & (self.offset < phase.end) if self.options.kv_cache == "dual" else fresh
+        alone = self.options.kv_cache == "dual" or self.denoiser.block_size
+        return fresh & (self.offset < phase.end) if alone else fresh
 
     def past(self, row: Tensor, position: Tensor) -> Past | None:
         """What earlier passes left at some positions, for a rule that looks back."""

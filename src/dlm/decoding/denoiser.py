@@ -12,7 +12,18 @@ from transformers import DynamicCache, PreTrainedModel
 from dlm.decoding.memory import keep_freed_memory
 from dlm.errors import UserError
 from dlm.models.compiled import Compiled
-from dlm.models.interface import backbone, head, inputs, is_masked_lm, logits_shift, max_length, shifted, token_count
+from dlm.models.interface import (
+    backbone,
+    block_size,
+    check_sees_all,
+    head,
+    inputs,
+    is_masked_lm,
+    logits_shift,
+    max_length,
+    shifted,
+    token_count,
+)
 from dlm.models.probe import Habits, habits
 
 ACTIVATION = 2**21  # numbers in a CPU's widest activation, of so many rows at a time
@@ -24,13 +35,19 @@ class Denoiser:
 
     The vocabulary projection is a large part of a small model's work; callers gather the positions first and get
     exactly the logits that a full projection would give there.
+
+    Attributes:
+        block_size: positions a block of a block-causal model (models/blocks.py), 0 where each sees all others.
     """
+
+    block_size = 0
 
     def __init__(self, model: PreTrainedModel, mask_id: int, *, bf16: bool = False, compile: str = "none") -> None:
         self.model = model.eval()
         self.mask_id = mask_id
         self.bf16 = bf16
         self.compile = compile
+        self.block_size = block_size(model)
         if model.device.type == "cpu":
             keep_freed_memory()
         self._backbone, self._head = backbone(model), head(model)
@@ -59,12 +76,21 @@ class Denoiser:
         return habits(self.model)
 
     def hidden(
-        self, canvas: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"] | None
+        self,
+        canvas: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None,
     ) -> Float[Tensor, "batch length width"]:
         """Final hidden states. Positions outside `attention_mask` (None: there are none) are padding on the right: the
         model does not see them, and their states mean nothing. Where padding would change the other states, rows of
-        one length go together."""
-        if attention_mask is None or self.habits.padding:
+        one length go together. With three dimensions it says what each position (the second) sees.
+
+        Raises:
+            UserError: a block-causal model without such a mask.
+        """
+        pairs = attention_mask is not None and attention_mask.dim() == 3
+        if not pairs:
+            check_sees_all(self.model)
+        if attention_mask is None or pairs or self.habits.padding:
             return self._in_pieces(canvas, attention_mask, None)
         lengths = attention_mask.sum(-1)
         states = torch.zeros(*canvas.shape, self.width, device=canvas.device)
@@ -139,10 +165,28 @@ class Denoiser:
         hidden = self._run(canvas.gather(1, fresh), torch.cat([cached, seen], dim=1), fresh, DynamicCache(keys))
         return hidden[:, fresh.shape[1] - positions.shape[1] :]
 
+    def hidden_of_run(
+        self,
+        tokens: Int[Tensor, "batch run"],
+        places: Int[Tensor, "batch run"],
+        sees: Bool[Tensor, "batch run seen"],
+        past: KeysValues,
+    ) -> tuple[Float[Tensor, "batch run width"], KeysValues]:
+        """Final hidden states of some places themselves (not of what predicts them), and the keys and values of all
+        that is seen: `past` and, behind it, the run.
+
+        Args:
+            sees: what each place of the run sees of both.
+        """
+        cache = DynamicCache(past) if past else DynamicCache()
+        hidden = self._states(tokens, sees, places, cache)
+        layers: list[Any] = cache.layers
+        return hidden, [(layer.keys, layer.values) for layer in layers]
+
     def hidden_with_shadow(
         self,
         canvas: Int[Tensor, "batch length"],
-        not_padding: Bool[Tensor, "batch length"],
+        not_padding: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"],
         places: Int[Tensor, "batch some"],
         inside: Bool[Tensor, "batch some"],
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch some width"]]:
@@ -151,6 +195,9 @@ class Denoiser:
         The canvas does not see the shadow. A mask of the shadow sees all of the canvas but the token in its own place,
         and all of the shadow (WINO, arXiv 2507.18578): its state says what would stand there.
 
+        Args:
+            not_padding: with three dimensions, what each position of the canvas sees.
+
         Raises:
             UserError: a backbone whose positions cannot each see others, or whose states predict the next position.
         """
@@ -158,7 +205,8 @@ class Denoiser:
             raise UserError("wino goes with Llama-like backbones that predict a position at itself; p2 takes back, too")
         batch, length = canvas.shape
         others = torch.arange(length, device=canvas.device) != places[..., None]
-        sees_canvas = torch.cat([not_padding[:, None].expand(-1, length, -1), not_padding[:, None] & others], dim=1)
+        sees = not_padding if not_padding.dim() == 3 else not_padding[:, None].expand(-1, length, -1)
+        sees_canvas = torch.cat([sees, sees.gather(1, places[..., None].expand(-1, -1, length)) & others], dim=1)
         sees_shadow = torch.cat([torch.zeros_like(inside)[:, None].expand(-1, length, -1), _each(inside)], dim=1)
         tokens = torch.cat([canvas, torch.full_like(places, self.mask_id)], dim=1)
         positions = torch.cat([torch.arange(length, device=canvas.device).expand(batch, -1), places], dim=1)
@@ -190,15 +238,18 @@ class Denoiser:
     def _run(
         self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None, cache: DynamicCache | None = None
     ) -> Tensor:
+        return shifted(self.model, self._states(tokens, attention_mask, positions, cache))
+
+    def _states(
+        self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None, cache: DynamicCache | None
+    ) -> Tensor:
         with self._autocast():
             pairs = attention_mask is not None and attention_mask.dim() == 3
             if self._compiled is not None and cache is None and not pairs:
-                hidden = self._compiled(tokens, attention_mask, positions)
-            else:
-                hidden = self._backbone(
-                    **inputs(self.model, tokens, attention_mask, positions, cache)
-                ).last_hidden_state
-        return shifted(self.model, hidden)
+                return self._compiled(tokens, attention_mask, positions)
+            given = inputs(self.model, tokens, attention_mask, positions, cache)
+            hidden: Tensor = self._backbone(**given).last_hidden_state
+            return hidden
 
     def _autocast(self) -> torch.autocast:
         """bfloat16 where asked for. Without a cache of weights: each is used once, and graphs must not keep them."""

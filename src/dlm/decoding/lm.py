@@ -22,12 +22,12 @@ from dlm.decoding.denoiser import Denoiser
 from dlm.decoding.ends import cut_at_eos, ends_of
 from dlm.decoding.loop import Decoded, Watch, decode, fill
 from dlm.decoding.noise import row_keys
-from dlm.decoding.options import DecoderOptions
+from dlm.decoding.options import DecoderOptions, in_blocks
 from dlm.decoding.reading import check_known, check_lengths, read_canvas, read_ids
 from dlm.decoding.results import Generation, Infilling, gap_texts
 from dlm.errors import UserError
 from dlm.models.backbone import load_checkpoint
-from dlm.models.interface import pad_cycle
+from dlm.models.interface import check_sees_all, pad_cycle
 from dlm.models.precision import check_precision, decide
 
 
@@ -203,6 +203,7 @@ class DiffusionLM:
         check_switches(trace, watch)
         ids = [self._ids(prompt, f"prompt {n}") for n, prompt in enumerate(listed(prompts, "prompts"))]
         chosen, where = checked_decoder(decoder, options)
+        chosen = in_blocks(chosen, self.denoiser.block_size, where)
         chosen.check_lengths(gen_length, steps, where)
         check_lengths(ids, "prompt", self.denoiser.max_length, gen_length)
         check_known(ids, "prompt", self.denoiser)
@@ -257,8 +258,9 @@ class DiffusionLM:
 
         Raises:
             UserError: as in `generate`; a canvas without a gap; EOS-fill, hard blocks or a sliding window, which go
-                from left to right.
+                from left to right; a block-causal model, which does, too.
         """
+        check_sees_all(self.denoiser.model)
         given = listed(canvases, "canvases")
         ids = [self._canvas(canvas, f"canvas {n}") for n, canvas in enumerate(given)]
         check_lengths(ids, "canvas", self.denoiser.max_length)

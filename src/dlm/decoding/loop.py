@@ -170,26 +170,27 @@ def fill(
         lookback=decoder.rule.lookback,
     )
     clock = 0
+    leftover = torch.zeros_like(canvas.nfe)
     for phase in decoder.rule.plan(gen_length, steps):
         canvas.start_phase()
         for step in range(phase.steps):
             _step(canvas, decoder, phase, phase.first + step, clock)
+            if denoiser.block_size and step == phase.steps - 1:  # the next block has learnt to stand behind whole ones
+                leftover += _fill_greedily(canvas, clock, phase)
             if watch is not None:
                 watch(clock, canvas.tokens.cpu().clone())
             if follow is not None and (leaving := {*follow(_draft(canvas, decoder, phase, clock))} - left):
                 canvas.retire(sorted(leaving))
                 left |= leaving
             if len(left) == len(canvases):
-                return _decoded(canvas, torch.zeros_like(canvas.nfe))
+                return _decoded(canvas, leftover)
             clock += 1
         if phase.keep < gen_length:
             canvas.remask(phase.keep, clock - 1)
-    leftover = canvas.masked.sum(-1)
-    if leftover.any():
-        _fill_greedily(canvas, clock, gen_length)
-        if watch is not None:
-            watch(clock, canvas.tokens.cpu().clone())
-    return _decoded(canvas, leftover)
+    filled = _fill_greedily(canvas, clock, Phase(1, 0, gen_length, gen_length))
+    if watch is not None and filled.any():
+        watch(clock, canvas.tokens.cpu().clone())
+    return _decoded(canvas, leftover + filled)
 
 
 def _decoded(canvas: Canvas, leftover: Int[Tensor, " batch"]) -> Decoded[Tensor]:
@@ -304,12 +305,17 @@ def _revoked(canvas: Canvas, decoder: Decoder, phase: Phase, rates: Rates, clock
     return row[lost], position[lost]
 
 
-def _fill_greedily(canvas: Canvas, clock: int, gen_length: int) -> None:
-    """One extra pass over the whole canvas, the best token everywhere."""
+def _fill_greedily(canvas: Canvas, clock: int, phase: Phase) -> Int[Tensor, " batch"]:
+    """One extra pass for the rows that have masks left in a phase, the best token everywhere; how many there were."""
+    left = canvas.in_phase(phase)
+    counts = left.sum(-1)
+    if not counts.any():
+        return counts
     canvas.start_phase()
-    stale = canvas.stale(canvas.masked)
-    canvas.refresh(stale, stale.tolist(), Phase(1, 0, gen_length, gen_length))
-    row, position = canvas.masked.nonzero(as_tuple=True)
+    stale = canvas.stale(left)
+    canvas.refresh(stale, stale.tolist(), phase)
+    row, position = left.nonzero(as_tuple=True)
     best = greedy(_source(canvas, row, position, clock))
     every = torch.ones_like(row, dtype=torch.bool)
     canvas.commit(row, position, every, *best.draw(every), clock)
+    return counts

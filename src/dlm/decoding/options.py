@@ -439,6 +439,31 @@ def default_options(changes: Mapping[str, Any], *, infill: bool = False) -> Deco
     return decoder_options("conv", {"rule": "low_confidence", "eos_fill": not infill, **changes}, "conv")
 
 
+def in_blocks(options: DecoderOptions, block_size: int, where: str) -> DecoderOptions:
+    """The same decoder for a block-causal model: inside its blocks of `block_size` positions, one after the other. 0 is
+    any other model, for which nothing changes.
+
+    Raises:
+        UserError: blocks of another size or kind, a window of its own, or an approximation that leaves out what such a
+            model does not see, or keeps what it keeps exactly.
+    """
+    if not block_size:
+        return options
+    own = f"for this model, which has blocks of {block_size}"
+    sliding = isinstance(options, SlidingAnnealingOptions)
+    require(not sliding, f"{where}: decoder", f"another {own}", "sliding_annealing")
+    given = options.block_length
+    same = given is None or (given == block_size and options.variant == "restrict")
+    told = f"{block_size} with variant restrict, or left out, {own}"
+    require(same, dotted(where, "block_length"), told, given if given != block_size else options.variant)
+    for name, exact in (("suffix", "full"), ("kv_cache", "none")):
+        value = getattr(options, name)
+        require(
+            value == exact, dotted(where, name), f"{exact} {own} and an exact cache (docs/block-diffusion.md)", value
+        )
+    return override(options, where, block_length=block_size, variant="restrict")
+
+
 def override(options: DecoderOptions, where: str, **changes: Any) -> DecoderOptions:
     """The same decoder with some options changed, checked again."""
     return build(type(options), {**asdict(options), **changes}, where)

@@ -26,7 +26,7 @@ def row_draws(seeds: Sequence[int], count: int) -> Float[Tensor, "batch count"]:
 
 def mask_tokens(
     x0: Int[Tensor, "batch length"],
-    t: Float[Tensor, " batch"],
+    t: Float[Tensor, " batch"] | Float[Tensor, "batch length"],
     maskable: Bool[Tensor, "batch length"],
     mask_id: int,
     draw: Float[Tensor, "batch length"],
@@ -34,12 +34,13 @@ def mask_tokens(
     """Replace each maskable token by [MASK] independently with probability 1 - α_t = t.
 
     Args:
+        t: of each row, or of each position.
         draw: uniform numbers in [0, 1).
 
     Returns:
         xt and where it is masked.
     """
-    masked = (draw < t[:, None]) & maskable
+    masked = (draw < (t if t.dim() == 2 else t[:, None])) & maskable
     return torch.where(masked, mask_id, x0), masked
 
 

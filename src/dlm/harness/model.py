@@ -17,7 +17,7 @@ from dlm.config.schema import require
 from dlm.data.tokenizer import before_eos, special_tokens
 from dlm.decoding.arguments import checked_decoder, listed, whole
 from dlm.decoding.lm import DiffusionLM
-from dlm.decoding.options import DecoderOptions
+from dlm.decoding.options import DecoderOptions, in_blocks
 from dlm.decoding.results import text_behind
 from dlm.errors import UserError
 from dlm.harness.contexts import Contexts
@@ -86,6 +86,7 @@ class HarnessLM(LM):
                 pretrained, device if there else "cpu", precision, compile, layout=layout, tokenizer=tokenizer
             )
         self.lm = pretrained
+        self.decoder = in_blocks(self.decoder, self.lm.denoiser.block_size, self._where)
         limit = self.lm.denoiser.max_length
         if max_length is not None:
             require(limit is None or max_length <= limit, "max_length", f"at most the model's {limit}", max_length)

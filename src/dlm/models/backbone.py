@@ -11,6 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from dlm.config.schema import require
 from dlm.config.training import LoraParams, ModelParams
 from dlm.data.tokenizer import load_tokenizer, special_tokens
 from dlm.errors import UserError
@@ -18,9 +19,9 @@ from dlm.files import check_checkpoint, check_hub, is_gguf
 from dlm.models.adapters import base_of, is_adapter, merged, new_adapter, read_adapter
 from dlm.models.interface import know_tokens, pad_cycle
 from dlm.models.layouts import LAYOUTS, Layout, check_rope, detect, load_gguf, load_layout, published_config
-from dlm.models.probe import check_sees_ahead
+from dlm.models.probe import check_sees_ahead, check_sees_blocks
 
-GPT2 = "openai-community/gpt2"  # MDLM's tokenizer, which its repository does not hold
+GPT2 = "openai-community/gpt2"  # the tokenizer of MDLM and BD3-LM, which their repositories do not hold
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -127,7 +128,11 @@ def load_checkpoint(
         check_rope(model.config, path)
     if denoises and kind in ("causal_lm", "masked_lm"):  # with the others it is ours to say how a class attends
         check_sees_ahead(model, f"{path} is no denoiser, name another")
-    default = GPT2 if kind == "mdlm" and not (folder / "tokenizer_config.json").is_file() else path
+    if denoises and (size := getattr(model.config, "diffusion_block_size", 0)):
+        natural = isinstance(size, int) and size > 0
+        require(natural, f"{path}: config.json: diffusion_block_size", "a whole number from 0", size)
+        check_sees_blocks(model, f"{path} is no block-causal model, name another")
+    default = GPT2 if kind in ("mdlm", "bd3lm") and not (folder / "tokenizer_config.json").is_file() else path
     loaded = load_tokenizer(tokenizer or default, mask_token)
     mask_id = getattr(model.config, "mask_token_id", loaded.mask_token_id)
     if loaded.mask_token_id != mask_id:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
+from dlm.errors import UserError
+from dlm.models.blocks import doubled
+
 ALIGNED = 64
 Head = Callable[[Float[Tensor, "n width"]], Float[Tensor, "n vocab"]]
 
@@ -92,6 +95,11 @@ def logits_shift(model: PreTrainedModel) -> int:
     return getattr(model.config, "logits_shift", 0)
 
 
+def block_size(model: PreTrainedModel) -> int:
+    """How many positions a block of a block-causal model has (models/blocks.py); 0 where each sees all others."""
+    return getattr(model.config, "diffusion_block_size", 0)
+
+
 def pad_cycle(model: PreTrainedModel) -> list[int]:
     """The ids of the pad tokens that stand behind an answer's EOS, in turn; none where all padding is EOS."""
     return list(getattr(model.config, "pad_cycle_ids", []))
@@ -106,11 +114,51 @@ def states(
 
     Args:
         attention: which positions (columns) each position (row) sees, of decoder-only classes; None for all.
+
+    Raises:
+        UserError: a block-causal model, where no attention is given: it has not learnt to see all.
     """
+    if attention is None:
+        check_sees_all(model)
     given = inputs(model, tokens)
     if attention is not None:
         given["attention_mask"] = attention.expand(len(tokens), 1, *attention.shape)
     return shifted(model, backbone(model)(**given).last_hidden_state)
+
+
+def check_sees_all(model: PreTrainedModel) -> None:
+    """Raises UserError for a block-causal model, where the positions behind a block must be seen, too."""
+    if size := block_size(model):
+        raise UserError(
+            f"this needs a model that sees both sides of a gap, and this one is block-causal (blocks of {size}); "
+            "give another checkpoint (docs/block-diffusion.md)"
+        )
+
+
+def doubled_states(
+    model: PreTrainedModel,
+    noised: Int[Tensor, "batch length"],
+    clean: Int[Tensor, "batch length"],
+    blocks: Int[Tensor, "batch length"],
+) -> Float[Tensor, "batch length width"]:
+    """The states of block diffusion that predict each noised position, all blocks in one pass (BD3-LM; blocks.doubled).
+
+    Where position i is predicted at i - 1, the first position of a block is predicted at the clean one before it, as it
+    is in decoding: that block is complete, and sees nothing of what follows. So with blocks of 1 masks have no part in
+    it, and the model is the autoregressive one. The canvas's very first position is predicted at itself.
+
+    Args:
+        blocks: the number of each position's block.
+    """
+    places = torch.arange(clean.shape[1], device=clean.device).expand_as(clean)
+    tokens, positions = torch.cat([noised, clean], dim=1), torch.cat([places, places], dim=1)
+    given = inputs(model, tokens, doubled(blocks), positions)
+    hidden_noised, hidden_clean = backbone(model)(**given).last_hidden_state.chunk(2, dim=1)
+    if not logits_shift(model):
+        return hidden_noised
+    begins = (blocks[:, 1:] != blocks[:, :-1])[..., None]
+    before = torch.where(begins, hidden_clean[:, :-1], hidden_noised[:, :-1])
+    return torch.cat([hidden_noised[:, :1], before], dim=1)
 
 
 def token_count(model: PreTrainedModel) -> int:

@@ -21,15 +21,17 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
 )
 from transformers.utils import cached_file
 
 from dlm.errors import UserError
 from dlm.files import gguf_place, read_json
+from dlm.models.block_layouts import block_qwen_config
 from dlm.models.mdlm import MdlmForCausalLM, fold, mdlm_config
 
-Layout = Literal["causal_lm", "masked_lm", "llada", "dream", "mdlm"]
-LAYOUTS: tuple[Layout, ...] = ("causal_lm", "masked_lm", "llada", "dream", "mdlm")
+Layout = Literal["causal_lm", "masked_lm", "llada", "dream", "mdlm", "bd3lm", "sdar", "fast_dllm"]
+LAYOUTS: tuple[Layout, ...] = ("causal_lm", "masked_lm", "llada", "dream", "mdlm", "bd3lm", "sdar", "fast_dllm")
 Loaded = tuple[PreTrainedModel, Mapping[str, Any]]  # the model; missing_keys, unexpected_keys
 
 # LLaDA's names and Llama's, as regular expressions.
@@ -67,6 +69,10 @@ LLADA_MUST = {
 }
 DREAM_MUST = {"use_sliding_window": False}
 MDLM_MUST = {"time_conditioning": False}
+BD3LM_MUST = {"time_conditioning": False, "adaln": True, "cross_attn": True, "causal": False}
+# What published files hold besides: frequencies of the rotary base, which is always the same; the range of the rates
+# that bd3lms was trained with.
+NO_WEIGHTS = ("backbone.rotary_emb.inv_freq", "sampling_eps_min", "sampling_eps_max")
 # Rotary frequencies that go by the longest canvas of a batch: a row would depend on its batch mates.
 BY_LENGTH = ("dynamic", "longrope")
 # What BERT and RoBERTa were published with beside their masked LM's weights: heads for other tasks, a list of numbers.
@@ -88,7 +94,14 @@ def published_config(path: Path | str) -> dict[str, Any]:
 
 def detect(config: Mapping[str, Any]) -> Layout:
     """The layout that a config.json names."""
-    named: dict[str, Layout] = {"llada": "llada", "dream": "dream", "mdlm": "mdlm"}
+    named: dict[str, Layout] = {
+        "llada": "llada",
+        "dream": "dream",
+        "mdlm": "mdlm",
+        "bd3lm": "bd3lm",
+        "sdar": "sdar",
+        "fast_dllm_qwen": "fast_dllm",
+    }
     model_type = str(config.get("model_type", "")).lower()
     if model_type in named:
         return named[model_type]
@@ -110,13 +123,23 @@ def load_layout(layout: Layout, path: Path | str, config: Mapping[str, Any], dty
         if layout == "dream":
             return _from_pretrained(Qwen2ForCausalLM, path, dtype, config=dream_config(config, path))
         if layout == "mdlm":
+            _must(config, MDLM_MUST, path, "an MDLM run without time")
             return _load_mdlm(path, config, dtype)
+        if layout == "bd3lm":
+            _must(config, BD3LM_MUST, path, "a BD3-LM run without time")
+            model, info = _load_mdlm(path, config, dtype)
+            model.config.diffusion_block_size = config["block_size"]
+            return model, info
+        if layout in ("sdar", "fast_dllm"):
+            _must(config, DREAM_MUST, path, "blocks of positions")
+            qwen: Any = Qwen3ForCausalLM if layout == "sdar" else Qwen2ForCausalLM
+            return _from_pretrained(qwen, path, dtype, config=block_qwen_config(config, layout))
     except KeyError as error:
         raise UserError(f"{path}: has no {error}, which layout {layout} needs; name another layout") from None
     if config.get("model_type", layout) not in (layout, *CONFIG_MAPPING):
         raise UserError(
             f"{path}: config.json: model_type {config['model_type']!r} is no architecture of transformers, and no "
-            "repository's code is run; if it has the layout of another (llada, dream, mdlm), name that with --layout"
+            "repository's code is run; if it has the layout of another (llada, dream, ...), name that with --layout"
         )
     if layout == "causal_lm":
         return _from_pretrained(AutoModelForCausalLM, path, dtype)
@@ -219,7 +242,6 @@ def dream_config(published: Mapping[str, Any], path: Path | str) -> Qwen2Config:
 
 
 def _load_mdlm(path: Path | str, config: Mapping[str, Any], dtype: torch.dtype | str) -> Loaded:
-    _must(config, MDLM_MUST, path, "an MDLM run without time")
     published = _weights(path)
     saved = next(iter(published.values())).dtype
     folded = fold(published, config["n_heads"])
@@ -228,7 +250,8 @@ def _load_mdlm(path: Path | str, config: Mapping[str, Any], dtype: torch.dtype |
     missing, unexpected = model.load_state_dict(folded, strict=False)
     model.config.mask_token_id = config["vocab_size"] - 1
     torch.nn.Module.to(model, saved if dtype == "auto" else dtype)
-    published.pop("backbone.rotary_emb.inv_freq", None)  # from the rotary base, which is always the same
+    for name in NO_WEIGHTS:
+        published.pop(name, None)
     return model.eval(), {"missing_keys": missing, "unexpected_keys": [*unexpected, *published]}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dlm.errors import UserError
+from dlm.models.blocks import block_causal
 from dlm.models.interface import backbone, inputs, is_masked_lm
 
 Gaps = Literal["closed", "hidden", "none"]
@@ -60,6 +61,28 @@ def check_sees_ahead(model: PreTrainedModel, otherwise: str) -> None:
         raise UserError(f"{name}: its first position does not see the second{where}; {otherwise}")
     if one_way is not None:
         raise UserError(f"{name}: {one_way} reads from left to right alone; {otherwise}")
+
+
+def check_sees_blocks(model: PreTrainedModel, otherwise: str) -> None:
+    """Check that a model goes by what it is told that each position sees: of two blocks of 2 the first must not know
+    the second, whose first position must know its last.
+
+    Args:
+        otherwise: what becomes of a model that fails, for its line.
+
+    Raises:
+        UserError: a masked LM, a model whose layers see near positions alone, or one that pays no heed to such a mask.
+    """
+    ids = _tokens(model, 5)
+    changed = torch.cat([ids[:, :3], ids[:, 4:]], dim=1)
+    sees = block_causal(torch.tensor([[0, 0, 1, 1]], device=model.device))
+    heeds = not is_masked_lm(model) and not _has_windows(model.config)
+    if heeds:
+        before, after = (_states(model, tokens, sees) for tokens in (ids[:, :4], changed))
+        same = _same(after[:, :2], before[:, :2])
+        heeds = same and not torch.equal(after[:, 2], before[:, 2])
+    if not heeds:
+        raise UserError(f"{type(model).__name__}: cannot see blocks of positions alone; {otherwise}")
 
 
 @torch.no_grad()
@@ -151,7 +174,7 @@ def _tokens(model: PreTrainedModel, count: int) -> Int[Tensor, "1 count"]:
 def _states(
     model: PreTrainedModel,
     ids: Int[Tensor, "batch length"],
-    attention_mask: Bool[Tensor, "batch length"] | None = None,
+    attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
     positions: Int[Tensor, "batch length"] | None = None,
 ) -> Float[Tensor, "batch length width"]:
     # The method itself: hooks on the module count the passes of decoding.

@@ -48,6 +48,7 @@ def read_by(params: Params) -> dict[str, Named]:
             "evaluate.scorer": evaluate.scorer,
         },
         "evaluate": {**judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
+        "block_diffusion": {**judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
         "fluency": {"base.text": text if base.held_out else None},
         "settings": judge,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlm.decoding.arguments import checked_decoder, shown, valid_text
 from dlm.decoding.lm import DiffusionLM
-from dlm.decoding.options import DecoderOptions
+from dlm.decoding.options import DecoderOptions, in_blocks
 from dlm.decoding.reading import check_known, check_lengths
 from dlm.errors import UserError
 from dlm.serving.conversation import prompt_ids
@@ -188,6 +188,8 @@ def _asked(
     seed, stops, drafts = fields.take("seed", 0, int), fields.stops(), fields.take("drafts", True, bool)
     steps = fields.take("steps", defaults.steps or length, int, 1)
     options, decoder = _decoder(defaults, fields)
+    with _blamed("decoder"):
+        options = in_blocks(options, lm.denoiser.block_size, decoder)
     with _blamed("steps"):
         options.check_lengths(length, steps, decoder)
     return Asked(

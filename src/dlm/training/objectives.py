@@ -87,10 +87,12 @@ class DiffusionTrainer(OursTrainer):
             draw = row_draws([step_seed(seed, "anneal", number)], length * length).view(length, length)
             attention = annealed(self.to_device(draw, x0.device), number / self.anneal_steps)
         log_probs = self.token_log_probs(model(xt, scored, attention), x0[scored][:, None], self.mask_id)
-        loss = nelbo(over_canvas(-log_probs[:, 0], scored) * counts, t)
-        if self.average == "example":
-            loss = loss / counts.sum(-1).clamp(min=1)  # a row that counts nothing (a crop in its prompt) has loss 0
-        return {"loss": loss}
+        return {"loss": self.averaged(nelbo(over_canvas(-log_probs[:, 0], scored) * counts, t), counts)}
+
+    def averaged(self, loss: Tensor, counts: Tensor) -> Tensor:
+        """The rows' losses [batch] as `average` has them: sums, or means over what counts."""
+        # A row that counts nothing (a crop in its prompt) has loss 0.
+        return loss / counts.sum(-1).clamp(min=1) if self.average == "example" else loss
 
 
 class R2ftTrainer(OursTrainer):

@@ -13,12 +13,26 @@ from transformers.trainer_utils import EvalPrediction
 from dlm.diffusion.losses import token_log_probs
 from dlm.models.adapters import unwrapped
 from dlm.models.compiled import compile_layers, restore_layers
-from dlm.models.interface import head, states
+from dlm.models.interface import doubled_states, head, states
 from dlm.training.collators import Row, WholeSteps
 
 
-def logits_at(model: PreTrainedModel, ids: Tensor, where: Tensor, attention: Tensor | None = None) -> Tensor:
-    """Logits [positions, V] at the True positions of `where` alone: the head runs nowhere else."""
+def logits_at(
+    model: PreTrainedModel,
+    ids: Tensor,
+    where: Tensor,
+    attention: Tensor | None = None,
+    *,
+    clean: Tensor | None = None,
+    blocks: Tensor | None = None,
+) -> Tensor:
+    """Logits [positions, V] at the True positions of `where` alone: the head runs nowhere else.
+
+    With `clean` and `blocks` (both [batch, length]) those of block diffusion: each noised block of `ids` stands behind
+    clean ones.
+    """
+    if clean is not None and blocks is not None:
+        return head(model)(doubled_states(model, ids, clean, blocks)[where])
     return head(model)(states(model, ids, attention)[where])
 
 

@@ -1,0 +1,132 @@
+"""Block diffusion on the base, records and steps of the SFT-only model, decoded and evaluated at the same budgets and
+beside cells of the matrix: build/models/block_diffusion, results/block_diffusion (sweeps)."""
+
+from pathlib import Path
+from typing import Any
+
+from dlm.pipeline.start import run_script, stage_arguments, start_stage
+from dlm.analysis.blocks import block_figures, block_table
+from dlm.analysis.figures import write_figures
+from dlm.analysis.table import to_markdown
+from dlm.config.params import Params, tracked
+from dlm.data.splits import read_split
+from dlm.data.template import Template
+from dlm.decoding.answers import decode_prompts, load_for
+from dlm.errors import UserError
+from dlm.evaluation.examine import Examiner
+from dlm.files import read_json, write_table
+from dlm.models.adapt import make_block_causal
+from dlm.models.adapters import unwrapped
+from dlm.models.backbone import load_trainable
+from dlm.models.interface import pad_cycle
+from dlm.pipeline import processes
+from dlm.pipeline.progress import progress
+from dlm.pipeline.records import log_checkpoint, log_inputs
+from dlm.pipeline.tracking import stage_run
+from dlm.training.blocks import diffusion_trainer
+from dlm.training.collators import SftCollator
+from dlm.training.fit import fit, save_trained
+
+NAME = "block_diffusion"
+Rows = list[dict[str, Any]]
+
+
+def main() -> None:
+    arguments = stage_arguments(__doc__).parse_args()
+    params = start_stage(arguments)
+    build, weights = arguments.build, arguments.build / "models" / NAME
+    out = Path(params.report.results) / NAME
+    beside, settings = cells_beside(params, build)
+    logged = {**tracked(params, "seed", "sft", "decode"), NAME: params.block_diffusion.values}
+    with stage_run(NAME, params=logged) as run:
+        log_inputs(run, "sft", build)
+        curve = train(params, build, weights)
+        log_checkpoint(run, weights, curve)
+        answers = decode(params, build, weights)
+        examiner = Examiner.load(build, params)
+        cells = [row for name, found in answers.items() for row in examiner.results(NAME, name, found, weights)]
+        if not processes.is_main():
+            return
+        rows = block_table(beside, settings, cells, params.block_diffusion.block_size)
+        markdown = to_markdown(rows) + "\n![quality, repetition and length over passes](figures/passes.png)\n"
+        write_table(out, rows, markdown)
+        write_figures(out / "figures", block_figures(rows))
+        run.table(NAME, rows)
+        run.outputs([weights, out])
+    print(markdown, end="")
+
+
+def cells_beside(params: Params, build: Path) -> tuple[Rows, dict[tuple[str, int], Any]]:
+    """The results of the cells that stand beside it, and the settings that were chosen for their decoders.
+
+    Raises:
+        UserError: a cell that was not evaluated.
+    """
+    found, settings = [], {}
+    for cell in params.block_diffusion.beside:
+        path, decoder = build / "evaluation" / f"{cell}.json", cell.partition("-")[2]
+        if not path.is_file():
+            raise UserError(f"params.yaml: block_diffusion.beside: {path} is not there; evaluate {cell} first")
+        found += read_json(path)
+        chosen = build / "selection" / f"{decoder}.json"
+        made = read_json(chosen) if chosen.is_file() else []
+        settings |= {(decoder, choice["steps"]): choice["options"] for choice in made}
+    return found, settings
+
+
+def train(params: Params, build: Path, out: Path) -> list[dict[str, float]]:
+    """What the stage sft does for the SFT-only model, with the mask of blocks; adapters are merged."""
+    sft, blocks, data = params.sft, params.block_diffusion, build / "data/training"
+    model, tokenizer = load_trainable(build / "models" / "base", sft.lora, params.seed)
+    make_block_causal(unwrapped(model), blocks.block_size)
+    padding = sft.padding_weight if sft.supervise_padding else 0.0
+    eos_id, cycle = tokenizer.eos_token_id, pad_cycle(unwrapped(model))
+    columns = ["prompt_ids", "answer_ids"]
+    model, curve = fit(
+        NAME,
+        diffusion_trainer(
+            model,
+            mask_id=tokenizer.mask_token_id,
+            data_collator=SftCollator(params.data.canvas_length, eos_id, padding=padding, cycle=cycle),
+            crop_share=sft.crop_share,
+            average=sft.loss_average,
+            t_range=blocks.bounds,
+        ),
+        model,
+        read_split(data, "train", columns),
+        read_split(data, "valid", columns),
+        sft.training,
+        params.seed,
+        steps=sft.training.steps + params.r2ft.training.steps,
+    )
+    save_trained(out, model, tokenizer, curve, Template(params.template.prompt, params.template.prompt_with_input))
+    processes.gather(None)  # before it is loaded it has been written
+    return curve
+
+
+def decode(params: Params, build: Path, weights: Path) -> dict[str, Rows]:
+    """The answers to the evaluation prompts by decoder, at every budget."""
+    settings, blocks = params.decode, params.block_diffusion
+    lm = load_for(NAME, weights, settings)
+    prompts = read_split(build / "data", "eval", ["id", "prompt_ids"])
+    answers: dict[str, Rows] = {name: [] for name in blocks.decoders}
+    count = len(prompts) * len(settings.seeds) * len(settings.steps) * len(answers)
+    with progress(NAME, count, "answers") as advance:
+        for name, found in answers.items():
+            for steps in settings.steps:
+                of_budget, _ = decode_prompts(
+                    lm,
+                    prompts,
+                    blocks.options(name),
+                    seeds=settings.seeds,
+                    steps=steps,
+                    gen_length=settings.gen_length,
+                    batch_size=settings.batch_size,
+                    advance=advance,
+                )
+                found += [{**answer, "steps": steps} for answer in of_budget]
+    return answers
+
+
+if __name__ == "__main__":
+    run_script(main)
