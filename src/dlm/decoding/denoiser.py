@@ -12,7 +12,17 @@ from transformers import DynamicCache, PreTrainedModel
 from dlm.decoding.memory import keep_freed_memory
 from dlm.errors import UserError
 from dlm.models.compiled import Compiled
-from dlm.models.interface import backbone, head, inputs, is_masked_lm, logits_shift, max_length, shifted, token_count
+from dlm.models.interface import (
+    backbone,
+    head,
+    inputs,
+    is_masked_lm,
+    logits_shift,
+    max_length,
+    score_offset,
+    shifted,
+    token_count,
+)
 from dlm.models.probe import Habits, habits
 
 ACTIVATION = 2**21  # numbers in a CPU's widest activation, of so many rows at a time
@@ -24,13 +34,19 @@ class Denoiser:
 
     The vocabulary projection is a large part of a small model's work; callers gather the positions first and get
     exactly the logits that a full projection would give there.
+
+    Attributes:
+        score_offset: what logits exceed log-scores by (`models.interface.score_offset`); None for a model without.
     """
+
+    score_offset: float | None = None
 
     def __init__(self, model: PreTrainedModel, mask_id: int, *, bf16: bool = False, compile: str = "none") -> None:
         self.model = model.eval()
         self.mask_id = mask_id
         self.bf16 = bf16
         self.compile = compile
+        self.score_offset = score_offset(model)
         if model.device.type == "cpu":
             keep_freed_memory()
         self._backbone, self._head = backbone(model), head(model)
