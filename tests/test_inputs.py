@@ -41,8 +41,8 @@ NAMES: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "reference.checkpoint": ({}, {"reference"}),
     "evaluate.scorer": ({}, {"reference"}),
-    "evaluate.judge.model": ({"evaluate": {"judge": {"kind": "local"}}}, {"evaluate", "settings"}),
-    "evaluate.judge.difficulty": ({}, {"evaluate"}),
+    "evaluate.judge.model": ({"evaluate": {"judge": {"kind": "local"}}}, {"evaluate", "settings", "sedd"}),
+    "evaluate.judge.difficulty": ({}, {"evaluate", "sedd"}),
 }
 # Text that names nothing which is read: columns, tokens, words, commands (what these name says where a stage runs, not
 # what it computes), a folder that is written to.

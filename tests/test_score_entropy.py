@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from test_training import EOS, LENGTH, MASK, TOKENIZER, TRAIN, TRAINING, VALID, arguments, full_logits, tiny_model
 from torch import Tensor
 
-from dlm.config.training import LoraParams
 from dlm.diffusion.forward import antithetic_t, mask_tokens, row_draws
 from dlm.diffusion.losses import score_entropy, subs_log_probs, token_scores
-from dlm.models.backbone import load_checkpoint, load_trainable, save_checkpoint
+from dlm.models.backbone import load_checkpoint, save_checkpoint
 from dlm.models.interface import score_offset
 from dlm.training import objectives
 from dlm.training.collators import SftCollator
 from dlm.training.fit import fit
-from dlm.training.objectives import ScoreEntropyTrainer, step_seed
+from dlm.training.objectives import DiffusionTrainer, ScoreEntropyTrainer, step_seed
 from dlm.training.scores import normalising_offset
 
 COLLATE = SftCollator(LENGTH, EOS, padding=0.5)
@@ -117,18 +116,18 @@ def test_the_trainers_loss_is_that_of_full_logits(monkeypatch: pytest.MonkeyPatc
     values = trainer.row_values(model, {**batch, **({} if training else {"place": torch.arange(5)})})
     (t, xt, where), logits = seen[0], full_logits(model, seen[0][1]).detach().double()
     for b in range(5):
-        loss, nll, log_total = 0.0, [], []
+        loss, nll, penalty, log_total = 0.0, [], [], []
         for i in where[b].nonzero()[:, 0].tolist():
             estimate = [math.exp(z - 1.5) if v != MASK else 0.0 for v, z in enumerate(logits[b, i].tolist())]
             x0 = int(batch["x0"][b, i])
             loss += float(batch["counts"][b, i]) * literal(estimate, x0, float(t[b]), 0.0)
             nll.append(-math.log(estimate[x0] / sum(estimate)))
+            penalty.append(sum(estimate) - 1 - math.log(sum(estimate)))
             log_total.append(math.log(sum(estimate)))
         assert values["loss"][b].item() == pytest.approx(loss, rel=1e-4)
-        if not training:
-            assert values["nll"][b].item() == pytest.approx(sum(nll) / max(len(nll), 1), rel=1e-4)
-            assert values["log_total"][b].item() == pytest.approx(sum(log_total) / max(len(log_total), 1), rel=1e-4)
-    assert set(values) == ({"loss"} if training else {"loss", "nll", "log_total"})
+        for name, terms in () if training else (("nll", nll), ("penalty", penalty), ("log_total", log_total)):
+            assert values[name][b].item() == pytest.approx(sum(terms) / max(len(terms), 1), rel=1e-4)
+    assert set(values) == ({"loss"} if training else {"loss", "nll", "penalty", "log_total"})
     assert int((xt == MASK).sum()) > 5
 
 
@@ -164,11 +163,13 @@ def test_training_learns_the_sum() -> None:
 
 
 def test_a_checkpoint_says_what_its_logits_mean(tmp_path: Path) -> None:
-    """Saved and loaded; what is trained further says nothing until its objective does."""
+    """Saved and loaded; what is trained further, by any objective, says nothing."""
     model = tiny_model()
     assert score_offset(model) is None
     model.config.score_offset = 3.25
     save_checkpoint(tmp_path, model, TOKENIZER)
-    assert score_offset(load_checkpoint(tmp_path, causal=False)[0]) == 3.25
-    whole = LoraParams(rank=0, alpha=1, dropout=0.0, targets=("q_proj",), merge=True)
-    assert score_offset(load_trainable(tmp_path, whole, 0)[0]) is None  # type: ignore[arg-type]
+    loaded = load_checkpoint(tmp_path, causal=False)[0]
+    assert score_offset(loaded) == 3.25
+    make = functools.partial(DiffusionTrainer, mask_id=MASK, data_collator=COLLATE)
+    trained, _ = fit("sft", make, loaded, TRAIN, VALID, replace(TRAINING, steps=1), 7)
+    assert score_offset(trained) is None

@@ -15,6 +15,7 @@ from dlm.config.decoding import (
     DecoderBlock,
     InfillParams,
     RivalsParams,
+    SeddParams,
     SelectParams,
     decoder_blocks,
 )
@@ -47,6 +48,7 @@ class Params:
     ablation: AblationParams
     infill: InfillParams
     rivals: RivalsParams
+    sedd: SeddParams
     sweeps: SweepsParams
     evaluate: EvaluateParams
     likelihood: LikelihoodParams
@@ -69,6 +71,9 @@ class Params:
         for name in self.rivals.decoders:
             for options, steps in self.rivals.curve(name, False, self.decode.gen_length, f"{where}rivals"):
                 options.check_lengths(self.decode.gen_length, steps, f"{where}rivals.decoders.{name}")
+        for steps in self.decode.steps:
+            options = self.sedd.decoder("tweedie", f"{where}sedd")
+            options.check_lengths(self.decode.gen_length, steps, f"{where}sedd.options")
         same = self.reference.init != "pretrain" or self.base.rows == "text"
         require(same, f"{where}reference.init", "another than pretrain where base.rows is records", self.reference.init)
         for name in self.sweeps.rejection.negatives:

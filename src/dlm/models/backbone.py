@@ -161,7 +161,6 @@ def load_trainable(path: Path | str, lora: LoraParams, seed: int) -> tuple[nn.Mo
         )
         return read_adapter(model, path, trainable=True), tokenizer
     model, tokenizer = load_checkpoint(path, causal=False, dtype="auto" if lora.rank else torch.float32)
-    vars(model.config).pop("score_offset", None)  # its sums are of the objective that it was trained by before
     return new_adapter(model, lora, path, seed) if lora.rank else model, tokenizer
 
 

@@ -50,6 +50,7 @@ def read_by(params: Params) -> dict[str, Named]:
         "evaluate": {**judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
         "fluency": {"base.text": text if base.held_out else None},
         "settings": judge,
+        "sedd": {**judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
     }
 
 

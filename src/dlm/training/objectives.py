@@ -109,8 +109,8 @@ class DiffusionTrainer(OursTrainer):
 class ScoreEntropyTrainer(DiffusionTrainer):
     """SEDD's objective in place of the NELBO (`score_entropy`); all else is as in `DiffusionTrainer`.
 
-    Evaluation also reports the NELBO's share of the loss, -log p a position, and log Σ p̂: how far the scores are from
-    normalised, which softmax would make them.
+    Evaluation also reports what a position costs on average, all times alike: the NELBO's part, -log p, and the penalty
+    T - 1 - log T, which a softmax has not; and log T.
 
     Args:
         offset: what the logits exceed log p̂ by (`training.scores.normalising_offset`).
@@ -122,7 +122,8 @@ class ScoreEntropyTrainer(DiffusionTrainer):
 
     def token_values(self, logits: Tensor, x0: Tensor) -> dict[str, Tensor]:
         log_p, log_total = token_scores(logits, x0, self.mask_id, self.offset)
-        return {"loss": score_entropy(log_p, log_total), "nll": -log_p, "log_total": log_total}
+        loss = score_entropy(log_p, log_total)
+        return {"loss": loss, "nll": -log_p, "penalty": loss + log_p, "log_total": log_total}
 
 
 class R2ftTrainer(OursTrainer):
