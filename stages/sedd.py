@@ -90,7 +90,7 @@ def train(params: Params, build: Path) -> Rows:
 def compare(params: Params, build: Path, corpus: Corpus) -> tuple[Rows, Rows]:
     """A row for each model, decoder and number of steps, and the answers."""
     judge, _ = make_judges(params.evaluate.judge, corpus.judge, params.seed)
-    baseline = baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))
+    baseline = {} if judge is None else baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))
     table = params.evaluate.judge.difficulty
     difficulty = None if judge is None or table is None else read_difficulty(table, places(corpus.examples))
     models = {"sft": build / "models/sft", "sedd": build / "sedd/model"}

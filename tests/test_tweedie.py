@@ -54,7 +54,7 @@ def test_by_hand() -> None:
     assert chosen([2.0, 2.0], rates, [0.333, 0.599], [1.0, 3.0]) == [True, True]
     assert chosen([2.0, 2.0], rates, [0.334, 0.601], [1.0, 3.0]) == [False, False]
     # The last step commits everything, however small the sum.
-    assert chosen([1e-6, 0.5], Rates(1.0, 0.0, 1), [0.999, 0.999]) == [True, True]
+    assert chosen([0.0, 0.5], Rates(1.0, 0.0, 1), [0.999, 0.999]) == [True, True]
 
 
 def same(one: Decoded, other: Decoded) -> bool:

@@ -73,8 +73,10 @@ def tweedie(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[
     The last step is their denoising step: the mask is left out, so that everything commits. A window multiplies the
     tokens' share by s_i and leaves the mask's, as in `ancestral`; s_norm is 1 / the mean s_i of a row's masked i.
     """
+    if not rates.stay:
+        return ~open_.log_weight.isneginf()
     moving = candidates.log_mass.double().exp() * rates.move
-    staying = (rates.move + rates.stay - moving).clamp(min=0) if rates.stay else torch.zeros_like(moving)
+    staying = (rates.move + rates.stay - moving).clamp(min=0)
     scaled = moving * _rescaled(open_, open_.log_weight.double().exp())
     return uniform * (scaled + staying) < scaled
 
