@@ -90,8 +90,6 @@ NOT_RUN = {
     "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:rivals": MINUTES,
     "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:sedd": MINUTES,
     "dvc exp run -S sedd.steps=2000 sweeps/dvc.yaml:sedd": MINUTES,
-    'dlm generate build/sedd/model "Describe Velmora: its trade." --decoder tweedie': "a model of the stage sedd; "
-    "test_sedd.py decodes one",
     "dvc repro sweeps/dvc.yaml:r2ft_sweep@short": MINUTES,
     "dvc exp run -S decoding.conv.kernel_size=65": "runs in first-run.md, up to SFT",
     "dvc exp run -S decoding.conv.rule=top_k -S decoding.conv.kernel_size=17": MINUTES,
