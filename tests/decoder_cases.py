@@ -345,6 +345,19 @@ DECODERS: dict[str, Decoder] = {
         invariant=({"early": 0.6, "middle": 0.4, "late": 0.2},),
         draws={"early": [0.0, 1.0, 7.5], "middle": [0.5, 5.0], "late": [0.0, 0.7]},
     ),
+    "tweedie": Decoder(
+        # The tiny model's scores add up to about e^7.7 without an offset.
+        compared=(
+            *(({"score_offset": offset}, *size) for offset, size in ((7.7, (10, 4)), (7.0, (10, 4)), (9.0, (6, 14)))),
+            ({"score_offset": 7.7, "cfg_scale": 1.0, "penalty": 1.5}, 10, 4),
+            ({"score_offset": 7.7, "eos": "never"}, 10, 4),
+            *(({"score_offset": 7.7, "block_length": 5, "variant": cut}, 10, 8) for cut in ("stride", "restrict")),
+            ({}, 10, 4),
+        ),
+        apart=(({}, {"score_offset": 7.7}), ({"score_offset": 7.7}, {"score_offset": 7.0})),
+        invariant=({"score_offset": 7.7}, {}),
+        draws={"score_offset": [None, 0.0, 2.0, 5.0]},
+    ),
     "conv": Decoder(
         compared=(
             *(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from slow import Candidates, Network, Now, State, Task, fast_decode, network_of_table, settle, tempered
+from slow import Candidates, Network, Now, State, Task, fast_decode, network_of_table, settle, softmax, tempered
 from tiny import TableDenoiser, chi_square_p
 
 from dlm.decoding.loop import Decoded
@@ -27,8 +27,9 @@ def exact_distribution(network: Network, prompt: list[int], task: Task) -> tuple
             for (canvas, stamp), mass in states.items():
                 here = [i for i in range(first + span.start, first + span.end) if canvas[i] == task.mask_id]
                 must = {i for i in here if i - first < span.must}
-                p = task.probabilities(network, list(canvas), set(range(first))) if here else []
-                now = Now(list(canvas), p, here, must, step, span.total)
+                logits = task.penalised(task.guided(network, list(canvas), set(range(first))), list(canvas))
+                p = [softmax(row) for row in logits]
+                now = Now(list(canvas), p, here, must, step, span.total, task.sums(logits))
                 lost = task.revocable(now, span, first, response)
                 for new, probability in decisions(task, now):
                     for gone, chance in coins(task.lost(now, lost, {}) if lost else {}):
@@ -60,7 +61,7 @@ def exact_distribution(network: Network, prompt: list[int], task: Task) -> tuple
 
 def decisions(task: Task, now: Now) -> Iterator[tuple[dict[int, int], float]]:
     """What may be committed at a step, and how probable it is."""
-    if task.rule in ("categorical", "top_k", "remdm", "sliding_annealing"):
+    if task.rule in ("categorical", "top_k", "remdm", "sliding_annealing", "tweedie"):
         yield from joint_draws(task.joint(now))
         return
     able = task.able(now)

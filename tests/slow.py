@@ -46,7 +46,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Now:
-    """One step of one row: the canvas, its probabilities, the masks that the span may fill, the step's number."""
+    """One step of one row: the canvas, its probabilities, the masks that the span may fill, the step's number, and what
+    the scores of each position add up to."""
 
     canvas: list[int]
     p: list[list[float]]
@@ -54,6 +55,7 @@ class Now:
     must: set[int]
     step: int
     total: int
+    sums: list[float] = field(default_factory=list)
     past: list["Seen"] = field(default_factory=list)
     votes: dict[int, list["Vote"]] = field(default_factory=dict)
 
@@ -112,7 +114,12 @@ class Task:
 
     def probabilities(self, network: Network, canvas: list[int], context: set[int]) -> list[list[float]]:
         """LLaDA's guidance, CTRL's penalty, LLaDA's ban on EOS, softmax."""
-        return self.penalised(self.guided(network, canvas, context), canvas)
+        return [softmax(row) for row in self.penalised(self.guided(network, canvas, context), canvas)]
+
+    def sums(self, logits: list[list[float]]) -> list[float]:
+        """What SEDD's scores, exp(logit - offset), add up to at each position; 1 for a softmax."""
+        offset = self.option("score_offset")
+        return [1.0 if offset is None else sum(math.exp(z - offset) for z in row) for row in logits]
 
     def guided(self, network: Network, canvas: list[int], context: set[int]) -> list[list[float]]:
         logits, w = network(canvas), self.option("cfg_scale", 0.0)
@@ -129,7 +136,7 @@ class Task:
                 row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
         for row in logits if self.option("eos") == "never" else []:
             row[self.eos_id] = -math.inf
-        return [softmax(row) for row in logits]
+        return logits
 
     def window(self, canvas: list[int], i: int) -> float:
         """s_i; 1 for all where it would be 0 for all, as nothing stands on the canvas."""
@@ -189,6 +196,8 @@ class Task:
     def joint(self, now: Now) -> dict[int, tuple[Candidates, float]]:
         """Of every mask: p_ij·s_i·s_norm·move of the kept candidates j, and the weight of staying masked."""
         move, stay, _ = self.rates(now.step, now.total)
+        if self.rule == "tweedie":
+            return {i: self.leap(now, i, move / (move + stay)) for i in now.here}
         kept = {i: self.kept(now.p[i]) for i in now.here}
         free = [i for i in now.here if i not in now.must]
         s = {i: self.window(now.canvas, i) for i in free}
@@ -198,6 +207,14 @@ class Task:
         s_norm = everything / held if held > 0 else 0.0
         weighed = {i: ([(j, p_ij * s[i] * s_norm * move) for j, p_ij in kept[i]], stay) for i in free}
         return weighed | {i: (kept[i], 0.0) for i in now.here if i in now.must}
+
+    def leap(self, now: Now, i: int, share: float) -> tuple[Candidates, float]:
+        """SEDD: token j has the weight (t - s)/t times its score, the mask what is left to 1; at the last step none."""
+        s = [self.window(now.canvas, j) for j in now.here]
+        mean = sum(s) / len(s)
+        weight = now.sums[i] * share * (self.window(now.canvas, i) / mean if mean else 0.0)
+        stay = 0.0 if share == 1 else max(0.0, 1 - now.sums[i] * share)
+        return [(j, p_ij * weight) for j, p_ij in enumerate(now.p[i])], stay
 
     def confidence(self, p: list[float], token: int) -> float:
         temperature = self.option("temperature", 0.0)
@@ -262,7 +279,7 @@ class Task:
         last = now.past[-self.options["history"] - 1 :]
         if len(last) <= self.options["history"] or any(seen.canvas[i] != self.mask_id for seen in last):
             return False
-        pairs = itertools.pairwise(self.penalised([seen.logits[i]], now.canvas)[0] for seen in last)
+        pairs = itertools.pairwise(softmax(self.penalised([seen.logits[i]], now.canvas)[0]) for seen in last)
         return all(divergence(p, before) < self.options["kl_threshold"] for before, p in pairs)
 
     def credited(self, now: Now, i: int) -> list[float]:
@@ -356,10 +373,11 @@ def slow_fill(
                 lost = [i for i, chance in task.lost(now, kept, sure).items() if noise(REVOKE, i) < chance]
             if here:
                 logits = task.guided(network, canvas, context)
-                p = task.penalised(logits, canvas)
+                penalised = task.penalised(logits, canvas)
+                p = [softmax(row) for row in penalised]
                 if changed:
                     past.append(Seen(list(canvas), logits))
-                now = Now(list(canvas), p, here, must, step, span.total, past, votes)
+                now = Now(list(canvas), p, here, must, step, span.total, task.sums(penalised), past, votes)
                 nfe, nfe_uncached = nfe + each * changed, nfe_uncached + each
                 if task.rule in ("wino", "p2"):
                     recent = sum(when == clock - 1 for when in stamp) if clock else 0
@@ -388,7 +406,7 @@ def slow_fill(
 
 def decide(task: Task, now: Now, noise: Callable[[int, int], float]) -> dict[int, int]:
     """What one step commits, in the library's noise."""
-    if task.rule in ("categorical", "top_k", "remdm", "sliding_annealing"):
+    if task.rule in ("categorical", "top_k", "remdm", "sliding_annealing", "tweedie"):
         new = {}
         for i, (candidates, stay) in task.joint(now).items():
             move = sum(weight for _, weight in candidates)
@@ -454,7 +472,7 @@ def verified(
     """The probability that a mask in the place of each token of the block gives it, by the shadow of WINO."""
     assert shadow is not None
     logits = task.penalised(task.guided(lambda shown: shadow(shown, block), canvas, context), canvas)
-    return {i: p[canvas[i]] for i, p in zip(block, logits, strict=True)}
+    return {i: softmax(row)[canvas[i]] for i, row in zip(block, logits, strict=True)}
 
 
 def tempered(p: list[float], temperature: float) -> Candidates:

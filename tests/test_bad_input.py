@@ -60,4 +60,4 @@ def test_commands(tmp_path: Path, command: str, line: str) -> None:
 
 
 def test_the_page_has_its_rows() -> None:
-    assert [len(list(rows(name))) for name in ("params.yaml", "Records", "Command line")] == [28, 6, 13]
+    assert [len(list(rows(name))) for name in ("params.yaml", "Records", "Command line")] == [29, 6, 13]

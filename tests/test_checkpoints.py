@@ -280,6 +280,14 @@ def test_a_layout_that_is_another(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "model", causal=False, layout="llada")
 
 
+def test_a_model_of_sedd(tmp_path: Path) -> None:
+    """Their config.json has these keys and no model_type; the network reads the noise level."""
+    config = {"tokens": 50257, "graph": {"type": "absorb"}, "noise": {"type": "loglinear"}, "model": {"n_blocks": 12}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"a model of SEDD, whose network sees the noise level.*\(docs/sedd.md\)$"):
+        load_checkpoint(tmp_path, causal=False)
+
+
 def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
     """The remedy is a layout of ours; a newer transformers may not know it either."""
     published.llada(tmp_path)

@@ -19,7 +19,7 @@ from dlm.decoding.plans import Phase
 VOCAB, EOS, MASK = 7, 0, 1
 SLIDING = ("sliding_annealing",)  # a window of its own: neither kernel nor blocks
 REVISING = ("remdm", "wino", "p2")
-DRAWN_LATE = ("categorical", "first_hitting")  # whether a token is EOS is not known before it commits
+DRAWN_LATE = ("categorical", "first_hitting", "tweedie")  # whether a token is EOS is not known before it commits
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

@@ -112,6 +112,8 @@ SAMPLED: list[Case] = [
     ("low_confidence", {"ranking_temperature": 0.5, "temperature": 0.7, "tempered": True, "count": "dream"}, 3, 2),
     ("top_k", {"top_k": 2, "penalty": 2.0}, 3, 3),
     ("categorical", {"cfg_scale": 1.0}, 3, 2),
+    *(("tweedie", {"score_offset": offset}, 3, 3) for offset in (2.0, 3.5)),
+    ("tweedie", {"score_offset": 2.5, "kernel_size": 3, "conv_mult": 0.4, "eos_fill": True}, 3, 2),
 ]
 
 
@@ -134,6 +136,8 @@ CAP = {"top_k": 2, "schedule": "cap", "eta": 0.4}
         (("sliding_annealing", {"top_k": 2, "reach": 1}), ("sliding_annealing", {"top_k": 2, "reach": 0}), 2),
         (("sliding_annealing", {"top_k": 2, "reach": 1}), ("top_k", {"top_k": 2}), 2),
         (("first_hitting", {}), ("categorical", {}), 2),
+        (("tweedie", {"score_offset": 2.0}), ("categorical", {}), 2),
+        (("tweedie", {"score_offset": 2.0}), ("tweedie", {"score_offset": 2.5}), 2),
         (("low_confidence", {"temperature": 0.7}), ("low_confidence", {"temperature": 0.9}), 2),
         (("low_confidence", {"temperature": 0.7}), ("first_hitting", {}), 2),
         *(

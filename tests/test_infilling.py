@@ -36,6 +36,7 @@ DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("certainty_prior", {"sigma": 2.0}),
     ("prophet", {"early": 0.5, "middle": 0.4, "late": 0.3}),
     ("first_hitting", {}),
+    ("tweedie", {"score_offset": 7.7}),
     ("remdm", {"top_k": 5, "schedule": "cap", "eta": 0.3}),
     ("remdm", {"top_k": 5, "schedule": "conf", "kernel_size": 5}),
     ("klass", {"threshold": 0.1, "kl_threshold": 2.0, "history": 1}),

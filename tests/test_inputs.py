@@ -41,8 +41,11 @@ NAMES: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "reference.checkpoint": ({}, {"reference"}),
     "evaluate.scorer": ({}, {"reference"}),
-    "evaluate.judge.model": ({"evaluate": {"judge": {"kind": "local"}}}, {"evaluate", "settings", "block_diffusion"}),
-    "evaluate.judge.difficulty": ({}, {"evaluate", "block_diffusion"}),
+    "evaluate.judge.model": (
+        {"evaluate": {"judge": {"kind": "local"}}},
+        {"evaluate", "settings", "block_diffusion", "sedd"},
+    ),
+    "evaluate.judge.difficulty": ({}, {"evaluate", "block_diffusion", "sedd"}),
 }
 # Text that names nothing which is read: columns, tokens, words, commands (what these name says where a stage runs, not
 # what it computes), a folder that is written to.

@@ -62,8 +62,9 @@ def test_a_budget_below_one_position_is_one_position(monkeypatch: pytest.MonkeyP
 
 
 def test_a_sampled_vocabulary_asks_for_what_commits_only() -> None:
-    """`categorical` and `first_hitting` score nothing: one request a token in all, however many steps."""
-    for name in ("categorical", "first_hitting"):
+    """`categorical` and `first_hitting` score nothing: one request a token in all, however many steps. Nor does
+    `tweedie`, where there are no scores."""
+    for name in ("categorical", "first_hitting", "tweedie"):
         lm, sizes = counting()
         lm.generate(PROMPTS, name, **SETTING)
         assert sum(sizes) == 8 * 12

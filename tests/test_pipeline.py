@@ -27,6 +27,7 @@ MANY = {
     "fluency": 9,  # reads the cells' answers, the reference's, and their figures, of two rooms
     "rivals": 9,  # decodes, evaluates and draws
     "block_diffusion": 14,  # trains, decodes, evaluates and draws, beside cells of the matrix
+    "sedd": 13,  # trains, decodes, judges and evaluates
     "settings": 11,  # decodes, judges and evaluates, against the answers of a cell
     "r2ft_sweep": 11,  # trains, and decodes and evaluates on the way
 }

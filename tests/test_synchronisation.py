@@ -57,7 +57,8 @@ def test_one_wait_a_step(monkeypatch: pytest.MonkeyPatch, name: str, options: di
     """
     lm = tiny_lm(2)
     rules = {name, options.get("rule")}
-    allowed = 3 if rules & {"remdm", "wino", "p2"} else 2 if rules & {"categorical", "first_hitting", "klass"} else 1
+    late = {"categorical", "first_hitting", "klass", "tweedie"}
+    allowed = 3 if rules & {"remdm", "wino", "p2"} else 2 if rules & late else 1
     blocks = 12 // options["block_length"] if "block_length" in options else 1
     setting = {"decoder": name, "cache": False, **options}
     prompts = [[5, 9, 70], [100, 4, 8]]

@@ -62,7 +62,7 @@ SMALL = (
         RATES,
         (
             Line(("AR (gpt2-alpaca)", "nucleus", "–"), (41.08, 40.74)),
-            Line(("SEDD, SFT", "categorical", "no"), (6.04, 7.34)),
+            Line(("SEDD, SFT", "categorical", "no"), (6.04, 7.34), ("sedd", "tweedie")),
             Line(("MDLM, SFT", "categorical", "no"), (32.16, 31.79), ("sft", "categorical")),
             Line(("MDLM, SFT", "repetition penalty", "no"), (28.92, 28.66), ("sft", "repetition_penalty")),
             Line(("MDLM, SFT", "LLADA (semi-AR 512)", "no"), (14.54, 10.65), ("sft", "low_confidence")),

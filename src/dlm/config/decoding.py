@@ -1,4 +1,4 @@
-"""What is decoded: the blocks `decode`, `decoding`, `select`, `ablation`, `infill`, `rivals`."""
+"""What is decoded: the blocks `decode`, `decoding`, `select`, `ablation`, `infill`, `rivals`, `sedd`."""
 
 import itertools
 import math
@@ -179,3 +179,24 @@ class RivalsParams:
             require(whole, dotted(inside, "steps"), "a whole number from 1, or a list of them", steps)
         require(bool(points), dotted(inside, "steps"), "no empty list", steps)
         return points
+
+
+@dataclass(frozen=True)
+class SeddParams:
+    """SEDD, trained by score entropy, beside the SFT-only model (`make sweeps`, docs/sedd.md).
+
+    Attributes:
+        steps: of training; None for as many as the SFT-only model has.
+        options: of `tweedie`, and of `categorical`, with which both models are decoded.
+    """
+
+    steps: Count | None
+    options: dict[str, Any]
+
+    def check(self, where: str) -> None:
+        for name in ("tweedie", "categorical"):
+            self.decoder(name, where)
+
+    def decoder(self, name: str, where: str = "params.yaml: sedd") -> DecoderOptions:
+        """A decoder with the block's options. Raises UserError."""
+        return decoder_options(name, self.options, dotted(where, "options"))

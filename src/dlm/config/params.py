@@ -16,6 +16,7 @@ from dlm.config.decoding import (
     DecoderBlock,
     InfillParams,
     RivalsParams,
+    SeddParams,
     SelectParams,
     decoder_blocks,
 )
@@ -49,6 +50,7 @@ class Params:
     infill: InfillParams
     rivals: RivalsParams
     block_diffusion: BlockDiffusionParams
+    sedd: SeddParams
     sweeps: SweepsParams
     evaluate: EvaluateParams
     likelihood: LikelihoodParams
@@ -74,6 +76,9 @@ class Params:
         for name, block in self.block_diffusion.decoders.items():
             for steps in self.decode.steps:
                 self.block_diffusion.options(name).check_lengths(self.decode.gen_length, steps, block.where)
+        for steps in self.decode.steps:
+            options = self.sedd.decoder("tweedie", f"{where}sedd")
+            options.check_lengths(self.decode.gen_length, steps, f"{where}sedd.options")
         same = self.reference.init != "pretrain" or self.base.rows == "text"
         require(same, f"{where}reference.init", "another than pretrain where base.rows is records", self.reference.init)
         for name in self.sweeps.rejection.negatives:

@@ -57,10 +57,34 @@ def ancestral(open_: Open, candidates: Candidates, rates: Rates, uniform: Float6
     positions, and those near context, go first. With the whole vocabulary and no window it is 1. Late ones weigh 0.
     """
     weight = (candidates.log_mass.double() + open_.log_weight.double()).exp().masked_fill(open_.late, 0.0)
-    total = weight.new_zeros(open_.batch).index_add_(0, open_.row, weight)
-    norm = open_.quota_base.double() / total
-    scaled = weight * norm[open_.row] * rates.move
+    scaled = _rescaled(open_, weight) * rates.move
     return uniform * (scaled + rates.stay) < scaled
+
+
+def tweedie(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:
+    """SEDD's Tweedie τ-leaping (arXiv 2310.16834) of absorbing states: commit with probability min(1, T·(t - s)/t).
+
+    With δ = σ(t) - σ(s) it draws y with probability [e^(-δQ) s]_y · [e^(δQ)] (from y to [MASK]), s the scores at t.
+    Here e^(δQ) keeps a token with e^-δ, else masks it; its inverse takes a token's score to e^δ·s_y and the mask's, 1,
+    to 1 - (e^δ - 1)·Σ s. So token y gets (e^δ - 1)·s_y and the mask the rest: 1 - (e^δ - 1)·Σ s, or 0 if that is less.
+    Scores are s_y = p̂_y / (e^σ(t) - 1), and (e^δ - 1) / (e^σ(t) - 1) = (t - s)/t for the log-linear σ, whatever its ε:
+    token y gets p̂_y·(t - s)/t. T = Σ p̂ is the candidates' mass. Where T = 1, as of a softmax, that is Eq. 4.
+
+    The last step is their denoising step: the mask is left out, so that everything commits. A window multiplies the
+    tokens' share by s_i and leaves the mask's, as in `ancestral`; s_norm is 1 / the mean s_i of a row's masked i.
+    """
+    if not rates.stay:
+        return ~open_.log_weight.isneginf()
+    moving = candidates.log_mass.double().exp() * rates.move
+    staying = (rates.move + rates.stay - moving).clamp(min=0)
+    scaled = moving * _rescaled(open_, open_.log_weight.double().exp())
+    return uniform * (scaled + staying) < scaled
+
+
+def _rescaled(open_: Open, weight: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """Weights of mean 1 over the masked positions of each row, those that are not open counted as 0."""
+    total = weight.new_zeros(open_.batch).index_add_(0, open_.row, weight)
+    return weight * (open_.quota_base.double() / total)[open_.row]
 
 
 def fixed_count(open_: Open, candidates: Candidates, rates: Rates, uniform: Float64[Tensor, " n"]) -> Tensor:

@@ -27,6 +27,7 @@ from dlm.decoding.options import (
     SlidingAnnealingOptions,
     ThresholdOptions,
     TopKOptions,
+    TweedieOptions,
     WinoOptions,
 )
 from dlm.decoding.plans import Plan
@@ -144,6 +145,7 @@ BUILDERS: dict[type[DecoderOptions], Callable[[Any], Rule]] = {
     ProphetOptions: lambda options: Rule(
         propose.ahead, commit.prophet, schedules.prophet(options.early, options.middle, options.late)
     ),
+    TweedieOptions: lambda options: Rule(propose.scores(options.score_offset), commit.tweedie),
 }
 
 

@@ -21,6 +21,7 @@ from dlm.models.interface import (
     is_masked_lm,
     logits_shift,
     max_length,
+    score_offset,
     shifted,
     token_count,
 )
@@ -38,9 +39,11 @@ class Denoiser:
 
     Attributes:
         block_size: positions a block of a block-causal model (models/blocks.py), 0 where each sees all others.
+        score_offset: what logits exceed log-scores by (`models.interface.score_offset`); None for a model without.
     """
 
     block_size = 0
+    score_offset: float | None = None
 
     def __init__(self, model: PreTrainedModel, mask_id: int, *, bf16: bool = False, compile: str = "none") -> None:
         self.model = model.eval()
@@ -48,6 +51,7 @@ class Denoiser:
         self.bf16 = bf16
         self.compile = compile
         self.block_size = block_size(model)
+        self.score_offset = score_offset(model)
         if model.device.type == "cpu":
             keep_freed_memory()
         self._backbone, self._head = backbone(model), head(model)

@@ -276,6 +276,7 @@ def _source(canvas: Canvas, row: Tensor, position: Tensor, clock: int) -> Source
         logits=lambda chosen: canvas.logits(row[chosen], position[chosen]),
         uniforms=lambda chosen: uniforms(keys[chosen], clock, TOKEN, offset[chosen]),
         past=canvas.past(row, position),
+        score_offset=canvas.denoiser.score_offset,
     )
 
 

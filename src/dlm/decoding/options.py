@@ -72,7 +72,7 @@ class DecoderOptions:
             "full where every mask may commit (it goes with kernel_size, or block_length and variant: restrict)",
             self.suffix,
         )
-        unknown = self.eos == "last" and isinstance(self, CategoricalOptions | FirstHittingOptions)
+        unknown = self.eos == "last" and isinstance(self, CategoricalOptions | FirstHittingOptions | TweedieOptions)
         require(not unknown, dotted(where, "eos"), "free or never where tokens are drawn only to commit", self.eos)
         plain = self.suffix == "full" and not self.cfg_scale
         require(
@@ -111,6 +111,18 @@ class DecoderOptions:
 @dataclass(frozen=True, kw_only=True)
 class CategoricalOptions(DecoderOptions):
     """Ancestral sampling over the whole vocabulary (MDLM; paper Eq. 4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TweedieOptions(DecoderOptions):
+    """Tokens by their scores, as many as the scores' sums ask for (SEDD's Tweedie sampler); softmax: `categorical`.
+
+    Attributes:
+        score_offset: what a position's logits exceed the logarithms of its scores by, whose sum is 1 where the model is
+            right; None for what the checkpoint says, and for a softmax, whose sum is always 1, where it says nothing.
+    """
+
+    score_offset: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,6 +395,7 @@ RULES: dict[str, type[DecoderOptions]] = {
     "pc_sampler": PcSamplerOptions,
     "certainty_prior": CertaintyPriorOptions,
     "prophet": ProphetOptions,
+    "tweedie": TweedieOptions,
 }
 
 

@@ -37,6 +37,7 @@ class Source:
         logits: indices [m] into them -> logits [m, vocab] in the type of the head; the caller may overwrite them.
         uniforms: indices [m] -> the numbers in (0, 1) that the positions' token draws use, float64 [m].
         past: what earlier passes left, for a rule that looks back (Rule.lookback); None for any other.
+        score_offset: what the logits exceed log-scores by, of a model trained by score entropy; None for any other.
     """
 
     count: int
@@ -45,6 +46,7 @@ class Source:
     logits: Callable[[Indices], Float[Tensor, "m vocab"]]
     uniforms: Callable[[Indices], Float64[Tensor, " m"]]
     past: Past | None = None
+    score_offset: float | None = None
 
     def chunks(self, indices: Indices | None = None, bytes_each: int = 4) -> Iterator[Indices]:
         """`indices` (all positions unless given) in pieces whose logits fit CHUNK, at `bytes_each` a logit."""
@@ -58,7 +60,7 @@ class Candidates:
     """What the open positions (flat, n of them) would commit.
 
     Attributes:
-        log_mass: log Σ_kept p, the share of probability that the kept candidates hold.
+        log_mass: log Σ_kept p, the share of probability that the kept candidates hold; of scores log Σ p̂ (`scores`).
         log_confidence: log of what ranks the positions, in (0, 1]: the proposed token's probability unless a rule says
             otherwise.
         draw: True where a token is needed [n] -> (tokens [n], their log-probabilities [n]); other entries mean nothing.
@@ -93,6 +95,26 @@ def categorical(source: Source) -> Candidates:
 
     zeros = torch.zeros(source.count, device=source.device)
     return Candidates(zeros, zeros, draw)
+
+
+def scores(offset: float | None) -> Propose:
+    """The whole vocabulary by SEDD's scores: mass Σ_y p̂_y, log p̂ = logits - offset, where a softmax's would be 1.
+
+    Args:
+        offset: None for the model's own; without one there the logits mean a softmax, and this is `categorical`.
+    """
+
+    def propose(source: Source) -> Candidates:
+        candidates = categorical(source)
+        taken = source.score_offset if offset is None else offset
+        if taken is None:
+            return candidates
+        log_mass = torch.empty_like(candidates.log_mass)
+        for piece in source.chunks(bytes_each=8):
+            log_mass[piece] = torch.logsumexp(source.logits(piece).float(), dim=-1) - taken
+        return replace(candidates, log_mass=log_mass)
+
+    return propose
 
 
 def top_k(k: int) -> Propose:

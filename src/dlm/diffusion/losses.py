@@ -31,6 +31,34 @@ def nelbo(token_nll: Float[Tensor, "batch length"], t: Float[Tensor, " batch"]) 
     return token_nll.sum(-1) / t
 
 
+def token_scores(
+    logits: Float[Tensor, "n vocab"], ids: Int[Tensor, " n"], mask_id: int, offset: float
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Of logits z, read as log p̂_y = z_y - offset (the mask excluded): the softmax's log p at `ids`, and log Σ_y p̂_y,
+    which is 0 where the network's scores are normalised. Computed in float32."""
+    logits = logits.float()
+    barred = torch.zeros(logits.shape[-1], device=logits.device)
+    barred[mask_id] = float("-inf")
+    log_total = torch.logsumexp(logits + barred, dim=-1)
+    return logits.gather(-1, ids[:, None])[:, 0] - log_total, log_total - offset
+
+
+def score_entropy(log_p: Float[Tensor, "*n"], log_total: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """SEDD's denoising score entropy at masked positions, weighted as a likelihood bound (arXiv 2310.16834), times t.
+
+    There the network gives scores s_y, estimates of p_t(x with y at i) / p_t(x with [MASK] at i), and a position costs
+    σ'(t)·[Σ_y s_y - r·log s_x0 + r·(log r - 1)], r = 1 / (e^σ - 1). The true score is r·p(y | x_t): only r has to do
+    with time (RADD, arXiv 2406.03736), so a network that does not see t gives p̂ = s / r (SEDD's `scale_by_sigma`), and
+    nothing holds Σ p̂ to 1. With σ'·r = 1 / t, whatever the ε of the log-linear σ = -log(1 - (1 - ε)t), the cost is
+    (1/t)·[Σ p̂ - 1 - log p̂_x0] = (1/t)·[-log p_x0 + (T - 1 - log T)], T = Σ p̂ and p = p̂ / T: the NELBO's term, and
+    a penalty for T that is 0 at T = 1 alone.
+
+    Args:
+        log_p, log_total: of `token_scores`: log p_x0 and log T.
+    """
+    return torch.expm1(log_total) - log_total - log_p
+
+
 def over_canvas(values: Float[Tensor, " n"], where: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
     """The values of the True positions of `where` in their places, 0 elsewhere."""
     canvas = torch.zeros(where.shape, dtype=values.dtype, device=values.device)

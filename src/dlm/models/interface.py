@@ -105,6 +105,12 @@ def pad_cycle(model: PreTrainedModel) -> list[int]:
     return list(getattr(model.config, "pad_cycle_ids", []))
 
 
+def score_offset(model: PreTrainedModel) -> float | None:
+    """What the logits of a model trained by score entropy exceed log p̂ by (diffusion.losses.score_entropy); None for
+    any other, whose logits mean something up to a constant alone."""
+    return getattr(model.config, "score_offset", None)
+
+
 def states(
     model: PreTrainedModel,
     tokens: Int[Tensor, "batch length"],

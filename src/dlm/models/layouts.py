@@ -116,6 +116,11 @@ def load_layout(layout: Layout, path: Path | str, config: Mapping[str, Any], dty
         UserError: a config.json that is not one of this layout.
         OSError, ValueError, RuntimeError: whatever transformers raises for weights that cannot be loaded.
     """
+    if {"graph", "noise", "tokens"} <= config.keys():
+        raise UserError(
+            f"{path}: a model of SEDD, whose network sees the noise level, as none does here; take another: the stage "
+            "sedd trains one of ours by its objective (docs/sedd.md)"
+        )
     try:
         if layout == "llada":
             llama = llada_config(config, path)

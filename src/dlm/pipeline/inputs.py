@@ -51,6 +51,7 @@ def read_by(params: Params) -> dict[str, Named]:
         "block_diffusion": {**judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
         "fluency": {"base.text": text if base.held_out else None},
         "settings": judge,
+        "sedd": {**judge, "evaluate.judge.difficulty": evaluate.judge.difficulty},
     }
 
 

@@ -61,6 +61,8 @@ def fit(
     follows whichever of the two is nearer its end; such a run is not the same twice, and one that goes on after an
     interruption has its whole time again.
 
+    A model that score entropy trained says nothing of its scores any more (`models.interface.score_offset`).
+
     Several processes share the micro-batches of each step; the global batch stays what `params` says. All of them call
     this, and all of them get the trained model (under FSDP a whole one, which is not the model given).
 
@@ -76,6 +78,7 @@ def fit(
             loss that is not finite (the last checkpoint is kept).
     """
     steps = steps or params.steps
+    vars(unwrapped(model).config).pop("score_offset", None)  # of what it was trained by before
     global_batch = params.batch_size * params.gradient_accumulation
     if len(train) < global_batch:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The objectives of diffusion: pretraining and SFT, and R2FT.
+"""The objectives of diffusion: pretraining and SFT, the same by score entropy (SEDD), and R2FT.
 
 Noise is drawn for each row from (seed, global step, its place in the global batch), never from global state. So a
 resumed run sees the noise of an undisturbed one, and how a global batch is cut into micro-batches and spread over
@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from dlm.config.training import R2ftParams
 from dlm.diffusion.forward import annealed, antithetic_t, mask_suffix, mask_tokens, row_draws
-from dlm.diffusion.losses import mean_log_prob, nelbo, over_canvas, r2ft_loss, subs_log_probs
+from dlm.diffusion.losses import (
+    mean_log_prob,
+    nelbo,
+    over_canvas,
+    r2ft_loss,
+    score_entropy,
+    subs_log_probs,
+    token_scores,
+)
 from dlm.training.trainer import OursTrainer
 
 
@@ -86,13 +94,39 @@ class DiffusionTrainer(OursTrainer):
         if kind == "train" and number < self.anneal_steps:
             draw = row_draws([step_seed(seed, "anneal", number)], length * length).view(length, length)
             attention = annealed(self.to_device(draw, x0.device), number / self.anneal_steps)
-        log_probs = self.token_log_probs(model(xt, scored, attention), x0[scored][:, None], self.mask_id)
-        return {"loss": self.averaged(nelbo(over_canvas(-log_probs[:, 0], scored) * counts, t), counts)}
+        token_values = self.token_values(model(xt, scored, attention), x0[scored])
+        loss = self.averaged(nelbo(over_canvas(token_values.pop("loss"), scored) * counts, t), counts)
+        reported = {} if model.training else token_values
+        return {"loss": loss} | {name: mean_log_prob(over_canvas(v, scored), scored) for name, v in reported.items()}
 
     def averaged(self, loss: Tensor, counts: Tensor) -> Tensor:
         """The rows' losses [batch] as `average` has them: sums, or means over what counts."""
         # A row that counts nothing (a crop in its prompt) has loss 0.
         return loss / counts.sum(-1).clamp(min=1) if self.average == "example" else loss
+
+    def token_values(self, logits: Tensor, x0: Tensor) -> dict[str, Tensor]:
+        """The "loss" of each scored position, times t, and what else is reported of held-out rows, each [positions]."""
+        return {"loss": -self.token_log_probs(logits, x0[:, None], self.mask_id)[:, 0]}
+
+
+class ScoreEntropyTrainer(DiffusionTrainer):
+    """SEDD's objective in place of the NELBO (`score_entropy`); all else is as in `DiffusionTrainer`.
+
+    Evaluation also reports what a position costs on average, all times alike: the NELBO's part, -log p, and the penalty
+    T - 1 - log T, which a softmax has not; and log T.
+
+    Args:
+        offset: what the logits exceed log p̂ by (`training.scores.normalising_offset`).
+    """
+
+    def __init__(self, *, offset: float, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.offset = offset
+
+    def token_values(self, logits: Tensor, x0: Tensor) -> dict[str, Tensor]:
+        log_p, log_total = token_scores(logits, x0, self.mask_id, self.offset)
+        loss = score_entropy(log_p, log_total)
+        return {"loss": loss, "nll": -log_p, "penalty": loss + log_p, "log_total": log_total}
 
 
 class R2ftTrainer(OursTrainer):
