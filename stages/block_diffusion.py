@@ -1,5 +1,5 @@
 """Block diffusion on the base, records and steps of the SFT-only model, decoded and evaluated at the same budgets and
-beside cells of the matrix: build/block_diffusion/model, results/block_diffusion (sweeps)."""
+beside cells of the matrix: build/families/block_diffusion, results/block_diffusion (sweeps)."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ Rows = list[dict[str, Any]]
 def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = start_stage(arguments)
-    build, weights = arguments.build, arguments.build / NAME / "model"
+    build, weights = arguments.build, arguments.build / "families" / NAME
     out = Path(params.report.results) / NAME
     beside, settings = cells_beside(params, build)
     logged = {**tracked(params, "seed", "sft", "decode"), NAME: params.block_diffusion.values}

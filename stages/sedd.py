@@ -40,22 +40,22 @@ def main() -> None:
     build = arguments.build
     with stage_run("sedd", params=tracked(params, "seed", "sft", "sedd", "decode")) as run:
         curve = train(params, build)
-        log_checkpoint(run, build / "sedd/model", curve)
+        log_checkpoint(run, build / "families/sedd", curve)
         processes.gather(None)  # the first process has saved what all of them decode
         rows, answers = compare(params, build, load_corpus(build, params.data, params.evaluate))
         if not processes.is_main():
             return
-        write_jsonl(build / "sedd/answers.jsonl", answers)
+        write_jsonl(build / "families/sedd-answers.jsonl", answers)
         out = Path(params.report.results) / "sedd"
         markdown = to_markdown(rows, curve, params.decode.judged_steps)
         write_table(out, {"rows": rows, "training": curve}, markdown)
         run.table("sedd", rows)
-        run.outputs([build / "sedd", out])
+        run.outputs([build / "families/sedd", build / "families/sedd-answers.jsonl", out])
     print(markdown, end="")
 
 
 def train(params: Params, build: Path) -> Rows:
-    """The model of build/sedd/model, whole even where SFT has adapters, and its curve."""
+    """The model of build/families/sedd, whole even where SFT has adapters, and its curve."""
     model, tokenizer = load_trainable(build / "models/base", params.sft.lora, params.seed)
     train_rows, valid_rows = (read_split(build / "data/training", split, COLUMNS) for split in ("train", "valid"))
     weight = params.sft.padding_weight if params.sft.supervise_padding else 0.0
@@ -83,7 +83,7 @@ def train(params: Params, build: Path) -> Rows:
     )
     unwrapped(model).config.score_offset = offset
     template = Template(params.template.prompt, params.template.prompt_with_input)
-    save_trained(build / "sedd/model", model, tokenizer, curve, template)
+    save_trained(build / "families/sedd", model, tokenizer, curve, template)
     return curve
 
 
@@ -93,7 +93,7 @@ def compare(params: Params, build: Path, corpus: Corpus) -> tuple[Rows, Rows]:
     baseline = {} if judge is None else baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))
     table = params.evaluate.judge.difficulty
     difficulty = None if judge is None or table is None else read_difficulty(table, places(corpus.examples))
-    models = {"sft": build / "models/sft", "sedd": build / "sedd/model"}
+    models = {"sft": build / "models/sft", "sedd": build / "families/sedd"}
     loaded = {name: load_for(f"sedd@{name}", weights, params.decode) for name, weights in models.items()}
     rows: Rows = []
     written: Rows = []

@@ -102,7 +102,7 @@ def test_the_stage(tmp_path: Path) -> None:
     """As many steps as SFT and R2FT together; a row for each decoder and budget behind the cell; a model that loads."""
     folder = prepared(tmp_path)
     stage("block_diffusion", folder=folder)
-    weights, out = folder / "build/block_diffusion/model", folder / "results/block_diffusion"
+    weights, out = folder / "build/families/block_diffusion", folder / "results/block_diffusion"
     assert block_size(load_checkpoint(weights, causal=False)[0]) == 16
     assert read_json(weights / "curve.json")[-1]["step"] == 2
     rows = read_json(out / "table.json")
@@ -143,4 +143,4 @@ def test_a_cell_that_was_not_evaluated(tmp_path: Path, capsys: pytest.CaptureFix
     assert "block_diffusion.beside: build/evaluation/sft-top_k.json is not there; evaluate sft-top_k first" in (
         capsys.readouterr().err
     )
-    assert not (folder / "build/block_diffusion/model").exists()
+    assert not (folder / "build/families/block_diffusion").exists()

@@ -83,7 +83,7 @@ def test_the_stage(tmp_path: Path) -> None:
     asked = [row["id"] for row in read_split(tmp_path / "build/data", "eval", ["id"])]
     write_jsonl(models / "reference/answers.jsonl", [{"id": i, "seed": 0, "answer": "Fog."} for i in asked])
     stage("sedd", folder=tmp_path)
-    model, _ = load_checkpoint(tmp_path / "build/sedd/model", causal=False)
+    model, _ = load_checkpoint(tmp_path / "build/families/sedd", causal=False)
     offset = score_offset(model)
     assert offset is not None and 0 < offset < 100
     found = read_json(tmp_path / "results/sedd/table.json")
@@ -92,7 +92,7 @@ def test_the_stage(tmp_path: Path) -> None:
     assert all(row["n"] == len(asked) and 0 <= row["win_rate"] <= 100 for row in found["rows"])
     assert found["training"][0]["eval_log_total"] < 0  # the mean of T is 1 on training records, that of log T less
     assert (tmp_path / "results/sedd/table.md").read_text() == to_markdown(found["rows"], found["training"], 8)
-    answers = read_jsonl(tmp_path / "build/sedd/answers.jsonl")
+    answers = read_jsonl(tmp_path / "build/families/sedd-answers.jsonl")
     assert len(answers) == len(cells) * len(asked) and {row["nfe"] for row in answers if row["steps"] == 4} <= {
         1,
         2,
