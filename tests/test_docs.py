@@ -89,7 +89,7 @@ NOT_RUN = {
     "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:fluency": MINUTES,
     "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:rivals": MINUTES,
     "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:block_diffusion": MINUTES,
-    'dlm generate build/families/block_diffusion "Describe Velmora: its trade." --decoder threshold --steps 128': MINUTES,
+    'dlm generate build/families/block_diffusion "Describe Velmora." --decoder threshold --steps 128': MINUTES,
     "dlm convert kuleshov-group/bd3lm-owt-block_size16 models/bd3lm": HUB,
     "make sweeps/dvc.yaml && dvc repro sweeps/dvc.yaml:sedd": MINUTES,
     "dvc exp run -S sedd.steps=2000 sweeps/dvc.yaml:sedd": MINUTES,
