@@ -23,6 +23,8 @@ from dlm.likelihood import score
 from dlm.models.adapt import adapt, make_block_causal
 from dlm.models.blocks import block_causal, block_numbers
 from dlm.models.interface import doubled_states
+from dlm.serving import body
+from dlm.serving.body import BadRequest, Defaults
 
 # One setting of each; sliding_annealing is refused.
 RULES = {name: options for name, options in INVARIANT if name not in ("sliding_annealing", "semi_ar")}
@@ -240,3 +242,12 @@ def test_gaps_and_likelihoods_need_both_sides() -> None:
         LMS[0].infill([[5, 6, LMS[0].denoiser.mask_id, 7]])
     with pytest.raises(UserError, match=told):
         score(LMS[0], [[5, 6]], [[7, 8]])
+
+
+def test_a_served_answer_has_whole_blocks() -> None:
+    """64 positions less a prompt of 3 are 61, 15 blocks; the options are those that `generate` decodes with."""
+    asked = body.completion(LMS[0], "tiny", Defaults("top_k", {"top_k": 5}), {"prompt": [5, 6, 7]})
+    assert asked.setting.gen_length == 60
+    assert (asked.setting.options.block_length, asked.setting.options.variant) == (4, "restrict")
+    with pytest.raises(BadRequest, match="block_length must divide gen_length"):
+        body.completion(LMS[0], "tiny", Defaults(), {"prompt": [5, 6, 7], "max_tokens": 10})

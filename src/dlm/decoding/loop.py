@@ -59,7 +59,8 @@ class Decoded(Generic[Rows]):
         tokens: the responses (`decode`), or whole canvases, right-padded with EOS (`fill`); with EOS-fill everything
             right of an EOS is EOS, or pad tokens in turn.
         nfe: forward passes that each row took part in (S* in the paper); guidance takes two at a time.
-        leftover_masks: positions still masked after the last step, filled greedily by one extra pass.
+        leftover_masks: positions still masked after the last step, filled greedily by one extra pass; with a
+            block-causal model after the last step of each block.
         commit_step: the step at which each position took its final token, -1 where EOS-fill or the context set it.
         trace: every change, where asked for; offsets count from the response's or the canvas's first position.
     """

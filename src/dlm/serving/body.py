@@ -206,9 +206,10 @@ def _asked(
 
 
 def _room(lm: DiffusionLM, ids: list[list[int]]) -> int:
-    """Tokens that an answer may have; one at least, for the check to refuse a prompt that leaves none."""
-    limit = lm.denoiser.max_length
-    return TOKENS**2 if limit is None else max(limit - max(map(len, ids)), 1)
+    """Tokens that an answer may have, in whole blocks where the model has some; one at least, for the check to refuse a
+    prompt that leaves none."""
+    limit, size = lm.denoiser.max_length, max(lm.denoiser.block_size, 1)
+    return TOKENS**2 if limit is None else max((limit - max(map(len, ids))) // size * size, 1)
 
 
 def _decoder(defaults: Defaults, fields: Fields) -> tuple[DecoderOptions, str]:
