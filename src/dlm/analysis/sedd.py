@@ -28,13 +28,12 @@ def to_markdown(rows: Sequence[Row], curve: Sequence[Row], steps: int) -> str:
         values = [_value(row, column.name, column.digits) for column in columns]
         lines.append(_line([NAMES[row["checkpoint"], row["decoder"]], str(row["steps"]), *values]))
     table = SMALL[0]
-    headings, values = with_ours(table, [row for row in rows if row["steps"] == steps])
-    ours = [row["checkpoint"] for row in rows]
+    headings, beside = with_ours(table, [row for row in rows if row["steps"] == steps])
     lines += ["", f"{table.title} of the paper (MDLM and SEDD of 170M parameters), and ours at S = {steps}:", ""]
     lines += _head([*table.names, *headings])
-    for line, numbers in zip(table.lines, values, strict=True):
-        if line.ours in NAMES and line.ours[0] in ours:
-            lines.append(_line([*line.names, *("–" if number is None else f"{number:.2f}" for number in numbers)]))
+    for line, figures in zip(table.lines, beside, strict=True):
+        if line.ours is not None and line.ours in NAMES:
+            lines.append(_line([*line.names, *("–" if figure is None else f"{figure:.2f}" for figure in figures)]))
     held_out = [row for row in curve if "eval_loss" in row]
     lines += ["", "Score entropy on held-out records, nats a token; and its two parts, all times alike:", ""]
     lines += _head(["step", "score entropy", "-log p", "penalty for sums T other than 1", "log T"])
