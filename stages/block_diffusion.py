@@ -62,7 +62,8 @@ def cells_beside(params: Params, build: Path) -> tuple[Rows, dict[tuple[str, int
     Raises:
         UserError: a cell that was not evaluated.
     """
-    found, settings = [], {}
+    found: Rows = []
+    settings: dict[tuple[str, int], Any] = {}
     for cell in params.block_diffusion.beside:
         path, decoder = build / "evaluation" / f"{cell}.json", cell.partition("-")[2]
         if not path.is_file():

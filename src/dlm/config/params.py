@@ -73,9 +73,9 @@ class Params:
         for name in self.rivals.decoders:
             for options, steps in self.rivals.curve(name, False, self.decode.gen_length, f"{where}rivals"):
                 options.check_lengths(self.decode.gen_length, steps, f"{where}rivals.decoders.{name}")
-        for name, block in self.block_diffusion.decoders.items():
+        for name, decoder in self.block_diffusion.decoders.items():
             for steps in self.decode.steps:
-                self.block_diffusion.options(name).check_lengths(self.decode.gen_length, steps, block.where)
+                self.block_diffusion.options(name).check_lengths(self.decode.gen_length, steps, decoder.where)
         for steps in self.decode.steps:
             options = self.sedd.decoder("tweedie", f"{where}sedd")
             options.check_lengths(self.decode.gen_length, steps, f"{where}sedd.options")
