@@ -28,7 +28,10 @@ def test_a_page_by_hand(tmp_path: Path) -> None:
     ]
     write_json(tmp_path / "table.json", rows)
     write_json(tmp_path / "claims.json", [{**CLAIM, "beside": [[16, "mixed"]]}, {**CLAIM, "number": 6}])
-    text = "before\n<!-- claims -->\nold\n<!-- /claims -->\nbetween\n<!-- results -->\n<!-- /results -->\nafter\n"
+    english = {"checkpoint": "sft", "decoder": "conv", **{name: 0.25 for name in quote.ENGLISH}}
+    write_json(tmp_path / "smollm2-cpu/table.json", [english | {f"{name}_ci": [0.15, 0.45] for name in quote.ENGLISH}])
+    text = "before\n<!-- claims -->\nold\n<!-- /claims -->\nbetween\n<!-- results -->\n<!-- /results -->\n"
+    text += "<!-- english -->\n<!-- /english -->\nafter\n"
     lines = quote.quoted(text, tmp_path).split("\n")
     assert [lines[0], lines[7], lines[8]] == ["before", "between", "<!-- results -->"]
     claims, more, results = lines[4], lines[5], lines[9:]
@@ -37,4 +40,11 @@ def test_a_page_by_hand(tmp_path: Path) -> None:
     assert results[0] == "| checkpoint | decoder | quality, S = 16 ↑ | quality, S = 64 ↑ | NFE, S = 64 ↓ | area ↑ |"
     assert results[2] == "| sft | categorical | 0.50 ± 0.05 | 0.50 ± 0.05 | 32.0 | 0.50 ± 0.10 |"
     assert results[6] == "| sft | conv | **0.75** ± 0.05 | **0.75** ± 0.05 | 32.0 | 0.50 ± 0.10 |"
-    assert results[-2:] == ["after", ""]
+    assert results[-7:-1] == [
+        "<!-- english -->",
+        "| checkpoint | decoder | relevance, total | perplexity | repetition-4 ↓ | high-prior | length | NFE ↓ |",
+        "|---|---|---|---|---|---|---|---|",
+        "| sft | conv | 0.2 ± 0.2 | 0.2 ± 0.2 | 0.250 ± 0.150 | 0.25 ± 0.15 | 0.2 ± 0.2 | 0.2 ± 0.2 |",
+        "<!-- /english -->",
+        "after",
+    ]

@@ -1,4 +1,4 @@
-"""README's two tables from results/claims.json and results/table.json: python tools/quote.py"""
+"""README's tables from claims.json, table.json and smollm2-cpu/table.json of results: python tools/quote.py"""
 
 import re
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.pipeline.start import run_script
+from dlm.analysis.columns import COLUMNS, Column
 from dlm.analysis.table import Row, half_width, is_best, number, over_passes
 from dlm.files import read_json, write_text
 
@@ -15,6 +16,8 @@ CELLS = (
     *(("sft", decoder) for decoder in ("categorical", "low_confidence", "top_k", "semi_ar", "conv")),
     *(("r2ft", decoder) for decoder in ("top_k", "low_confidence", "conv")),
 )
+# Of the run on English.
+ENGLISH = ("relevance_total", "perplexity", "repetition_4", "high_prior", "length", "nfe")
 # What other runs say beside it.
 ELSEWHERE = {
     2: "; mixed [where the base repeats](docs/repetition.md)",
@@ -34,6 +37,7 @@ def quoted(text: str, results: Path) -> str:
     for name, table in {
         "claims": claims_table(read_json(results / "claims.json")),
         "results": results_table(read_json(results / "table.json")),
+        "english": english_table(read_json(results / "smollm2-cpu/table.json")),
     }.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         assert mark.search(text), name
@@ -63,8 +67,7 @@ def results_table(rows: Sequence[Row]) -> str:
     shown = {(row["checkpoint"], row["decoder"]): row for row in wide}
     passes = [column for column in columns if column.name.startswith("nfe")]
     columns = [column for column in columns if column not in passes[:-1]]
-    head = ["checkpoint", "decoder", *(column.heading + column.arrow for column in columns)]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines = heads(columns)
     for cell in CELLS:
         values = []
         for column in columns:
@@ -73,6 +76,22 @@ def results_table(rows: Sequence[Row]) -> str:
             values.append(text if column in passes else f"{text} ± {half_width(shown[cell], column)}")
         lines.append(f"| {' | '.join([*cell, *values])} |")
     return "\n".join(lines) + "\n"
+
+
+def english_table(rows: Sequence[Row]) -> str:
+    """Every cell, with what there is to measure on open instructions."""
+    columns = [COLUMNS[name] for name in ENGLISH]
+    lines = heads(columns)
+    for row in rows:
+        values = [f"{number(row[column.name], column)} ± {half_width(row, column)}" for column in columns]
+        lines.append(f"| {' | '.join([row['checkpoint'], row['decoder'], *values])} |")
+    return "\n".join(lines) + "\n"
+
+
+def heads(columns: Sequence[Column]) -> list[str]:
+    """The first two lines of a table."""
+    head = ["checkpoint", "decoder", *(column.heading + column.arrow for column in columns)]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
 
 
 if __name__ == "__main__":
