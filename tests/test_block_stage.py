@@ -38,8 +38,8 @@ def test_a_row_says_what_was_chosen_or_what_the_model_has() -> None:
     ]
     (figure,) = block_figures(rows)
     for panel in figure.data["panels"]:
-        shown = [(line["label"], line["x"]) for line in panel["lines"]]
-        assert shown == [("sft: conv", [16.0, 64.0]), ("block_diffusion: conv", [16.0, 64.0])]
+        shown = [(line["label"], line["checkpoint"], line["x"]) for line in panel["lines"]]
+        assert shown == [("conv", "sft", [16.0, 64.0]), ("conv", "block_diffusion", [16.0, 64.0])]
 
 
 @pytest.mark.parametrize(

@@ -44,14 +44,21 @@ def block_figures(rows: Sequence[Row]) -> list[ReportFigure]:
         rows: of `block_table`.
     """
     cells = list(dict.fromkeys((row["checkpoint"], row["decoder"]) for row in rows))
-    marks = decoder_marks([f"{checkpoint}: {decoder}" for checkpoint, decoder in cells])
+    marks = decoder_marks(list(dict.fromkeys(decoder for _, decoder in cells)))
     panels = [
         metric_panel(
             COLUMNS[name],
             "forward passes (log scale)",
             [
-                line_of(label, [r for r in rows if (r["checkpoint"], r["decoder"]) == cell], "nfe", COLUMNS[name], mark)
-                for cell, (label, mark) in zip(cells, marks.items(), strict=True)
+                line_of(
+                    decoder,
+                    [row for row in rows if (row["checkpoint"], row["decoder"]) == (checkpoint, decoder)],
+                    "nfe",
+                    COLUMNS[name],
+                    marks[decoder],
+                    checkpoint,
+                )
+                for checkpoint, decoder in cells
             ],
             x_scale="log2",
         )
