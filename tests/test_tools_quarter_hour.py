@@ -51,6 +51,7 @@ TINY: dict[str, Any] = {
     "select": {"prompts": 2},
     "ablation": {"prompts": 2, "steps": 8},
     "rivals": {"prompts": 2, "passes": [2, 8]},
+    "block_diffusion": {"block_size": 8, "beside": ["sft-top_k", "sft-conv"]},
     "sweeps": {
         "prompts": 2,
         "steps": [4],

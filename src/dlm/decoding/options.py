@@ -362,6 +362,10 @@ class CertaintyPriorOptions(DecoderOptions):
 
     sigma: Positive = 10.0
 
+    def check(self, where: str) -> None:
+        super().check(where)
+        require(self.sigma <= 1000, dotted(where, "sigma"), "at most 1000 positions", self.sigma)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProphetOptions(DecoderOptions):
