@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_on_a_terminal(lm: DiffusionLM, folder: Path) -> None:
     """Frames, then the answer; a mistake is told and the talk goes on; Ctrl-C takes a message back; Ctrl-D ends."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TERM": "xterm", "COLUMNS": "80"}
-    slow = ["--steps", "8", "--gen-length", "8", "--device", "cpu"]
+    slow = ["--steps", "16", "--gen-length", "16", "--device", "cpu"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dlm.cli", "chat", str(folder), *slow],
         stdin=theirs,
@@ -151,6 +152,7 @@ def test_on_a_terminal(lm: DiffusionLM, folder: Path) -> None:
     def until(pattern: str) -> str:
         nonlocal seen
         while not (found := re.search(pattern.encode(), seen)):
+            assert select.select([ours], [], [], 60)[0], f"no {pattern!r} in {seen!r}"
             seen += os.read(ours, 4096)
         text, seen = seen[: found.end()], seen[found.end() :]
         return text.decode("utf-8", "replace")
@@ -164,12 +166,12 @@ def test_on_a_terminal(lm: DiffusionLM, folder: Path) -> None:
         say("/foo")
         until("error: /foo is no command")
         say("Why?")
-        until("step 3/8")
+        until("step 3/16")
         process.send_signal(signal.SIGINT)
         until("stopped; the message is taken back")
         until("> ")
         say("And?")
-        until("8 steps · NFE 8")
+        until(r"16 steps · NFE \d+")
         until("> ")
         os.write(ours, b"\x04")
         assert process.wait(timeout=60) == 0
