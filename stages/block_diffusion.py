@@ -10,22 +10,18 @@ from dlm.analysis.figures import write_figures
 from dlm.analysis.table import to_markdown
 from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
-from dlm.data.template import Template
-from dlm.decoding.answers import decode_prompts, load_for
+from dlm.decoding.answers import decode_budgets, load_for
 from dlm.errors import UserError
 from dlm.evaluation.examine import Examiner
 from dlm.files import read_json, write_table
 from dlm.models.adapt import make_block_causal
 from dlm.models.adapters import unwrapped
-from dlm.models.backbone import load_trainable
-from dlm.models.interface import pad_cycle
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress
 from dlm.pipeline.records import log_checkpoint, log_inputs
 from dlm.pipeline.tracking import stage_run
 from dlm.training.blocks import diffusion_trainer
-from dlm.training.collators import SftCollator
-from dlm.training.fit import fit, save_trained
+from dlm.training.sft import FineTuning
 
 NAME = "block_diffusion"
 Rows = list[dict[str, Any]]
@@ -77,30 +73,11 @@ def cells_beside(params: Params, build: Path) -> tuple[Rows, dict[tuple[str, int
 
 def train(params: Params, build: Path, out: Path) -> list[dict[str, float]]:
     """What the stage sft does for the SFT-only model, with the mask of blocks; adapters are merged."""
-    sft, blocks, data = params.sft, params.block_diffusion, build / "data/training"
-    model, tokenizer = load_trainable(build / "models" / "base", sft.lora, params.seed)
-    make_block_causal(unwrapped(model), blocks.block_size)
-    padding = sft.padding_weight if sft.supervise_padding else 0.0
-    eos_id, cycle = tokenizer.eos_token_id, pad_cycle(unwrapped(model))
-    columns = ["prompt_ids", "answer_ids"]
-    model, curve = fit(
-        NAME,
-        diffusion_trainer(
-            model,
-            mask_id=tokenizer.mask_token_id,
-            data_collator=SftCollator(params.data.canvas_length, eos_id, padding=padding, cycle=cycle),
-            crop_share=sft.crop_share,
-            average=sft.loss_average,
-            t_range=blocks.bounds,
-        ),
-        model,
-        read_split(data, "train", columns),
-        read_split(data, "valid", columns),
-        sft.training,
-        params.seed,
-        steps=sft.training.steps + params.r2ft.training.steps,
-    )
-    save_trained(out, model, tokenizer, curve, Template(params.template.prompt, params.template.prompt_with_input))
+    blocks, tuning = params.block_diffusion, FineTuning.load(build, params)
+    make_block_causal(unwrapped(tuning.model), blocks.block_size)
+    objective = diffusion_trainer(tuning.model, t_range=blocks.bounds, **tuning.settings)
+    model, curve = tuning.fit(NAME, objective, params.sft.training.steps + params.r2ft.training.steps)
+    tuning.save(out, model, curve)
     processes.gather(None)  # before it is loaded it has been written
     return curve
 
@@ -110,23 +87,9 @@ def decode(params: Params, build: Path, weights: Path) -> dict[str, Rows]:
     settings, blocks = params.decode, params.block_diffusion
     lm = load_for(NAME, weights, settings)
     prompts = read_split(build / "data", "eval", ["id", "prompt_ids"])
-    answers: dict[str, Rows] = {name: [] for name in blocks.decoders}
-    count = len(prompts) * len(settings.seeds) * len(settings.steps) * len(answers)
+    count = len(prompts) * len(settings.seeds) * len(settings.steps) * len(blocks.decoders)
     with progress(NAME, count, "answers") as advance:
-        for name, found in answers.items():
-            for steps in settings.steps:
-                of_budget, _ = decode_prompts(
-                    lm,
-                    prompts,
-                    blocks.options(name),
-                    seeds=settings.seeds,
-                    steps=steps,
-                    gen_length=settings.gen_length,
-                    batch_size=settings.batch_size,
-                    advance=advance,
-                )
-                found += [{**answer, "steps": steps} for answer in of_budget]
-    return answers
+        return {name: decode_budgets(lm, prompts, blocks.options(name), settings, advance) for name in blocks.decoders}
 
 
 if __name__ == "__main__":

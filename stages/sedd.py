@@ -4,6 +4,7 @@ It starts from the base that the NELBO trained, on the same records and for as l
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,114 +12,78 @@ from dlm.pipeline.start import run_script, stage_arguments, start_stage
 from dlm.analysis.sedd import NAMES, to_markdown
 from dlm.config.params import Params, tracked
 from dlm.data.splits import read_split
-from dlm.data.template import Template
-from dlm.decoding.answers import load_for
-from dlm.evaluation.cell import Corpus, load_corpus, summarise
-from dlm.evaluation.judges.choice import make_judges
-from dlm.evaluation.preferences import add_preferences, baseline_of, places, read_difficulty
-from dlm.evaluation.setting import answer
-from dlm.files import read_jsonl, write_jsonl, write_table
+from dlm.decoding.answers import decode_budgets, load_for
+from dlm.evaluation.examine import Examiner
+from dlm.files import write_jsonl, write_table
 from dlm.models.adapters import unwrapped
-from dlm.models.backbone import load_trainable
-from dlm.models.interface import pad_cycle
 from dlm.pipeline import processes
 from dlm.pipeline.progress import progress, tell
 from dlm.pipeline.records import log_checkpoint
 from dlm.pipeline.tracking import stage_run
-from dlm.training.collators import SftCollator
-from dlm.training.fit import fit, save_trained
 from dlm.training.objectives import ScoreEntropyTrainer
 from dlm.training.scores import normalising_offset
+from dlm.training.sft import FineTuning
 
 Rows = list[dict[str, Any]]
-COLUMNS = ["prompt_ids", "answer_ids"]
+NAME = "sedd"
 
 
 def main() -> None:
     arguments = stage_arguments(__doc__).parse_args()
     params = start_stage(arguments)
     build = arguments.build
-    with stage_run("sedd", params=tracked(params, "seed", "sft", "sedd", "decode")) as run:
-        curve = train(params, build)
-        log_checkpoint(run, build / "families/sedd", curve)
+    weights, kept = build / "families/sedd", build / "families/sedd-answers.jsonl"
+    with stage_run(NAME, params=tracked(params, "seed", "sft", "sedd", "decode")) as run:
+        curve = train(params, build, weights)
+        log_checkpoint(run, weights, curve)
         processes.gather(None)  # the first process has saved what all of them decode
-        rows, answers = compare(params, build, load_corpus(build, params.data, params.evaluate))
+        answers = decode(params, build, {"sft": build / "models/sft", NAME: weights})
+        examiner = Examiner.load(build, params)
+        rows = [row for cell, found in answers.items() for row in examiner.results(*cell, found, kept)]
         if not processes.is_main():
             return
-        write_jsonl(build / "families/sedd-answers.jsonl", answers)
-        out = Path(params.report.results) / "sedd"
+        write_jsonl(
+            kept,
+            [
+                {"checkpoint": checkpoint, "decoder": decoder, **answer}
+                for (checkpoint, decoder), found in answers.items()
+                for answer in found
+            ],
+        )
+        out = Path(params.report.results) / NAME
         markdown = to_markdown(rows, curve, params.decode.judged_steps)
         write_table(out, {"rows": rows, "training": curve}, markdown)
-        run.table("sedd", rows)
-        run.outputs([build / "families/sedd", build / "families/sedd-answers.jsonl", out])
+        run.table(NAME, rows)
+        run.outputs([weights, kept, out])
     print(markdown, end="")
 
 
-def train(params: Params, build: Path) -> Rows:
-    """The model of build/families/sedd, whole even where SFT has adapters, and its curve."""
-    model, tokenizer = load_trainable(build / "models/base", params.sft.lora, params.seed)
-    train_rows, valid_rows = (read_split(build / "data/training", split, COLUMNS) for split in ("train", "valid"))
-    weight = params.sft.padding_weight if params.sft.supervise_padding else 0.0
-    cycle = pad_cycle(unwrapped(model))
-    collator = SftCollator(params.data.canvas_length, tokenizer.eos_token_id, padding=weight, cycle=cycle)
-    mask_id, training = tokenizer.mask_token_id, params.sft.training
-    offset = normalising_offset(model, train_rows, collator, mask_id, params.seed, training.batch_size)
+def train(params: Params, build: Path, out: Path) -> Rows:
+    """The model, whole even where SFT has adapters, and its curve."""
+    tuning, training = FineTuning.load(build, params), params.sft.training
+    mask_id = tuning.settings["mask_id"]
+    offset = normalising_offset(tuning.model, tuning.train, tuning.collator, mask_id, params.seed, training.batch_size)
     tell(f"sedd: the logits of the base exceed log-probabilities by {offset:.3f} on average")
-    model, curve = fit(
-        "sedd",
-        functools.partial(
-            ScoreEntropyTrainer,
-            mask_id=mask_id,
-            offset=offset,
-            data_collator=collator,
-            crop_share=params.sft.crop_share,
-            average=params.sft.loss_average,
-        ),
-        model,
-        train_rows,
-        valid_rows,
-        training,
-        params.seed,
-        steps=params.sedd.steps or training.steps + params.r2ft.training.steps,
-    )
+    objective = functools.partial(ScoreEntropyTrainer, offset=offset, **tuning.settings)
+    steps = params.sedd.steps or training.steps + params.r2ft.training.steps
+    model, curve = tuning.fit(NAME, objective, steps)
     unwrapped(model).config.score_offset = offset
-    template = Template(params.template.prompt, params.template.prompt_with_input)
-    save_trained(build / "families/sedd", model, tokenizer, curve, template)
+    tuning.save(out, model, curve)
     return curve
 
 
-def compare(params: Params, build: Path, corpus: Corpus) -> tuple[Rows, Rows]:
-    """A row for each model, decoder and number of steps, and the answers."""
-    judge, _ = make_judges(params.evaluate.judge, corpus.judge, params.seed)
-    baseline = {} if judge is None else baseline_of(read_jsonl(build / "models/reference/answers.jsonl"))
-    table = params.evaluate.judge.difficulty
-    difficulty = None if judge is None or table is None else read_difficulty(table, places(corpus.examples))
-    models = {"sft": build / "models/sft", "sedd": build / "families/sedd"}
-    loaded = {name: load_for(f"sedd@{name}", weights, params.decode) for name, weights in models.items()}
-    rows: Rows = []
-    written: Rows = []
-    settings, prompts = params.decode, len(corpus.examples)
-    count = len(NAMES) * len(settings.steps) * prompts * len(settings.seeds)
-    with progress("sedd", count, "answers") as advance:
-        for checkpoint, decoder in NAMES:
-            options = params.sedd.decoder(decoder)
-            for steps in settings.steps:
-                answers, scored = answer(
-                    loaded[checkpoint],
-                    corpus,
-                    options,
-                    params,
-                    prompts=prompts,
-                    seeds=settings.seeds,
-                    steps=steps,
-                    advance=advance,
-                )
-                if judge is not None:
-                    add_preferences(scored, answers, corpus.examples, baseline, judge)
-                head = {"checkpoint": checkpoint, "decoder": decoder, "steps": steps}
-                rows.append({**head, **summarise(scored, params.evaluate.bootstrap_samples, difficulty)})
-                written += [{**head, **row} for row in answers]
-    return rows, written
+def decode(params: Params, build: Path, models: Mapping[str, Path]) -> dict[tuple[str, str], Rows]:
+    """The answers to the evaluation prompts by model and decoder, at every budget."""
+    settings, prompts = params.decode, read_split(build / "data", "eval", ["id", "prompt_ids"])
+    loaded = {name: load_for(f"sedd@{name}", weights, settings) for name, weights in models.items()}
+    count = len(NAMES) * len(settings.steps) * len(prompts) * len(settings.seeds)
+    with progress(NAME, count, "answers") as advance:
+        return {
+            (checkpoint, decoder): decode_budgets(
+                loaded[checkpoint], prompts, params.sedd.decoder(decoder), settings, advance
+            )
+            for checkpoint, decoder in NAMES
+        }
 
 
 if __name__ == "__main__":

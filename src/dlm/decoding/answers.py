@@ -108,6 +108,30 @@ def decode_prompts(
     return [whole[seed, i] for seed in seeds for i in range(len(rows))], max(spent for _, spent in shares)
 
 
+def decode_budgets(
+    lm: DiffusionLM,
+    rows: Sequence[dict[str, Any]],
+    options: DecoderOptions,
+    settings: DecodeParams,
+    advance: Advance | None = None,
+) -> list[dict[str, Any]]:
+    """The answers at every number of steps, each with its `steps`; arguments as of `decode_prompts`."""
+    return [
+        {**answer, "steps": steps}
+        for steps in settings.steps
+        for answer in decode_prompts(
+            lm,
+            rows,
+            options,
+            seeds=settings.seeds,
+            steps=steps,
+            gen_length=settings.gen_length,
+            batch_size=settings.batch_size,
+            advance=advance,
+        )[0]
+    ]
+
+
 def _share(prompts: Sequence[Sequence[int]]) -> list[int]:
     """Which prompts are this process's. Equal ones stay together: each draws noise by its number among them."""
     numbers: dict[tuple[int, ...], int] = {}

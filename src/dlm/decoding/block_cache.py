@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.decoding.denoiser import Denoiser, KeysValues
-from dlm.models.blocks import block_numbers
+from dlm.models.blocks import block_causal, block_numbers
 from dlm.models.interface import logits_shift
 
 
@@ -43,7 +43,7 @@ class BlockCache:
         index = torch.minimum(step, (end - first)[:, None] - 1)
         places, fresh = first[:, None] + index, step < (end - first)[:, None]
         blocks = block_numbers(offset[row[:, None], places], denoiser.block_size)
-        sees = (blocks[:, :, None] >= blocks[:, None]) & fresh[:, None]
+        sees = block_causal(blocks) & fresh[:, None]
         complete = torch.arange(cached, device=device) < first[:, None]
         sees = torch.cat([complete[:, None].expand(-1, longest, -1), sees], dim=2)
         past = [(key[row, :, :cached], value[row, :, :cached]) for key, value in self._keys] if cached else []
